@@ -1,0 +1,51 @@
+"""Functional optimizers for JAX: composable, checked against float64 references, quick to read.
+
+Every optimizer and transformation is an `optax.GradientTransformation`; schedules are Optax's own
+type. `optlab.reference` holds the same rules in NumPy float64, `optlab.lab` the tools to choose
+between them.
+"""
+
+from optlab import reference, schedules
+from optlab._tree import global_norm
+from optlab.optimizers import (
+    adagrad,
+    adam,
+    adamw,
+    rmsprop,
+    scale_by_adagrad,
+    scale_by_adam,
+    scale_by_momentum,
+    scale_by_rmsprop,
+    sgd,
+)
+from optlab.transforms import (
+    add_decayed_weights,
+    averaged_params,
+    clip_by_global_norm,
+    clip_by_value,
+    params_ema,
+    scale_by_learning_rate,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "adagrad",
+    "adam",
+    "adamw",
+    "add_decayed_weights",
+    "averaged_params",
+    "clip_by_global_norm",
+    "clip_by_value",
+    "global_norm",
+    "params_ema",
+    "reference",
+    "rmsprop",
+    "scale_by_adagrad",
+    "scale_by_adam",
+    "scale_by_learning_rate",
+    "scale_by_momentum",
+    "scale_by_rmsprop",
+    "schedules",
+    "sgd",
+]

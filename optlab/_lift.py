@@ -1,0 +1,242 @@
+"""The lift: from arithmetic on one array to an Optax transformation on a tree.
+
+A rule says what happens to one array (`Rule`). `lift` does the rest, once and for all rules:
+walking trees, None and masked leaves, precision, counts, schedules, checks and the naming of state.
+Rules lifted together run one after the other on each leaf without rounding in between, so that the
+whole chain for a leaf is a single expression that the compiler can fuse into one pass over memory.
+
+Conventions of every lifted transformation:
+
+- Arithmetic is done in float32, or float64 for double leaves; the updates return in the gradients'
+  type and each slot in its own.
+- A complex leaf counts as two real ones, its real and its imaginary part (as in PyTorch).
+- Where a gradient is None the parameter takes no part: no update, and its slots stay as they are.
+- `count` is the number of updates made; it stops at 2³¹ − 1.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from optlab import _checks
+from optlab._hyperparams import Hyperparams
+from optlab._tree import as_array, compute_dtype, is_none, round_to
+from optlab._types import Array, ArrayLike, DTypeLike, Mask, Tree
+
+InitSlot = Callable[[Array], Array]
+
+
+def slot(value: ArrayLike = 0.0, dtype: DTypeLike | None = None) -> InitSlot:
+    """Return how a slot starts: filled with `value`, in `dtype` or at least float32."""
+
+    def start(param: Array) -> Array:
+        if jnp.iscomplexobj(param):
+            real = jnp.full_like(param.real, value, dtype=compute_dtype(param.dtype))
+            return jax.lax.complex(real, real)
+        return jnp.full_like(param, value, dtype=dtype or compute_dtype(param.dtype))
+
+    return start
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One rule, written for one array.
+
+    Attributes:
+        state: the NamedTuple of its state: `count`, a field for each slot, `hyperparams`, `memory`.
+        hyperparams: its hyperparameters.
+        leaf: the arithmetic, (update, slots, scalars, parameter) → (update, slots); `slots` is a
+            tuple in the order of `slots` below, `parameter` is None where none was given.
+        slots: for each field of the state that is a tree like the parameters', how it starts.
+        prepare: what is computed once for the whole tree, (hyperparameters in force, gradients,
+            number of this update from 1) → the `scalars` that every leaf receives. The gradients
+            are those that enter the first of the rules lifted together.
+        needs_params: whether `update` must be given the parameters.
+        after_update: whether `leaf` is given the parameter as it will be after the update so far.
+        mask: which leaves the rule touches; None for all.
+    """
+
+    state: type
+    hyperparams: Hyperparams
+    leaf: Callable[[Array, tuple[Array, ...], Any, Array | None], tuple[Array, tuple[Array, ...]]]
+    slots: Mapping[str, InitSlot] = field(default_factory=dict)
+    prepare: Callable[[Any, Sequence[Array], Array], Any] = lambda h, gradients, t: h
+    needs_params: bool = False
+    after_update: bool = False
+    mask: Mask | None = None
+
+    @property
+    def who(self) -> str:
+        """The public name that errors begin with."""
+        return self.hyperparams.who
+
+    def init(self, params: Tree) -> Any:
+        """Return the state before the first update."""
+        values, memory = self.hyperparams.init()
+        slots = {name: jax.tree.map(start, params) for name, start in self.slots.items()}
+        return self.state(
+            count=jnp.zeros((), jnp.int32), hyperparams=values, memory=memory, **slots
+        )
+
+
+def lift(*rules: Rule) -> optax.GradientTransformationExtraArgs:
+    """Make one transformation of rules that act one after the other.
+
+    Args:
+        *rules: at least one, all of the same `who`.
+
+    Returns:
+        A transformation whose state is that of the rule, or the tuple of the rules' states.
+        `update` takes and ignores extra arguments, as Optax's chains pass them to all.
+    """
+    who = rules[0].who
+    needs_params = any(rule.needs_params for rule in rules)
+
+    def init(params: Tree) -> Any:
+        params = jax.tree.map(as_array, params)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+            _checks.check_inexact(who, "parameters", path, leaf)
+        states = tuple(rule.init(params) for rule in rules)
+        return states if len(rules) > 1 else states[0]
+
+    def update(
+        updates: Tree, state: Any, params: Tree | None = None, **extra_args: Any
+    ) -> tuple[Tree, Any]:
+        del extra_args
+        if needs_params and params is None:
+            _checks.fail(
+                who,
+                "update must be given the parameters",
+                "params=None",
+                "call update(gradients, state, params)",
+            )
+        gradients = _Gradients(who, updates)
+        states = state if len(rules) > 1 else (state,)
+        steps = [
+            _Step(rule, old, gradients, params) for rule, old in zip(rules, states, strict=True)
+        ]
+        parameters = gradients.align("parameters", params)
+        new = list(gradients.leaves)
+        for index in gradients.present:
+            new[index] = _run_leaf(steps, index, new[index], parameters[index])
+        states = tuple(step.new_state() for step in steps)
+        return gradients.structure.unflatten(new), states if len(rules) > 1 else states[0]
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+class _Gradients:
+    """The leaves of the gradients, to which the leaves of all other trees are aligned."""
+
+    def __init__(self, who: str, tree: Tree):
+        with_paths, self.structure = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_none)
+        self.who, self.tree = who, tree
+        self.paths = [path for path, _ in with_paths]
+        self.leaves = [leaf if leaf is None else as_array(leaf) for _, leaf in with_paths]
+        self.present = [index for index, leaf in enumerate(self.leaves) if leaf is not None]
+        for index in self.present:
+            _checks.check_inexact(who, "gradients", self.paths[index], self.leaves[index])
+
+    def align(self, what: str, tree: Tree | None) -> list[Any]:
+        """Return the leaves of `tree` in the gradients' order, or Nones if there is no tree."""
+        if tree is None:
+            return [None] * len(self.leaves)
+        try:
+            others = self.structure.flatten_up_to(tree)
+        except ValueError:
+            _checks.fail_structure(self.who, what, self.tree, tree)
+        for index in self.present:
+            if not jax.tree_util.all_leaves([others[index]]):
+                _checks.fail_structure(self.who, what, self.tree, tree)
+            others[index] = as_array(others[index])
+            _checks.check_same_shape(
+                self.who, self.paths[index], self.leaves[index], others[index], what
+            )
+        return others
+
+    def align_mask(self, mask: Mask, params: Tree | None) -> list[bool]:
+        """Return for each leaf whether the mask, a tree or a prefix of one, lets it through."""
+        if callable(mask):
+            mask = mask(self.tree if params is None else params)
+        try:
+            full = jax.tree.map(
+                lambda m, part: jax.tree.map(lambda _: m, part, is_leaf=is_none), mask, self.tree
+            )
+        except ValueError:
+            _checks.fail_structure(self.who, "mask", self.tree, mask)
+        return [bool(m) for m in self.structure.flatten_up_to(full)]
+
+
+class _Step:
+    """One rule in one update: its scalars, its mask, and its slots as lists of leaves."""
+
+    def __init__(self, rule: Rule, state: Any, gradients: _Gradients, params: Tree | None):
+        in_force, values, memory = rule.hyperparams.step(
+            state.count, state.hyperparams, state.memory
+        )
+        count = optax.safe_increment(state.count)
+        self.rule, self._structure = rule, gradients.structure
+        present = [gradients.leaves[index] for index in gradients.present]
+        self._scalars = rule.prepare(in_force, present, count)
+        self._cast: dict[jnp.dtype, Any] = {}
+        self._state = state._replace(count=count, hyperparams=values, memory=memory)
+        self._slots = {
+            name: gradients.align(f"state's {name}", getattr(state, name)) for name in rule.slots
+        }
+        self._mask = None if rule.mask is None else gradients.align_mask(rule.mask, params)
+
+    def touches(self, index: int) -> bool:
+        return self._mask is None or self._mask[index]
+
+    def scalars(self, dtype: jnp.dtype) -> Any:
+        """Return the scalars in the type a leaf is computed in, cast once for each type."""
+        if dtype not in self._cast:
+            self._cast[dtype] = jax.tree.map(lambda x: x.astype(dtype), self._scalars)
+        return self._cast[dtype]
+
+    def slots(self, index: int) -> tuple[Array, ...]:
+        return tuple(leaves[index] for leaves in self._slots.values())
+
+    def store(self, index: int, new: tuple[Array, ...]) -> None:
+        for leaves, leaf in zip(self._slots.values(), new, strict=True):
+            leaves[index] = leaf.astype(leaves[index].dtype)
+
+    def new_state(self) -> Any:
+        slots = {name: self._structure.unflatten(leaves) for name, leaves in self._slots.items()}
+        return self._state._replace(**slots)
+
+
+def _run_leaf(
+    steps: Sequence[_Step], index: int, gradient: Array, parameter: Array | None
+) -> Array:
+    """Run the rules on one leaf, store its slots, and return its update."""
+    steps = [step for step in steps if step.touches(index)]
+    dtype = compute_dtype(gradient.dtype, gradient.dtype if parameter is None else parameter.dtype)
+
+    def run(part: Callable[[Array], Array]) -> tuple[Array, list[tuple[Array, ...]]]:
+        def take(x: Array) -> Array:
+            return part(x).astype(dtype)
+
+        update, new_slots = take(gradient), []
+        for step in steps:
+            p = parameter
+            if p is not None:
+                p = take(p)
+                if step.rule.after_update:
+                    p = round_to(p + round_to(update, gradient.dtype), parameter.dtype)
+            own = tuple(map(take, step.slots(index)))
+            update, own = step.rule.leaf(update, own, step.scalars(dtype), p)
+            new_slots.append(own)
+        return update, new_slots
+
+    if jnp.iscomplexobj(gradient):
+        update, new_slots = jax.tree.map(jax.lax.complex, run(jnp.real), run(jnp.imag))
+    else:
+        update, new_slots = run(lambda x: x)
+    for step, own in zip(steps, new_slots, strict=True):
+        step.store(index, own)
+    return update.astype(gradient.dtype)

@@ -1,0 +1,105 @@
+"""AdaGrad: a rate per coordinate that shrinks with all the squared gradients seen.
+
+    s ← s + g²
+    u = −lr · g / (√s + eps)
+
+s is `sum_of_squares` and starts at `initial_accumulator_value` (Optax, Keras: 0.1), lr is
+`learning_rate`. eps stands outside the root (Optax, Keras: inside).
+
+Reference: Duchi, Hazan, Singer, JMLR 12 (2011).
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import optax
+
+from optlab import _checks
+from optlab._hyperparams import Hyperparams, Memory, number
+from optlab._lift import Rule, lift, slot
+from optlab._types import Array, ArrayLike, Hyperparam, Tree
+from optlab.transforms._learning_rate import learning_rate_rule
+
+
+class ScaleByAdagradState(NamedTuple):
+    """State of `scale_by_adagrad`.
+
+    Attributes:
+        count: () int32; updates made.
+        sum_of_squares: s, like the parameters.
+        hyperparams: the value in force: `eps`.
+        memory: what keeps it alive between updates.
+    """
+
+    count: Array
+    sum_of_squares: Tree
+    hyperparams: dict[str, Array]
+    memory: Memory
+
+
+def _adagrad(g, slots, h, p):
+    (s,) = slots
+    s = s + g * g
+    return g / (jnp.sqrt(s) + h.eps), (s,)
+
+
+def _adagrad_rule(who: str, eps: Hyperparam, initial_accumulator_value: ArrayLike) -> Rule:
+    _checks.check_number(
+        who, "initial_accumulator_value", initial_accumulator_value, _checks.NONNEGATIVE
+    )
+    return Rule(
+        state=ScaleByAdagradState,
+        hyperparams=Hyperparams(who, eps=number(eps)),
+        slots={"sum_of_squares": slot(initial_accumulator_value)},
+        leaf=_adagrad,
+    )
+
+
+def scale_by_adagrad(
+    *, eps: Hyperparam = 1e-8, initial_accumulator_value: ArrayLike = 0.0
+) -> optax.GradientTransformationExtraArgs:
+    """Divide gradients by the root of the sum of all their squares: g / (√s + ε).
+
+    Args:
+        eps: ε ≥ 0, in the unit of the gradients. With ε = 0 and an accumulator that starts at 0, a
+            coordinate whose gradient has always been zero is 0/0.
+        initial_accumulator_value: where s starts, ≥ 0, in the unit of the squared gradients.
+
+    Returns:
+        A transformation with state `ScaleByAdagradState`.
+
+    Raises:
+        ValueError: a hyperparameter is out of its range.
+
+    Reference:
+        Duchi, Hazan, Singer, JMLR 12 (2011).
+    """
+    return lift(_adagrad_rule("scale_by_adagrad", eps, initial_accumulator_value))
+
+
+def adagrad(
+    learning_rate: Hyperparam,
+    *,
+    eps: Hyperparam = 1e-8,
+    initial_accumulator_value: ArrayLike = 0.0,
+) -> optax.GradientTransformationExtraArgs:
+    """Descend with AdaGrad: θ ← θ − αg / (√s + ε).
+
+    Args:
+        learning_rate: α ≥ 0; the length of the first step in every coordinate.
+        eps: ε ≥ 0, outside the root; see `scale_by_adagrad`.
+        initial_accumulator_value: where s starts, ≥ 0 (Optax: 0.1).
+
+    Returns:
+        The optimizer, with the states of `scale_by_adagrad` and `scale_by_learning_rate`.
+
+    Raises:
+        ValueError: a hyperparameter is out of its range.
+
+    Reference:
+        Duchi, Hazan, Singer, JMLR 12 (2011).
+    """
+    return lift(
+        _adagrad_rule("adagrad", eps, initial_accumulator_value),
+        learning_rate_rule("adagrad", learning_rate),
+    )

@@ -1,0 +1,66 @@
+"""The formula sheets: every rule written once more, in NumPy float64, straight from its paper.
+
+They are what optlab's compiled rules are checked against, so they share nothing with them: no
+import but NumPy and the standard library, one array at a time, the update's number t = 1, 2, …
+passed in, every quantity in float64. A gradient rule takes the gradient and its state, a plain
+dict of arrays and floats that is `{}` before the first update, and returns a new array and a new
+dict; nothing is changed in place. Hyperparameters are Python floats, passed anew at every update:
+a schedule is followed by passing another value.
+
+- `_optimizers`: the directions `scale_by_…`, which −α multiplies, and the optimizers on them.
+- `_transforms`: norms, clipping, weight decay, the average of the parameters.
+- `_schedules`: the rate as a function of the number of updates already made.
+
+Example:
+    Adam on f(x) = x² from x = 2, where g = 2x:
+
+    >>> from optlab.reference import adam
+    >>> x, state = 2.0, {}
+    >>> for t in (1, 2, 3):
+    ...     x, state = adam(x, 2 * x, state, t, learning_rate=0.01)
+    ...     print(f"{x:.4f}")
+    1.9900
+    1.9800
+    1.9700
+"""
+
+from ._optimizers import (
+    adagrad,
+    adam,
+    adamw,
+    rmsprop,
+    scale_by_adagrad,
+    scale_by_adam,
+    scale_by_momentum,
+    scale_by_rmsprop,
+    sgd,
+)
+from ._schedules import constant, cosine, linear, warmup_cosine
+from ._transforms import (
+    add_decayed_weights,
+    clip_by_global_norm,
+    clip_by_value,
+    global_norm,
+    params_ema,
+)
+
+__all__ = [
+    "adagrad",
+    "adam",
+    "adamw",
+    "add_decayed_weights",
+    "clip_by_global_norm",
+    "clip_by_value",
+    "constant",
+    "cosine",
+    "global_norm",
+    "linear",
+    "params_ema",
+    "rmsprop",
+    "scale_by_adagrad",
+    "scale_by_adam",
+    "scale_by_momentum",
+    "scale_by_rmsprop",
+    "sgd",
+    "warmup_cosine",
+]

@@ -1,0 +1,140 @@
+"""Averages of the parameters, to evaluate and to keep in place of the last ones.
+
+    θ_avg ← a θ_avg + (1 − a) θ
+
+θ are the parameters *after* the update, a is `decay`; θ_avg starts as a copy of the parameters.
+With a warm-up of power p the decay of update t is min(a, 1 − t^(−p)): the first update's average is
+the parameters themselves, so that the random initialization is forgotten at once rather than over
+1/(1 − a) updates. p = 2/3 reaches 0.999 at update 31,623, p = 3/4 at 10,000.
+
+Reference: Polyak & Juditsky, SIAM J. Control Optim. 30 (1992).
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from optlab import _checks, _hyperparams
+from optlab._hyperparams import Hyperparams, Memory
+from optlab._lift import Rule, lift
+from optlab._tree import compute_dtype
+from optlab._types import Array, Hyperparam, Tree
+
+
+class ParamsEmaState(NamedTuple):
+    """State of `params_ema`.
+
+    Attributes:
+        count: () int32; updates made.
+        average: θ_avg, like the parameters, but at least float32.
+        hyperparams: the value in force: `decay`, before its warm-up.
+        memory: what keeps it alive between updates.
+    """
+
+    count: Array
+    average: Tree
+    hyperparams: dict[str, Array]
+    memory: Memory
+
+
+def params_ema(
+    decay: Hyperparam, *, warmup_power: float | None = None
+) -> optax.GradientTransformationExtraArgs:
+    """Keep an exponential moving average of the parameters; the updates pass through unchanged.
+
+    It must stand last in a chain, where the updates are what will be added to the parameters. Read
+    the average with `averaged_params`.
+
+    Args:
+        decay: a in [0, 1), typically 0.999: an average over about 1/(1 − a) updates.
+        warmup_power: p > 0 to let the decay of update t be min(a, 1 − t^(−p)); None for a constant.
+
+    Returns:
+        A transformation with state `ParamsEmaState`; its `update` needs the parameters.
+
+    Raises:
+        ValueError: a hyperparameter is out of its range; at update, the parameters are missing.
+
+    Example:
+        >>> import jax.numpy as jnp, optax, optlab
+        >>> tx = optax.chain(optlab.sgd(1.0), optlab.params_ema(0.5))
+        >>> params = jnp.array(1.0)
+        >>> state = tx.init(params)
+        >>> updates, state = tx.update(jnp.array(0.5), state, params)
+        >>> print(params + updates, optlab.averaged_params(state))
+        0.5 0.75
+
+    Reference:
+        Polyak & Juditsky (1992).
+    """
+    who = "params_ema"
+    if warmup_power is not None:
+        _checks.check_number(who, "warmup_power", warmup_power, _checks.POSITIVE)
+
+    def share_of_new(h, params, t):
+        if warmup_power is None:
+            return h.decay.complement
+        return jnp.maximum(h.decay.complement, t.astype(jnp.float32) ** -warmup_power)
+
+    def leaf(u, slots, share, new_param):
+        (average,) = slots
+        return u, (average + share * (new_param - average),)
+
+    rule = Rule(
+        state=ParamsEmaState,
+        hyperparams=Hyperparams(who, decay=_hyperparams.decay(decay)),
+        slots={"average": _copy},
+        prepare=share_of_new,
+        leaf=leaf,
+        needs_params=True,
+        after_update=True,
+    )
+    return lift(rule)
+
+
+def averaged_params(state: Any) -> Tree:
+    """Return the averaged parameters from a state in which a `params_ema` is nested anywhere.
+
+    Args:
+        state: the state of a transformation: a chain, partition, masked, MultiSteps, the
+            `opt_state` of a TrainState or of an `nnx.Optimizer`, or any tree of them.
+
+    Returns:
+        The average in the structure of the parameters, float32 (float64 for double parameters).
+        Where groups of parameters have averages of their own (`optax.partition`), they are joined.
+
+    Raises:
+        ValueError: the state holds no average, or several of the same parameters.
+    """
+    found = [
+        node.average
+        for node in jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, ParamsEmaState))
+        if isinstance(node, ParamsEmaState)
+    ]
+    if not found:
+        _checks.fail(
+            "averaged_params",
+            "the state must hold a params_ema",
+            type(state).__name__,
+            "put optlab.params_ema(0.999) last in the chain",
+        )
+
+    def join(*parts: Any) -> Any:
+        kept = [part for part in parts if not isinstance(part, optax.MaskedNode)]
+        if len(kept) > 1:
+            _checks.fail(
+                "averaged_params",
+                "the state must hold one average of each parameter",
+                f"{len(kept)} of the same",
+                "pass the part of the state that holds the one you want",
+            )
+        return kept[0] if kept else parts[0]
+
+    return jax.tree.map(join, *found, is_leaf=lambda x: isinstance(x, optax.MaskedNode))
+
+
+def _copy(param: Array) -> Array:
+    # A buffer of its own, so that parameters and state can be donated together.
+    return jnp.array(param, jnp.promote_types(param.dtype, compute_dtype(param.dtype)), copy=True)
