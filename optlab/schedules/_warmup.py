@@ -47,7 +47,14 @@ def warmup_cosine(
         _checks.check_number(who, name, value, _checks.FINITE)
     _checks.check_number(who, "end_value", end_value, _checks.FINITE)
     _checks.check_count(who, "warmup_steps", warmup_steps, 0)
-    _checks.check_count(who, "decay_steps", decay_steps, warmup_steps + 1)
+    _checks.check_count(who, "decay_steps", decay_steps, 1)
+    if decay_steps <= warmup_steps:
+        _checks.fail(
+            who,
+            "decay_steps must be more than warmup_steps",
+            f"decay_steps={decay_steps}, warmup_steps={warmup_steps}",
+            "decay_steps counts the whole run, warm-up included",
+        )
     fall = cosine(peak_value, decay_steps - warmup_steps, end_value)
     if warmup_steps == 0:
         return fall
