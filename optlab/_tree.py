@@ -52,32 +52,53 @@ def scaled_norm(leaves: Sequence[Array]) -> tuple[Array, Array]:
 
     The pair stays finite and accurate where the norm itself would overflow or underflow.
     """
-    dtype = compute_dtype(*(leaf.dtype for leaf in leaves))
-    down, up, least = _RANGE[dtype.itemsize]
-
-    def sum_of_squares(scale: float) -> Array:
-        total = jnp.zeros((), dtype)
-        for leaf in leaves:
-            parts = [leaf.real, leaf.imag] if jnp.iscomplexobj(leaf) else [leaf]
-            for part in parts:
-                total += jnp.sum(jnp.square(part.astype(dtype) * scale))
-        return total
-
-    plain = sum_of_squares(1.0)
-
-    def rescaled() -> tuple[Array, Array]:
-        overflowed = ~jnp.isfinite(plain)
-        total = jnp.where(overflowed, sum_of_squares(down), sum_of_squares(up))
-        in_range = (plain >= least) & ~overflowed
-        scale = jnp.where(in_range, 1.0, jnp.where(overflowed, down, up)).astype(dtype)
-        return jnp.sqrt(jnp.where(in_range, plain, total)), scale
-
-    def branched() -> tuple[Array, Array]:
-        in_range = (plain >= least) & jnp.isfinite(plain)
-        return jax.lax.cond(in_range, lambda: (jnp.sqrt(plain), jnp.ones((), dtype)), rescaled)
-
     # A branch would make a GPU wait for the host; there the three sums share one read instead.
-    return jax.lax.platform_dependent(cuda=rescaled, rocm=rescaled, default=branched)
+    return jax.lax.platform_dependent(
+        *leaves, cuda=_norm_at_once, rocm=_norm_at_once, default=_norm_by_branch
+    )
+
+
+def _norm_by_branch(*leaves: Array) -> tuple[Array, Array]:
+    """Form the sum anew where the plain one is out of range."""
+    down, up, least = _scales(leaves)
+    plain = _sum_of_squares(leaves)
+    scale = jnp.where(jnp.isfinite(plain), up, down)
+    total, scale = jax.lax.cond(
+        jnp.isfinite(plain) & (plain >= least),
+        lambda: (plain, jnp.ones_like(scale)),
+        lambda: (_sum_of_squares(leaves, scale), scale),
+    )
+    return jnp.sqrt(total), scale
+
+
+def _norm_at_once(*leaves: Array) -> tuple[Array, Array]:
+    """Form the sum at three scales, and choose."""
+    down, up, least = _scales(leaves)
+    plain = _sum_of_squares(leaves)
+    finite = jnp.isfinite(plain)
+    choices = [finite & (plain >= least), finite, ~finite]
+    totals = [plain, _sum_of_squares(leaves, up), _sum_of_squares(leaves, down)]
+    scales = [jnp.ones_like(up), up, down]
+    return jnp.sqrt(jnp.select(choices, totals)), jnp.select(choices, scales)
+
+
+def _scales(leaves: Sequence[Array]) -> tuple[Array, Array, Array]:
+    dtype = compute_dtype(*(leaf.dtype for leaf in leaves))
+    down, up, least = (jnp.asarray(x, dtype) for x in _RANGE[dtype.itemsize])
+    return down, up, least
+
+
+def _sum_of_squares(leaves: Sequence[Array], scale: Array | None = None) -> Array:
+    dtype = compute_dtype(*(leaf.dtype for leaf in leaves))
+    if scale is not None:
+        # XLA may turn (x·c)·(x·c) into (x·x)·(c·c) for a constant c, which is what to avoid.
+        scale = jax.lax.optimization_barrier(scale)
+    total = jnp.zeros((), dtype)
+    for leaf in leaves:
+        for part in (leaf.real, leaf.imag) if jnp.iscomplexobj(leaf) else (leaf,):
+            part = part.astype(dtype)
+            total += jnp.sum(jnp.square(part if scale is None else part * scale))
+    return total
 
 
 def global_norm(tree: Tree) -> Array:

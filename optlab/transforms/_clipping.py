@@ -87,8 +87,9 @@ def clip_by_global_norm(max_norm: Hyperparam) -> optax.GradientTransformationExt
         >>> import jax.numpy as jnp
         >>> g = jnp.array([6.0, -8.0, 3.0, -4.0, 2.0])
         >>> tx = clip_by_global_norm(5.0)
-        >>> print(tx.update(g, tx.init(g))[0].round(4))
-        [ 2.6414 -3.5218  1.3207 -1.7609  0.8805]
+        >>> clipped, _ = tx.update(g, tx.init(g))
+        >>> [round(float(x), 4) for x in clipped]
+        [2.6414, -3.5218, 1.3207, -1.7609, 0.8805]
 
     Reference:
         Pascanu, Mikolov, Bengio, ICML (2013).

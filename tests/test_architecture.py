@@ -1,0 +1,169 @@
+"""The house: who may import whom, what is public, how it is documented."""
+
+import ast
+import importlib
+import inspect
+import pkgutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import optlab
+from optlab import registry
+
+ROOT = Path(optlab.__file__).parent
+FILES = {
+    ".".join(path.relative_to(ROOT.parent).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in sorted(ROOT.rglob("*.py"))
+}
+
+# Each room may import from itself, from the rooms named here, and from what those may import.
+ROOMS = {
+    "_types": [],
+    "_checks": ["_types"],
+    "_tree": ["_types"],
+    "_hyperparams": ["_checks", "_tree"],
+    "_lift": ["_hyperparams"],
+    "schedules": ["_checks"],
+    "transforms": ["_lift"],
+    "optimizers": ["transforms"],
+    "reference": [],
+    "registry": ["optimizers", "schedules", "reference"],
+    "lab": ["optimizers", "schedules"],
+    "plots": ["lab"],
+    "cli": ["registry", "plots"],
+    "__main__": ["cli"],
+    "": ["optimizers", "schedules", "reference"],  # optlab/__init__.py
+}
+CORE = {"jax", "numpy", "optax"}
+EXTRAS = {"flax", "matplotlib", "rich", "sklearn"}
+# Layers are classes, so a file of models needs Flax at its top; it is imported within functions.
+LAZY = {"optlab.lab._models"}
+
+
+def room(module):
+    return [*module.split("."), ""][1]
+
+
+def reachable(name):
+    found = {name}
+    for other in ROOMS[name]:
+        found |= reachable(other)
+    return found
+
+
+def imports(path, top_level_only=False):
+    """The modules a file imports, `optlab` with the names taken from it."""
+    tree = ast.parse(path.read_text())
+    nodes = tree.body if top_level_only else ast.walk(tree)
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            if node.level:
+                package = path.relative_to(ROOT.parent).parent.parts
+                base = ".".join(package[: len(package) - node.level + 1])
+                yield base + (f".{node.module}" if node.module else "")
+            elif node.module == "optlab":
+                yield from (f"optlab.{alias.name}" for alias in node.names)
+            else:
+                yield node.module
+
+
+@pytest.mark.parametrize("module", FILES)
+def test_imports_go_one_way(module):
+    allowed = reachable(room(module))
+    for name in imports(FILES[module]):
+        if name.split(".")[0] == "optlab":
+            target = room(name)
+            assert target in allowed or target not in ROOMS, f"{module} imports {name}"
+
+
+@pytest.mark.parametrize("module", FILES)
+def test_the_core_needs_jax_optax_and_numpy_alone(module):
+    outside = {name.split(".")[0] for name in imports(FILES[module], top_level_only=True)}
+    outside -= set(sys.stdlib_module_names) | {"optlab"}
+    allowed = {"numpy"} if room(module) == "reference" else CORE
+    assert outside <= (allowed | EXTRAS if module in LAZY else allowed)
+    everything = {name.split(".")[0] for name in imports(FILES[module])}
+    everything -= set(sys.stdlib_module_names) | {"optlab"} | CORE
+    in_extra_rooms = room(module) in {"lab", "plots", "cli", "__main__"}
+    assert everything <= (EXTRAS if in_extra_rooms else set())
+
+
+def test_everything_can_be_imported_without_the_extras():
+    modules = sorted(set(FILES) - LAZY - {"optlab.__main__"})
+    script = "import sys\n"
+    script += "".join(f"sys.modules[{name!r}] = None\n" for name in sorted(EXTRAS))
+    script += "".join(f"import {module}\n" for module in modules)
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_exports_are_sorted_and_complete():
+    for name in ("optlab", "optlab.optimizers", "optlab.schedules", "optlab.transforms"):
+        module = importlib.import_module(name)
+        assert list(module.__all__) == sorted(module.__all__)
+        public = {
+            key
+            for key, value in vars(module).items()
+            if not key.startswith("_")
+            and (inspect.isfunction(value) or inspect.isclass(value))
+            and value.__module__.startswith("optlab")
+        }
+        assert public <= set(module.__all__)
+        assert all(hasattr(module, key) for key in module.__all__)
+
+
+def test_every_public_rule_has_a_row_and_every_row_is_public():
+    rows = {**registry.OPTIMIZERS, **registry.TRANSFORMATIONS}.values()
+    helpers = {"averaged_params", "global_norm", "reference", "schedules"}
+    assert {row.constructor.__name__ for row in rows} == set(optlab.__all__) - helpers
+    assert set(registry.SCHEDULES) == set(optlab.schedules.__all__)
+    assert all(getattr(optlab, row.constructor.__name__) is row.constructor for row in rows)
+
+
+def public_functions():
+    for owner in (optlab, optlab.schedules):
+        for name in owner.__all__:
+            value = getattr(owner, name)
+            if inspect.isfunction(value):
+                yield pytest.param(value, id=name)
+
+
+@pytest.mark.parametrize("function", list(public_functions()))
+def test_public_functions_document_every_argument(function):
+    text = inspect.getdoc(function)
+    for section in ("Args:", "Raises:" if function is not optlab.global_norm else "Returns:"):
+        assert section in text
+    described = text.split("Args:")[1].split("\n\n")[0]
+    for argument in inspect.signature(function).parameters:
+        assert f"    {argument}: " in described
+    assert text.splitlines()[0].endswith((".", ":"))
+
+
+@pytest.mark.parametrize("name", [m.name for m in pkgutil.iter_modules([str(ROOT / "optimizers")])])
+def test_a_rules_file_opens_with_its_formula_and_its_reference(name):
+    text = importlib.import_module(f"optlab.optimizers.{name}").__doc__
+    assert " = −lr · " in text
+    assert "Reference: " in text
+
+
+def test_options_are_keyword_only_after_the_first_argument():
+    for row in {**registry.OPTIMIZERS, **registry.TRANSFORMATIONS}.values():
+        parameters = list(inspect.signature(row.constructor).parameters.values())
+        assert all(p.kind is p.KEYWORD_ONLY for p in parameters[1:]), row.name
+
+
+def test_states_are_named_tuples_with_documented_fields():
+    states = [
+        value
+        for package in (optlab.optimizers, optlab.transforms)
+        for name in package.__all__
+        if inspect.isclass(value := getattr(package, name))
+    ]
+    assert len(states) == 9
+    for state in states:
+        text = inspect.getdoc(state).split("Attributes:")[1]
+        assert all(f"    {field}: " in text for field in state._fields)

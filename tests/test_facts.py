@@ -1,0 +1,145 @@
+"""Numbers derived by hand, and what they say about the compiled rules."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import optlab
+
+ULP = float(np.finfo(np.float32).eps)
+
+
+def run(tx, gradients, params=0.0):
+    """Apply a list of scalar gradients; return the parameters after each, and the state."""
+    params = jnp.asarray(params, jnp.float32)
+    state, seen = tx.init(params), []
+    for g in gradients:
+        update, state = tx.update(jnp.asarray(g, jnp.float32), state, params)
+        params = optax.apply_updates(params, update)
+        seen.append(float(params))
+    return seen, state
+
+
+def test_adam_on_a_parabola():
+    tx = optlab.adam(0.01)
+    x, mu, nu = jnp.array(2.0), [], []
+    state = tx.init(x)
+    seen = []
+    for _ in range(3):
+        update, state = tx.update(2 * x, state, x)
+        x = x + update
+        seen.append(float(x))
+        mu.append(float(state[0].mu))
+        nu.append(float(state[0].nu))
+    np.testing.assert_allclose(seen, [1.99, 1.98, 1.97], atol=5e-5)
+    np.testing.assert_allclose(mu, [0.4, 0.758, 1.0782], atol=5e-5)
+    np.testing.assert_allclose(nu, [0.016, 0.031824, 0.047474], atol=5e-7)
+
+
+def test_momentum_accumulates_velocity():
+    tx = optlab.scale_by_momentum(0.9)
+    state = tx.init(jnp.zeros(()))
+    velocity = []
+    for g in (2.0, 1.8, 1.5, -0.5):
+        update, state = tx.update(jnp.array(g), state)
+        velocity.append(float(update))
+    np.testing.assert_allclose(velocity, [2, 3.6, 4.74, 3.766], rtol=2 * ULP)
+
+
+def test_nesterov_looks_one_step_ahead():
+    # v = 2, then 0.9·2 + 1 = 2.8; directions 0.9·2 + 2 = 3.8 and 0.9·2.8 + 1 = 3.52.
+    seen, _ = run(optlab.sgd(1.0, momentum=0.9, nesterov=True), [2.0, 1.0])
+    np.testing.assert_allclose(seen, [-3.8, -7.32], rtol=4 * ULP)
+
+
+def test_dampening_acts_from_the_first_update():
+    # v = 0.5·2 = 1, then 0.9·1 + 0.5·2 = 1.9.
+    seen, _ = run(optlab.sgd(1.0, momentum=0.9, dampening=0.5), [2.0, 2.0])
+    np.testing.assert_allclose(seen, [-1.0, -2.9], rtol=4 * ULP)
+
+
+def test_the_learning_rate_stands_outside_the_velocity():
+    # Velocity 1, then 1.9; rates 1, then 0.1. Inside, the second step would be 0.9 + 0.1.
+    seen, _ = run(optlab.sgd(lambda t: 0.1**t, momentum=0.9), [1.0, 1.0])
+    np.testing.assert_allclose(seen, [-1.0, -1.19], rtol=4 * ULP)
+
+
+def test_adagrad_divides_by_the_root_of_the_sum():
+    seen, _ = run(optlab.adagrad(1.0, eps=0.0), [3.0, 4.0])
+    np.testing.assert_allclose(seen, [-1.0, -1.8], rtol=4 * ULP)
+
+
+def test_rmsprop_divides_by_the_root_of_the_average():
+    # s = 0.1·100 = 10, then 0.9·10 = 9: the second gradient is 0.
+    seen, state = run(optlab.rmsprop(1.0, decay=0.9, eps=0.0), [10.0, 0.0])
+    np.testing.assert_allclose(seen, [-(10**0.5)] * 2, rtol=4 * ULP)
+    np.testing.assert_allclose(state[0].mean_square, 9.0, rtol=4 * ULP)
+
+
+def test_centered_rmsprop_never_takes_the_root_of_a_negative():
+    tx = optlab.scale_by_rmsprop(centered=True, eps=1e-8)
+    g = jnp.array(0.3)
+    # Moments as rounding may leave them under a constant gradient: a variance of -6e-9.
+    state = tx.init(g)._replace(mean=g, mean_square=g * g - 1e-8)
+    direction, state = tx.update(g, state)
+    assert state.mean_square < state.mean**2
+    np.testing.assert_allclose(direction, 0.3 / 1e-8, rtol=4 * ULP)
+
+
+def test_adams_first_step_is_the_learning_rate_whatever_the_gradient():
+    for g in (1e-6, 1.0, 1e6):  # ε is 1% of the smallest
+        seen, _ = run(optlab.adam(0.01), [g])
+        np.testing.assert_allclose(seen, [-0.01], rtol=0.011)
+
+
+def test_adamw_decays_apart_from_the_gradient_and_l2_does_not():
+    # A zero gradient: decoupled decay moves by −αλθ = −0.1·0.5·2, L2 by Adam's first step, −α.
+    decoupled, _ = run(optlab.adamw(0.1, weight_decay=0.5), [0.0], params=2.0)
+    l2 = optax.chain(optlab.add_decayed_weights(0.5), optlab.adam(0.1))
+    coupled, _ = run(l2, [0.0], params=2.0)
+    np.testing.assert_allclose(decoupled, [1.9], rtol=4 * ULP)
+    np.testing.assert_allclose(coupled, [1.9], rtol=4 * ULP)
+    decoupled, _ = run(optlab.adamw(0.1, weight_decay=0.5), [0.0], params=20.0)
+    coupled, _ = run(l2, [0.0], params=20.0)
+    np.testing.assert_allclose(decoupled, [19.0], rtol=4 * ULP)
+    np.testing.assert_allclose(coupled, [19.9], rtol=4 * ULP)
+
+
+def test_l2_and_decoupled_decay_agree_for_sgd():
+    l2 = optax.chain(optlab.add_decayed_weights(0.5), optlab.sgd(0.1))
+    decoupled = optax.chain(optlab.add_decayed_weights(0.5), optlab.scale_by_learning_rate(0.1))
+    assert run(l2, [1.0, -2.0], params=3.0)[0] == run(decoupled, [1.0, -2.0], params=3.0)[0]
+
+
+def test_global_norm_clip():
+    g = jnp.array([6.0, -8.0, 3.0, -4.0, 2.0])
+    np.testing.assert_allclose(optlab.global_norm(g), 129**0.5, rtol=2 * ULP)
+    tx = optlab.clip_by_global_norm(5.0)
+    clipped, _ = tx.update(g, tx.init(g))
+    np.testing.assert_allclose(clipped, [2.6414, -3.5218, 1.3207, -1.7609, 0.8805], atol=5e-5)
+
+
+def test_params_ema_averages_the_parameters_after_the_update():
+    tx = optax.chain(optlab.sgd(1.0), optlab.params_ema(0.9))
+    _, state = run(tx, [1.0, 1.0], params=10.0)  # parameters 9, 8
+    np.testing.assert_allclose(optlab.averaged_params(state), 0.9 * 9.9 + 0.1 * 8, rtol=4 * ULP)
+
+
+def test_params_ema_with_warm_up_forgets_the_start_at_once():
+    tx = optax.chain(optlab.sgd(1.0), optlab.params_ema(0.999, warmup_power=1.0))
+    seen, state = run(tx, [1.0, 1.0, 1.0], params=10.0)
+    # Power 1 gives the shares 1, 1/2, 1/3: the plain mean of what came after the start.
+    np.testing.assert_allclose(optlab.averaged_params(state), np.mean(seen), rtol=4 * ULP)
+
+
+def test_warmup_cosine_table():
+    schedule = optlab.schedules.warmup_cosine(peak_value=1e-3, warmup_steps=100, decay_steps=1000)
+    got = [float(schedule(t)) for t in (0, 50, 100, 300, 700, 1000)]
+    np.testing.assert_allclose(got, [0, 0.0005, 0.001, 0.000883, 0.00025, 0], atol=5e-7)
+
+
+def test_a_softmax_classifier_starts_near_log_c():
+    logits = 0.01 * jax.random.normal(jax.random.key(0), (512, 10))
+    loss = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.arange(512) % 10).mean()
+    np.testing.assert_allclose(loss, np.log(10), atol=0.01)

@@ -1,0 +1,137 @@
+"""Where float32 loses digits: bias corrections, averages over long times, norms, clipping."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import optlab
+from optlab._hyperparams import Hyperparams, decay
+from optlab._tree import _norm_at_once, _norm_by_branch
+
+EPS = float(np.finfo(np.float32).eps)
+
+
+def corrections(beta, updates):
+    """Return 1 − Πβ after each update, as a compiled loop forms it."""
+    hyper = Hyperparams("test", beta=decay(beta, bias_corrected=True))
+
+    def body(carry, count):
+        seen, values, memory = hyper.step(count, *carry)
+        return (values, memory), seen.beta.correction
+
+    return jax.jit(lambda: jax.lax.scan(body, hyper.init(), jnp.arange(updates))[1])()
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.5, 0.9, 0.999, 0.9999, 0.99999])
+def test_bias_correction_is_right_to_four_roundings_at_every_update(beta):
+    got = np.asarray(corrections(beta, 100_000), np.float64)
+    t = np.arange(1, 100_001)
+    exact = np.ones(len(t)) if beta == 0 else -np.expm1(t * np.log(beta))
+    # Three are XLA's expm1's own (3.3e-7); 1 − float32(0.999)ᵗ errs by 2e-5.
+    assert np.abs(got / exact - 1).max() <= 4 * EPS
+
+
+def test_bias_correction_is_exact_when_the_decay_moves():
+    def schedule(step):
+        return 0.85 + 0.1 * jnp.cos(step / 300.0)
+
+    got = np.asarray(corrections(schedule, 20_000), np.float64)
+    betas = np.asarray(jax.vmap(schedule)(jnp.arange(20_000)), np.float64)
+    exact = -np.expm1(np.cumsum(np.log(betas)))
+    assert np.abs(got / exact - 1).max() <= 4 * EPS
+
+
+def test_a_replaced_decay_corrects_from_its_own_value():
+    hyper = Hyperparams("test", beta=decay(0.999, bias_corrected=True))
+    values, memory = hyper.init()
+    seen, values, memory = hyper.step(jnp.array(0), {"beta": jnp.float32(0.5)}, memory)
+    assert float(seen.beta.correction) == 0.5
+    seen, *_ = hyper.step(jnp.array(1), values, memory)
+    assert float(seen.beta.correction) == 0.75
+
+
+@pytest.mark.parametrize("b2", [0.999, 0.9999])
+def test_second_moments_settle_without_the_bias_of_a_rounded_decay(b2):
+    # float32(0.999) differs from 0.999 by 1.3e-8, which a plain average multiplies by 1000.
+    g = np.random.default_rng(0).normal(size=(40_000, 8)).astype(np.float32)
+    tx = optlab.scale_by_adam(b2=b2)
+    state, _ = jax.jit(
+        lambda g: jax.lax.scan(lambda s, g: (tx.update(g, s)[1], None), tx.init(g[0]), g)
+    )(g)
+    weights = (1 - b2) * b2 ** np.arange(len(g) - 1, -1, -1.0)
+    exact = weights @ g.astype(np.float64) ** 2
+    # Measured 1.7e-6 and 3.7e-6, the random sum of 1/(1 − β) roundings; 1.4e-5 and 1.6e-4 with
+    # the decay merely rounded.
+    assert np.abs(np.asarray(state.nu) / exact - 1).max() <= 5e-6
+
+
+@pytest.mark.parametrize("size", [1e-36, 1e-30, 1e-20, 1.0, 1e19, 1e30, 3e38])
+def test_clipping_and_its_norm_survive_squares_out_of_range(size):
+    g = {"a": jnp.full((3,), size, jnp.float32), "b": jnp.full((1,), -size, jnp.float32)}
+    max_norm = size / 2  # a quarter of the norm, 2·size, which overflows for the last
+    tx = optlab.clip_by_global_norm(max_norm)
+    clipped, _ = jax.jit(tx.update)(g, tx.init(g))
+    np.testing.assert_allclose(clipped["a"], size / 4, rtol=4 * EPS)
+    np.testing.assert_allclose(clipped["b"], -size / 4, rtol=4 * EPS)
+    if size < 1e38:
+        np.testing.assert_allclose(optlab.global_norm(g), 2 * size, rtol=4 * EPS)
+
+
+def test_half_precision_norms_do_not_overflow():
+    for dtype, value in ((jnp.float16, 60000.0), (jnp.bfloat16, 3e38)):
+        x = jnp.full((4,), value, dtype)
+        assert float(optlab.global_norm(x)) == pytest.approx(2 * float(x[0]), rel=4 * EPS) or (
+            dtype == jnp.bfloat16 and np.isinf(optlab.global_norm(x))
+        )
+        tx = optlab.clip_by_global_norm(1.0)
+        np.testing.assert_array_equal(np.asarray(tx.update(x, tx.init(x))[0], np.float32), 0.5)
+
+
+def test_a_norm_of_zero_with_a_bound_of_zero_is_no_nan():
+    tx = optlab.clip_by_global_norm(0.0)
+    for value in (0.0, 1.0):
+        g = jnp.full((3,), value)
+        np.testing.assert_array_equal(tx.update(g, tx.init(g))[0], np.zeros(3))
+
+
+def test_infinite_gradients_pass_the_norm_clip_unchanged():
+    g = jnp.array([1.0, jnp.inf, -2.0])
+    tx = optlab.clip_by_global_norm(1.0)
+    np.testing.assert_array_equal(tx.update(g, tx.init(g))[0], g)
+    assert np.isinf(optlab.global_norm(g))
+    assert np.isnan(optlab.global_norm(g.at[0].set(jnp.nan)))
+
+
+@pytest.mark.parametrize("size", [0.0, 1e-36, 1e-30, 1e-20, 1.0, 1e19, 1e30, 3e38])
+def test_the_form_of_the_norm_for_gpus_equals_the_one_that_branches(size):
+    leaves = [jnp.full((5,), size, jnp.float32), jnp.full((1,), -size, jnp.float32)]
+    at_once, by_branch = (jax.jit(f)(*leaves) for f in (_norm_at_once, _norm_by_branch))
+    np.testing.assert_array_equal(at_once, by_branch)
+    np.testing.assert_allclose(
+        np.float64(at_once[0]) / np.float64(at_once[1]), size * 6**0.5, rtol=4 * EPS
+    )
+
+
+def test_bfloat16_average_follows_the_rounded_parameters_under_jit():
+    # 1 + 2⁻¹⁰ rounds to 1 in bfloat16: the parameters stay, and so must their average.
+    tx = optlab.params_ema(0.5)
+    p = jnp.ones((2,), jnp.bfloat16)
+    u = jnp.full((2,), 2.0**-10, jnp.bfloat16)
+    _, state = jax.jit(tx.update)(u, tx.init(p), p)
+    np.testing.assert_array_equal(optlab.averaged_params(state), np.ones(2, np.float32))
+    assert optlab.averaged_params(state).dtype == jnp.float32
+
+
+def test_low_precision_moments_when_asked():
+    p = jnp.ones((3,))
+    for tx, slot in (
+        (optlab.scale_by_adam(mu_dtype=jnp.bfloat16), "mu"),
+        (optlab.scale_by_momentum(accumulator_dtype=jnp.bfloat16), "velocity"),
+    ):
+        state = tx.init(p)
+        for _ in range(2):
+            update, state = tx.update(p, state)
+            assert getattr(state, slot).dtype == jnp.bfloat16
+            assert update.dtype == jnp.float32
+    assert state.memory.given.dtype == jnp.float32
