@@ -17,7 +17,6 @@ A decay rate β comes with what float32 would lose (see `Decay`):
 import math
 from collections import namedtuple
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -77,7 +76,6 @@ def average(beta: Decay, old: Array, new: Array) -> Array:
     return beta.value * old + (beta.complement * new + beta.residue * old)
 
 
-@dataclass(frozen=True, init=False)
 class Hyperparams:
     """The hyperparameters of one rule, checked, with the state that keeps them alive.
 
@@ -89,17 +87,13 @@ class Hyperparams:
         ValueError: a concrete value is outside its domain, or not a real scalar.
     """
 
-    who: str
-    parameters: Mapping[str, Parameter]
-    in_force: type
-
     def __init__(self, who: str, **parameters: Parameter):
         for name, parameter in parameters.items():
             if not callable(parameter.value):
                 _checks.check_number(who, name, parameter.value, parameter.domain)
-        object.__setattr__(self, "who", who)
-        object.__setattr__(self, "parameters", parameters)
-        object.__setattr__(self, "in_force", namedtuple("Hyperparams", parameters))
+        self.who = who
+        self.parameters = parameters
+        self._in_force = namedtuple("Hyperparams", parameters)
 
     def init(self) -> tuple[dict[str, Array], Memory]:
         """Return the values for the first update, and the memory before it."""
@@ -145,7 +139,7 @@ class Hyperparams:
                 new_products.append(product)
                 beta = beta._replace(correction=-jnp.expm1(product[0]))
             seen[name] = beta
-        return self.in_force(**seen), new_values, Memory(_stack(new_given), tuple(new_products))
+        return self._in_force(**seen), new_values, Memory(_stack(new_given), tuple(new_products))
 
     def _given(self, name: str) -> Array:
         """Return the constructor's argument as a scalar of its own; NaN for a schedule."""

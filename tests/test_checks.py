@@ -111,41 +111,38 @@ FEW_ROUNDINGS = 32 * FLOAT_EPS
 # Numbers against the reference
 
 
-def matches_reference(row):
-    for options in row.samples:
-        updates, _ = jax.jit(lambda g, p, o=options: trajectory(make(row, **o), g, p))(
-            GRADIENTS, PARAMS
-        )
-        steps = (1, 2, 7, UPDATES)
-        wanted = reference_trajectory(
-            row, {**row.fixed, **arguments(row, **options)}, PARAMS, GRADIENTS, steps
-        )
-        for t in steps:
-            for got, want in zip(updates.values(), wanted[t], strict=True):
+CHECKED_UPDATES = (1, 2, 7, UPDATES)
+
+
+@functools.cache
+def wanted_updates(name, sample):
+    """The reference for one sample of a row; the double run has the same inputs, so shares it."""
+    row = ROWS[name]
+    options = {**row.fixed, **arguments(row, **row.samples[sample])}
+    return reference_trajectory(row, options, PARAMS, GRADIENTS, CHECKED_UPDATES)
+
+
+def assert_matches_reference(row, gradients, params, rtol):
+    for sample, options in enumerate(row.samples):
+        tx = make(row, **options)
+        updates, _ = jax.jit(lambda g, p, tx=tx: trajectory(tx, g, p))(gradients, params)
+        for t, wanted in wanted_updates(row.name, sample).items():
+            for got, want in zip(updates.values(), wanted, strict=True):
                 np.testing.assert_allclose(
-                    got[t - 1], want, rtol=0, atol=2e-6 * np.abs(want).max(), err_msg=f"{options}"
+                    got[t - 1], want, rtol=0, atol=rtol * np.abs(want).max(), err_msg=f"{options}"
                 )
+
+
+def matches_reference(row):
+    assert_matches_reference(row, GRADIENTS, PARAMS, rtol=2e-6)
 
 
 def matches_reference_in_double(row):
     gradients, params = (
         {k: np.asarray(x, np.float64) for k, x in tree.items()} for tree in (GRADIENTS, PARAMS)
     )
-    steps = (1, 2, 7, UPDATES)
     with jax.enable_x64(True):
-        for options in row.samples:
-            updates, _ = jax.jit(lambda g, p, o=options: trajectory(make(row, **o), g, p))(
-                gradients, params
-            )
-            wanted = reference_trajectory(
-                row, {**row.fixed, **arguments(row, **options)}, params, gradients, steps
-            )
-            for t in steps:
-                for got, want in zip(updates.values(), wanted[t], strict=True):
-                    assert got.dtype == np.float64
-                    np.testing.assert_allclose(
-                        got[t - 1], want, rtol=0, atol=1e-12 * np.abs(want).max()
-                    )
+        assert_matches_reference(row, gradients, params, rtol=1e-12)
 
 
 def follows_schedules(row):

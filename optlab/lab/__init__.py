@@ -1,0 +1,23 @@
+"""The lab: tools with which to choose and debug an optimizer for a model.
+
+A `Task` is a training problem as pure functions; `tasks` holds some on real data, and
+`tasks.nnx_classifier` makes one of your own Flax NNX model. `compare` trains it with several
+optimizers, each over a grid of rates and seeds in one compiled program.
+"""
+
+from optlab.lab import tasks
+from optlab.lab._compare import Comparison, compare
+from optlab.lab._grid import Runs
+from optlab.lab._rows import Row, Spread
+from optlab.lab._task import Task, shuffled_batches
+
+__all__ = [
+    "Comparison",
+    "Row",
+    "Runs",
+    "Spread",
+    "Task",
+    "compare",
+    "shuffled_batches",
+    "tasks",
+]

@@ -1,0 +1,277 @@
+"""Compare optimizers on one task: which is best, at which rate, and how much the rate matters."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from typing import Any
+
+import numpy as np
+
+from optlab import _checks
+from optlab.lab._grid import MakeOptimizer, Runs, train_grid
+from optlab.lab._rows import Row, summarize
+from optlab.lab._task import Task
+
+EVALUATIONS = 30
+"""Evaluations in a run for which nothing else is said."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What `compare` found.
+
+    Attributes:
+        task: the task's name.
+        split: "validation", or None for an objective without data.
+        score: the metric by which runs are judged.
+        maximize: whether a higher score is better.
+        target: the score of which `Row.updates_to_target` tells, if any.
+        runs: label → the optimizer's runs, in the order asked for.
+    """
+
+    task: str
+    split: str | None
+    score: str
+    maximize: bool
+    target: float | None
+    runs: Mapping[str, Runs]
+
+    def title(self, metric: str) -> str:
+        """Name a metric as reports and plots do: "validation loss", or "loss" without data."""
+        return f"{self.split} {metric}" if self.split else metric
+
+    def rows(self) -> tuple[Row, ...]:
+        """Return one row per optimizer, in the order asked for."""
+        judged = {"score": self.score, "maximize": self.maximize, "target": self.target}
+        return tuple(summarize(label, runs, **judged) for label, runs in self.runs.items())
+
+    def table(self) -> str:
+        """Return the rows as aligned text, with what the columns mean below."""
+        rows = self.rows()
+        columns = {
+            "optimizer": [row.optimizer for row in rows],
+            "best rate": [_number(row.rate) + "*" * row.at_edge for row in rows],
+            self.title(self.score): [str(row.validation or "all diverged") for row in rows],
+        }
+        if any(row.test for row in rows):
+            columns[f"test {self.score}"] = [str(row.test or "–") for row in rows]
+        if self.target is not None:
+            columns[f"updates to {self.target:g}"] = [_updates(row) for row in rows]
+        if any(row.decades is not None for row in rows):
+            columns["decades"] = [_decades(row) for row in rows]
+        columns["diverged"] = [f"{row.num_diverged} of {row.num_runs}" for row in rows]
+        return "\n\n".join(filter(None, ("\n".join(_aligned(columns)), "\n".join(self._notes()))))
+
+    def verdict(self) -> str:
+        """Say in one or two sentences which optimizer leads, at which rate, and what ties with it.
+
+        The leader has the best mean score of all best rates, on validation; another ties with it
+        where their intervals of one standard deviation around the mean overlap.
+        """
+        sign = 1 if self.maximize else -1
+        rows = [row for row in self.rows() if row.validation]
+        if not rows:
+            return "Every run diverged: try lower rates."
+        rows.sort(key=lambda row: -sign * row.validation.mean)
+        leader, *others = rows
+        scores = f"{self.title(self.score)} {leader.validation}"
+        if leader.test:
+            scores += f", test {leader.test}"
+        lead = f"{leader.optimizer} at {_number(leader.rate)} leads: {scores}"
+        if not others:
+            return f"{lead}."
+        if leader.validation.deviation is None:
+            return f"{lead}. With one seed there is no telling whether that is chance."
+        tied = [row for row in others if row.validation.overlaps(leader.validation)]
+        if not tied:
+            return f"{lead}; no other comes within the spread over seeds."
+        names = ", ".join(f"{row.optimizer} at {_number(row.rate)}" for row in tied)
+        return f"{lead}; tied with {names} (their spreads over seeds overlap)."
+
+    def to_json(self, **extra: Any) -> str:
+        """Return everything as strict JSON: rows, verdict, versions, and each run's curves.
+
+        Arrays are nested lists in the shapes of `Runs`; a number that is not finite is null.
+
+        Args:
+            extra: further entries, such as the options that led here.
+        """
+        optimizers = {
+            row.optimizer: {
+                **asdict(row),
+                "diverged": runs.diverged,
+                "train_loss": runs.train_loss,
+                "validation": runs.validation,
+                "test": runs.test,
+                "seconds": runs.seconds,
+            }
+            for row, runs in zip(self.rows(), self.runs.values(), strict=True)
+        }
+        any_runs = next(iter(self.runs.values()))
+        document = {
+            "task": self.task,
+            "score": self.score,
+            "maximize": self.maximize,
+            "target": self.target,
+            "rates": any_runs.rates,
+            "seeds": any_runs.seeds,
+            "steps": any_runs.steps,
+            "verdict": self.verdict(),
+            "optimizers": optimizers,
+            "versions": _versions("optlab", "jax", "jaxlib", "optax", "flax", "numpy"),
+        }
+        return json.dumps(_strict({**extra, **document}), allow_nan=False)
+
+    def _notes(self) -> Iterator[str]:
+        if any(row.validation and row.validation.deviation is not None for row in self.rows()):
+            yield "±: one standard deviation over seeds."
+        if any(row.decades is not None for row in self.rows()):
+            yield "decades: width in log10(rate), around the best, that keeps 90% of its progress."
+        for row in self.rows():
+            if row.at_edge:
+                which = "lowest" if row.rate == self.runs[row.optimizer].rates[0] else "highest"
+                yield (
+                    f"* {row.optimizer}: the best rate is the {which} tried; "
+                    "a wider grid may hold a better one."
+                )
+
+
+def compare(
+    task: Task,
+    optimizers: Mapping[str, MakeOptimizer],
+    *,
+    rates: Sequence[float],
+    seeds: int | Sequence[int] = 3,
+    num_steps: int | None = None,
+    eval_every: int | None = None,
+    target: float | None = None,
+    on_progress: Callable[[str, int], None] | None = None,
+) -> Comparison:
+    """Train with every optimizer, at every rate and from every seed, and judge them alike.
+
+    All runs of one optimizer are one compiled program. Each seed's runs share initialization,
+    batches and random keys. Rates are chosen on the validation split at the end of training; the
+    test split is only reported.
+
+    Args:
+        task: the problem.
+        optimizers: label → a function of the learning rate, traced, that returns the optimizer:
+            `optax.adam`, or `lambda rate: adamw(warmup_cosine(rate, …))`.
+        rates: positive, in any order.
+        seeds: how many, numbered from 0, or which.
+        num_steps: updates a run, ≥ 1; None for the task's own.
+        eval_every: updates between evaluations, ≥ 1; None for the task's own.
+        target: the score whose first reaching is reported; None for the task's own.
+        on_progress: called with the label and the updates done, at each evaluation.
+
+    Raises:
+        ValueError: if there is nothing to compare, or a rate, a seed or a number is out of range.
+
+    Example:
+        >>> import optax
+        >>> from optlab.lab import tasks
+        >>> comparison = compare(
+        ...     tasks.valley(), {"sgd": optax.sgd, "adam": optax.adam}, rates=[0.01, 0.1, 1.0])
+        >>> [row.rate for row in comparison.rows()]
+        [0.01, 1.0]
+    """
+    num_steps = task.num_steps if num_steps is None else num_steps
+    if eval_every is None:
+        eval_every = task.eval_every or -(-num_steps // EVALUATIONS)
+    seeds = _checked_seeds(seeds)
+    rates = _checked_rates(rates)
+    _checks.check_count("compare", "num_steps", num_steps, 1)
+    _checks.check_count("compare", "eval_every", eval_every, 1)
+    if not optimizers:
+        _checks.fail("compare", "optimizers must name at least one", "none")
+    runs = train_grid(
+        task,
+        optimizers,
+        rates=rates,
+        seeds=seeds,
+        num_steps=num_steps,
+        eval_every=eval_every,
+        on_progress=on_progress,
+    )
+    return Comparison(
+        task=task.name,
+        split="validation" if task.splits else None,
+        score=task.score,
+        maximize=task.maximize,
+        target=task.target if target is None else target,
+        runs=dict(runs),
+    )
+
+
+def _checked_rates(rates: Sequence[float]) -> np.ndarray:
+    checked = np.unique(np.asarray(rates, np.float64))
+    if checked.size == 0:
+        _checks.fail("compare", "rates must hold at least one", "none", "pass rates such as 1e-3")
+    for rate in checked:
+        if not (np.isfinite(rate) and rate > 0):
+            _checks.fail(
+                "compare", "rates must be positive and finite", str(rate), "pass rates such as 1e-3"
+            )
+    return checked
+
+
+def _checked_seeds(seeds: int | Sequence[int]) -> np.ndarray:
+    if isinstance(seeds, int):
+        _checks.check_count("compare", "seeds", seeds, 1)
+        return np.arange(seeds)
+    if len(seeds) == 0:
+        _checks.fail("compare", "seeds must hold at least one", "none", "pass seeds such as [0, 1]")
+    return np.asarray(seeds)
+
+
+def _aligned(columns: Mapping[str, Sequence[str]]) -> Iterator[str]:
+    cells = [[name, *column] for name, column in columns.items()]
+    widths = [max(map(len, column)) for column in cells]
+    for line in zip(*cells, strict=True):
+        yield "  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip()
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3g}"
+
+
+def _updates(row: Row) -> str:
+    if row.rate is None:
+        return "–"
+    return "never" if row.updates_to_target is None else f"{row.updates_to_target:g}"
+
+
+def _decades(row: Row) -> str:
+    if row.decades is None:
+        return "–"
+    return f"≥ {row.decades:.1f}" if row.decades_at_least else f"{row.decades:.1f}"
+
+
+def _versions(*packages: str) -> dict[str, str | None]:
+    def version(package: str) -> str | None:
+        try:
+            return metadata.version(package)
+        except metadata.PackageNotFoundError:
+            return None
+
+    return {package: version(package) for package in packages}
+
+
+def _strict(value: Any) -> Any:
+    """Turn arrays into lists, float32 into its shortest decimals, what is not finite into None."""
+    match value:
+        case Mapping():
+            return {str(key): _strict(entry) for key, entry in value.items()}
+        case list() | tuple():
+            return [_strict(entry) for entry in value]
+        case np.ndarray():
+            return _strict(value.tolist() if value.dtype != np.float32 else _decimals(value))
+        case float():
+            return value if np.isfinite(value) else None
+        case _:
+            return value
+
+
+def _decimals(array: np.ndarray) -> list:
+    return np.array([float(str(x)) for x in array.ravel()], object).reshape(array.shape).tolist()

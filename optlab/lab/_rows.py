@@ -1,0 +1,225 @@
+"""From one optimizer's runs to a row: the best rate, its scores, how much the rate matters."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from optlab.lab._grid import Runs
+
+NEAR_BEST = 0.9
+"""The share of the best rate's progress that still counts as near it."""
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A score over the seeds that did not diverge.
+
+    Attributes:
+        mean: their mean.
+        deviation: their sample standard deviation; None of a single seed.
+    """
+
+    mean: float
+    deviation: float | None
+
+    @classmethod
+    def of(cls, values: np.ndarray) -> "Spread":
+        """Summarize (seeds,) values, at least one."""
+        values = np.asarray(values, np.float64)
+        return cls(float(values.mean()), float(values.std(ddof=1)) if len(values) > 1 else None)
+
+    def overlaps(self, other: "Spread") -> bool:
+        """Whether the intervals mean ± deviation meet."""
+        reach = (self.deviation or 0.0) + (other.deviation or 0.0)
+        return abs(self.mean - other.mean) <= reach
+
+    def __str__(self) -> str:
+        spread = "" if self.deviation is None else f" ± {self.deviation:.1g}"
+        return f"{self.mean:.3g}{spread}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One optimizer's line in the table.
+
+    The best rate has the best mean validation score at the end of training, equal scores being
+    decided by the lower loss. Test scores are never looked at. Where some rate lost no run to
+    divergence, rates that did are not eligible; otherwise a rate that kept any run is.
+
+    Attributes:
+        optimizer: its label.
+        rate: the best rate; None if every run diverged, and then all below but the counts are None.
+        at_edge: whether that is the first or last of several rates, so that a wider grid may hold
+            a better one.
+        validation: the score at the best rate, of the runs that did not diverge.
+        test: likewise; None also where the task has no test split.
+        updates_to_target: the median over these runs of the updates at the first evaluation that
+            met the target; None if half of them or more never did, or without a target.
+        decades: the width in log₁₀(rate) of the interval around the best rate in which the mean
+            validation score keeps 90% of the best rate's progress from the initial score,
+            interpolated between rates. It ends at the last rate before one that is not eligible.
+            None for a single rate or if there was no progress.
+        decades_at_least: whether that interval runs into the end of the grid, so that it may be
+            wider.
+        num_diverged: runs that diverged, over all rates and seeds.
+        num_runs: rates × seeds.
+    """
+
+    optimizer: str
+    rate: float | None
+    at_edge: bool
+    validation: Spread | None
+    test: Spread | None
+    updates_to_target: float | None
+    decades: float | None
+    decades_at_least: bool
+    num_diverged: int
+    num_runs: int
+
+
+def summarize(
+    optimizer: str, runs: Runs, *, score: str, maximize: bool, target: float | None
+) -> Row:
+    """Return the row of one optimizer.
+
+    Args:
+        optimizer: its label.
+        runs: its runs over the grid.
+        score: the metric by which they are judged.
+        maximize: whether a higher score is better.
+        target: the score to reach, if any.
+    """
+    counts = {"num_diverged": int(runs.diverged.sum()), "num_runs": runs.diverged.size}
+    best = best_rate(runs, score=score, maximize=maximize)
+    if best is None:
+        return Row(optimizer, None, False, None, None, None, None, False, **counts)
+    kept = ~runs.diverged[best]
+    scores = runs.validation[score]
+    last = len(runs.rates) - 1
+    decades, at_least = decades_near_best(
+        runs.rates,
+        eligible_means(runs, score),
+        float(eligible_means(runs, score, evaluation=0)[best]),
+        best,
+    )
+    return Row(
+        optimizer=optimizer,
+        rate=float(runs.rates[best]),
+        at_edge=last > 0 and best in (0, last),
+        validation=Spread.of(scores[best, kept, -1]),
+        test=Spread.of(runs.test[score][best, kept]) if runs.test else None,
+        updates_to_target=updates_to_target(
+            runs.steps, scores[best, kept], target=target, maximize=maximize
+        ),
+        decades=decades,
+        decades_at_least=at_least,
+        **counts,
+    )
+
+
+def best_rate(runs: Runs, *, score: str, maximize: bool) -> int | None:
+    """Return the index of the best rate, as `Row` defines it; None if every run diverged."""
+    sign = 1 if maximize else -1
+    gain = sign * eligible_means(runs, score)
+    loss = eligible_means(runs, "loss")
+    candidates = np.flatnonzero(eligible(runs))
+    return int(max(candidates, key=lambda i: (gain[i], -loss[i]))) if len(candidates) else None
+
+
+def eligible(runs: Runs) -> np.ndarray:
+    """(rates,) bool: where no run diverged; if that is nowhere, where not every run did."""
+    whole = ~runs.diverged.any(axis=1)
+    return whole if whole.any() else ~runs.diverged.all(axis=1)
+
+
+def eligible_means(runs: Runs, metric: str, evaluation: int = -1) -> np.ndarray:
+    """Average a validation metric over the seeds that did not diverge.
+
+    Args:
+        runs: the runs of one optimizer.
+        metric: one that the task evaluates.
+        evaluation: which evaluation; by default the last.
+
+    Returns:
+        (rates,) float, NaN where the rate is not eligible.
+    """
+    kept = ~runs.diverged
+    values = runs.validation[metric][..., evaluation]
+    totals = np.where(kept, values, 0).sum(axis=1, dtype=np.float64)
+    means = np.full(len(totals), np.nan)
+    return np.divide(totals, kept.sum(axis=1), out=means, where=eligible(runs))
+
+
+def updates_to_target(
+    steps: np.ndarray, scores: np.ndarray, *, target: float | None, maximize: bool
+) -> float | None:
+    """Return the median over runs of the updates until the score first met the target.
+
+    Args:
+        steps: (evaluations,) int, updates done.
+        scores: (runs, evaluations) float, at least one run.
+        target: the score to reach, if any.
+        maximize: whether a higher score is better.
+
+    Returns:
+        The median; None if it is “never”, or without a target.
+
+    Example:
+        >>> scores = np.array([[0.1, 0.8, 0.9], [0.1, 0.9, 0.7], [0.1, 0.2, 0.3]])
+        >>> updates_to_target(np.array([0, 10, 20]), scores, target=0.9, maximize=True)
+        20.0
+    """
+    if target is None:
+        return None
+    met = scores >= target if maximize else scores <= target
+    first = np.where(met.any(axis=1), steps[met.argmax(axis=1)], np.inf)
+    median = float(np.median(first))
+    return median if np.isfinite(median) else None
+
+
+def decades_near_best(
+    rates: np.ndarray, scores: np.ndarray, initial: float, best: int
+) -> tuple[float | None, bool]:
+    """Return the width around the best rate that `Row.decades` defines, and whether it is cut off.
+
+    Args:
+        rates: (rates,) float, ascending.
+        scores: (rates,) float, higher or lower being better; NaN where not eligible.
+        initial: the score before training.
+        best: the index of the best rate.
+
+    Example:
+        Progress 0.8, 1.0 and 0.8 at rates a decade apart falls to 0.9 half a decade to each side:
+
+        >>> decades_near_best(np.array([0.01, 0.1, 1.0]), np.array([0.8, 1.0, 0.8]), 0.0, 1)
+        (1.0, False)
+    """
+    span = scores[best] - initial
+    if len(rates) == 1 or span == 0:
+        return None, False
+    progress = (scores - initial) / span
+    low, low_is_edge = _reach(np.log10(rates), progress, best, direction=-1)
+    high, high_is_edge = _reach(np.log10(rates), progress, best, direction=1)
+    return high - low, low_is_edge or high_is_edge
+
+
+def _reach(
+    decades: np.ndarray, progress: np.ndarray, best: int, *, direction: int
+) -> tuple[float, bool]:
+    """Walk from the best rate for as long as it is near the best; say where, and if the grid ends.
+
+    Args:
+        decades: (rates,) float, log₁₀ of the rates.
+        progress: (rates,) float, 1 at the best; NaN where not eligible.
+        best: the index of the best rate.
+        direction: 1 to higher rates, −1 to lower ones.
+    """
+    here = best
+    for beyond in range(best + direction, len(decades) if direction > 0 else -1, direction):
+        if np.isnan(progress[beyond]):
+            return float(decades[here]), False
+        if progress[beyond] < NEAR_BEST:
+            fraction = (progress[here] - NEAR_BEST) / (progress[here] - progress[beyond])
+            return float(decades[here] + fraction * (decades[beyond] - decades[here])), False
+        here = beyond
+    return float(decades[here]), True

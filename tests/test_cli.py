@@ -1,0 +1,221 @@
+"""The `optlab` command, as a shell sees it."""
+
+import contextlib
+import io
+import json
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from optlab import __main__, __version__, cli
+
+QUICK = ["compare", "--task", "valley", "--optimizers", "sgd,adam", "--rates", "1e-3,1e-2,1"]
+QUICK += ["--seeds", "2", "--steps", "5"]
+
+
+@pytest.fixture
+def run(capfd):
+    """Run the command; return its status, its standard output and its standard error."""
+
+    def run(*arguments):
+        status = cli.main([str(argument) for argument in arguments])
+        return status, *capfd.readouterr()
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory):
+    """A comparison as printed, and the folder it made."""
+    folder = tmp_path_factory.mktemp("quick") / "new" / "folder"
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        assert cli.main([*QUICK, "--out", str(folder)]) == 0
+    return out.getvalue(), err.getvalue(), folder
+
+
+def test_compare_prints_the_table_and_the_verdict(quick):
+    out, _, _ = quick
+    assert out.startswith("optimizer  best rate")
+    assert "sgd        0.01       " in out
+    assert " leads: loss " in out
+
+
+def test_compare_writes_results_and_plots(quick):
+    out, _, folder = quick
+    files = {path.name for path in folder.iterdir()}
+    assert files == {"results.json", "curves.png", "sensitivity.png", "paths.png"}
+    assert out.endswith(
+        f"Wrote {folder / 'results.json'}, curves.png, sensitivity.png, paths.png\n"
+    )
+
+
+def test_progress_is_plain_lines_unless_on_a_terminal(quick):
+    _, err, _ = quick
+    lines = err.splitlines()
+    assert lines[0] == "valley: 2 optimizers × 3 rates × 2 seeds, 5 updates each"
+    assert [line.split(":")[0] for line in lines[1:]] == ["sgd", "adam"]
+    assert "\x1b" not in err
+
+
+def test_progress_on_a_terminal_is_a_bar_on_stderr(run, tmp_path, monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setattr(cli, "_write", lambda *results: "nothing")
+    monkeypatch.setenv("TERM", "xterm")
+    status, out, _ = run(*QUICK, "--optimizers", "sgd", "--out", tmp_path)
+    assert status == 0
+    assert "\x1b" in terminal.getvalue()
+    assert "\x1b" not in out
+
+
+def test_compare_trains_a_network_on_digits(run, tmp_path):
+    options = ["--optimizers", "adam", "--rates", "1e-3:1e-2:2", "--seeds", "1", "--steps", "30"]
+    status, out, _ = run("compare", *options, "--batch-size", "16", "--out", tmp_path, "--json")
+    results = json.loads(out)
+    assert status == 0
+    assert results["optimizers"]["adam"]["test"]["accuracy"][1][0] > 0.5
+    assert results["options"]["batch_size"] == 16
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "results.json",
+        "curves.png",
+        "sensitivity.png",
+    }
+
+
+def test_json_is_all_that_stands_on_stdout_and_equals_the_file(run, tmp_path):
+    status, out, _ = run(*QUICK, "--out", tmp_path, "--json", "--target", "5")
+    assert status == 0
+    assert out == (tmp_path / "results.json").read_text()
+    results = json.loads(out)
+    assert results["target"] == 5
+    assert results["options"]["rates"] == [0.001, 0.01, 1.0]
+    assert results["optimizers"]["sgd"]["num_diverged"] == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["--optimizers", "sgd,admw"],
+            "unknown optimizer 'admw'; did you mean 'adamw', 'adam'? (known: sgd, momentum,",
+        ),
+        (["--optimizers", "zzz"], "unknown optimizer 'zzz' (known: sgd, "),
+        (["--task", "digits"], "unknown task 'digits'; did you mean 'digits-mlp', 'digits-cnn'? ("),
+        (["--rates", "fast"], "argument --rates: expected a finite number such as 1e-3, got 'f"),
+        (["--rates", "1e-3,"], "argument --rates: expected a finite number such as 1e-3, got ''"),
+        (["--rates", "inf"], "argument --rates: expected a finite number such as 1e-3, got 'i"),
+        (["--rates", "0"], "argument --rates: a rate must be above 0, got '0'"),
+        (["--rates=-1e-3"], "argument --rates: a rate must be above 0, got '-1e-3'"),
+        (
+            ["--rates", "1e-3:1"],
+            "argument --rates: a range must read LOW:HIGH:COUNT with COUNT fro",
+        ),
+        (["--rates", "1e-3:1:1"], "argument --rates: a range must read LOW:HIGH:COUNT with COUNT"),
+        (["--rates", "1:1:3"], "argument --rates: LOW must be below HIGH in LOW:HIGH:COUNT, got"),
+        (["--seeds", "0"], "argument --seeds: expected a whole number >= 1, got '0'"),
+        (["--steps", "1.5"], "argument --steps: expected a whole number >= 1, got '1.5'"),
+        (["--batch-size", "-4"], "argument --batch-size: expected"),
+        (
+            ["--task", "digits-mlp", "--batch-size", "5000"],
+            "shuffled_batches: batch_size must not ",
+        ),
+        (["--batch-size", "4"], "the task 'valley' has no batches; leave out --batch-size"),
+        (["--target", "nan"], "argument --target: expected a finite number"),
+        (["--bogus"], "unrecognized arguments: --bogus"),
+    ],
+)
+def test_a_wrong_option_is_one_line_and_status_2(run, tmp_path, arguments, message):
+    status, out, err = run(*QUICK, "--out", tmp_path, *arguments)
+    assert status == 2
+    assert out == ""
+    assert err.startswith(f"optlab: {message}")
+    assert err.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_unknown_command_is_one_line_and_status_2(run):
+    status, out, err = run("compere")
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert "'compere'" in err
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_training(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(cli, "compare", lambda *args, **options: pytest.fail("trained"))
+    (tmp_path / "file").write_text("")
+    status, out, err = run(*QUICK, "--out", tmp_path / "file" / "folder")
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith("optlab: cannot write to ")
+    assert err.endswith("; choose another folder with --out\n")
+
+
+def test_a_result_that_cannot_be_written_is_one_line_and_status_2(run, tmp_path):
+    (tmp_path / "results.json").mkdir()
+    status, out, err = run(*QUICK, "--out", tmp_path)
+    assert (status, out) == (2, "")
+    assert "results.json': Is a directory" in err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("module", ["flax", "sklearn", "matplotlib", "rich"])
+def test_a_missing_extra_is_one_line_and_status_2(run, tmp_path, monkeypatch, module):
+    monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.setitem(sys.modules, f"{module}.datasets", None)  # may have been imported before
+    status, out, err = run("compare", "--out", tmp_path)
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert f"the module {module}" in err
+    assert err.endswith('run pip install "optlab[lab]"\n')
+
+
+def test_an_interruption_is_one_line_and_status_130(run, tmp_path, monkeypatch):
+    def interrupt(*args, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "compare", interrupt)
+    status, out, err = run(*QUICK, "--out", tmp_path)
+    assert (status, out) == (130, "")
+    assert err.splitlines()[1:] == ["optlab: interrupted"]
+
+
+def test_a_signal_interrupts_a_run(tmp_path):
+    command = [sys.executable, "-m", "optlab", *QUICK[:3], "--steps", "1000000"]
+    with subprocess.Popen(
+        [*command, "--out", tmp_path], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        first = process.stderr.readline()
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert first.startswith("valley: 6 optimizers")
+    assert (process.returncode, out, err) == (130, "", "optlab: interrupted\n")
+
+
+def test_a_reader_that_leaves_early_causes_no_traceback(tmp_path):
+    command = [sys.executable, "-m", "optlab", *QUICK, "--out", tmp_path]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        err = process.stderr.read().decode()
+    assert process.returncode == 141
+    assert "Traceback" not in err
+
+
+def test_without_a_command_comes_the_help_and_status_2(run):
+    status, out, err = run()
+    assert (status, out) == (2, "")
+    assert "compare" in err
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["compare", "--help"], ["--version"]])
+def test_help_and_version(arguments, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        cli.main(arguments)
+    assert exit_.value.code == 0
+    assert (__version__ if "--version" in arguments else "usage: optlab") in capsys.readouterr().out
+
+
+def test_the_console_script_finds_the_command():
+    assert __main__.main is cli.main
