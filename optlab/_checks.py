@@ -26,6 +26,9 @@ FINITE = Domain("finite", np.isfinite)
 NONNEGATIVE = Domain("finite and >= 0", lambda x: np.isfinite(x) & (x >= 0))
 POSITIVE = Domain("finite and > 0", lambda x: np.isfinite(x) & (x > 0))
 DECAY = Domain("in [0, 1)", lambda x: (x >= 0) & (x < 1))
+INSIDE = Domain("in (0, 1)", lambda x: (x > 0) & (x < 1))
+SHARE = Domain("in (0, 1]", lambda x: (x > 0) & (x <= 1))
+AT_LEAST_ONE = Domain("finite and >= 1", lambda x: np.isfinite(x) & (x >= 1))
 
 
 def fail(who: str, required: str, got: str, remedy: str = "") -> NoReturn:
@@ -51,7 +54,16 @@ def check_number(who: str, name: str, value: Any, domain: Domain) -> None:
         return
     with np.errstate(invalid="ignore"):
         if not domain.contains(np.asarray(value, np.float64)):
-            fail(who, f"{name} must be {domain.description}", f"{name}={value}")
+            narrow = jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32
+            fail(
+                who,
+                f"{name} must be {domain.description}",
+                f"{name}={value}",
+                f"{dtype} may have rounded it: pass float32 (inject_hyperparams has an option "
+                "hyperparam_dtype)"
+                if narrow
+                else "",
+            )
 
 
 def _number_dtype(value: Any) -> np.dtype | None:
@@ -82,7 +94,8 @@ def check_inexact(who: str, what: str, path: Any, leaf: Array) -> None:
             who,
             f"{what} must be floating point or complex",
             f"{leaf.dtype} at {_name(path)}",
-            "leave this leaf out with optax.masked, optax.partition or your model library's filter",
+            "leave this leaf out with optax.masked, optax.partition or your model library's filter "
+            "(eqx.is_inexact_array)",
         )
 
 
@@ -96,7 +109,7 @@ def check_same_shape(who: str, path: Any, update: Array, other: Array, what: str
         )
 
 
-def fail_structure(who: str, what: str, updates: Tree, other: Tree) -> NoReturn:
+def fail_structure(who: str, what: str, updates: Tree, other: Tree, remedy: str) -> NoReturn:
     """Say where two trees that should be alike part."""
     ours, theirs = (
         {_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)}
@@ -110,7 +123,7 @@ def fail_structure(who: str, what: str, updates: Tree, other: Tree) -> NoReturn:
         f"gradients and {what} must be trees of the same structure",
         ", ".join(got)
         or f"{jax.tree.structure(updates)} for the gradients and {jax.tree.structure(other)}",
-        "call init with the parameters that the gradients are taken of",
+        remedy,
     )
 
 

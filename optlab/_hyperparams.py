@@ -128,7 +128,10 @@ class Hyperparams:
             if callable(parameter.value):
                 value = self._scheduled(name, count)
             else:
-                value = jnp.where(memory.given[index] == given, values[name], given)
+                # Only a value that was replaced comes from the state, so that gradients flow to an
+                # argument that was not.
+                replaced = (memory.given[index] == given) & (values[name] != given)
+                value = jnp.where(replaced, values[name], given)
             new_values[name], new_given[name] = value, given
             if not parameter.is_decay:
                 seen[name] = value

@@ -145,13 +145,14 @@ class _Gradients:
         """Return the leaves of `tree` in the gradients' order, or Nones if there is no tree."""
         if tree is None:
             return [None] * len(self.leaves)
+        remedy = "call init with the parameters that the gradients are taken of"
         try:
             others = self.structure.flatten_up_to(tree)
         except ValueError:
-            _checks.fail_structure(self.who, what, self.tree, tree)
+            _checks.fail_structure(self.who, what, self.tree, tree, remedy)
         for index in self.present:
             if not jax.tree_util.all_leaves([others[index]]):
-                _checks.fail_structure(self.who, what, self.tree, tree)
+                _checks.fail_structure(self.who, what, self.tree, tree, remedy)
             others[index] = as_array(others[index])
             _checks.check_same_shape(
                 self.who, self.paths[index], self.leaves[index], others[index], what
@@ -167,7 +168,8 @@ class _Gradients:
                 lambda m, part: jax.tree.map(lambda _: m, part, is_leaf=is_none), mask, self.tree
             )
         except ValueError:
-            _checks.fail_structure(self.who, "mask", self.tree, mask)
+            remedy = "give the mask as a function of the parameters, such as one of their shapes"
+            _checks.fail_structure(self.who, "mask", self.tree, mask, remedy)
         return [bool(m) for m in self.structure.flatten_up_to(full)]
 
 

@@ -47,6 +47,7 @@ def round_to(x: Array, dtype: DTypeLike) -> Array:
     return jax.lax.reduce_precision(x, info.nexp, info.nmant)
 
 
+@jax.jit  # so that eager calls, too, find the branches compiled
 def scaled_norm(leaves: Sequence[Array]) -> tuple[Array, Array]:
     """Return (‖leaves‖·scale, scale), with a power of two that keeps the norm in range.
 

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 import optlab
 
@@ -131,6 +132,24 @@ def test_params_ema_with_warm_up_forgets_the_start_at_once():
     seen, state = run(tx, [1.0, 1.0, 1.0], params=10.0)
     # Power 1 gives the shares 1, 1/2, 1/3: the plain mean of what came after the start.
     np.testing.assert_allclose(optlab.averaged_params(state), np.mean(seen), rtol=4 * ULP)
+
+
+def test_averaged_params_survive_donation_and_fill_what_no_average_covers():
+    tx = optax.chain(
+        optax.masked(optlab.params_ema(0.5), {"a": True, "b": False}), optlab.params_ema(0.9)
+    )
+    params = {"a": jnp.ones(2, jnp.bfloat16), "b": jnp.zeros(3)}
+    state = tx.init(params)
+    with pytest.raises(ValueError, match="one average of each parameter, got 2 of the same"):
+        optlab.averaged_params(state)
+    with pytest.raises(ValueError, match="must hold a params_ema, got"):
+        optlab.averaged_params(optlab.adam(0.1).init(params))
+    average = optlab.averaged_params(state[0], params)
+    assert {k: x.dtype for k, x in average.items()} == {k: x.dtype for k, x in params.items()}
+    jax.jit(lambda state, params: (state, params), donate_argnums=(0, 1))(state, params)
+    assert float(average["a"].sum() + average["b"].sum()) == 2.0
+    with pytest.raises(ValueError, match="params must have the structure of the parameters"):
+        optlab.averaged_params(tx.init(average)[1], {"a": jnp.ones(2)})
 
 
 def test_warmup_cosine_table():

@@ -135,3 +135,12 @@ def test_low_precision_moments_when_asked():
             assert getattr(state, slot).dtype == jnp.bfloat16
             assert update.dtype == jnp.float32
     assert state.memory.given.dtype == jnp.float32
+
+
+def test_gradients_flow_to_a_hyperparameter():
+    """Also where the state was made with the same value, as in a hypergradient's first step."""
+    p = jnp.ones(3)
+    state = optlab.sgd(0.1).init(p)
+    for rate in (0.1, 0.2):
+        slope = jax.grad(lambda lr: optlab.sgd(lr).update(p, state, p)[0].sum())(rate)
+        assert float(slope) == -3.0

@@ -94,20 +94,28 @@ def params_ema(
     return lift(rule)
 
 
-def averaged_params(state: Any) -> Tree:
+def averaged_params(state: Any, params: Tree | None = None) -> Tree:
     """Return the averaged parameters from a state in which a `params_ema` is nested anywhere.
+
+    The result has buffers of its own: it survives the state's donation, and may be donated itself.
 
     Args:
         state: the state of a transformation: a chain, partition, masked, MultiSteps, the
             `opt_state` of a TrainState or of an `nnx.Optimizer`, or any tree of them.
+        params: the parameters of the model, in the structure they had at `init`. Where given, the
+            average takes their types, and theirs are the leaves that no `params_ema` covers
+            because `optax.partition` or `optax.masked` kept them from it.
 
     Returns:
-        The average in the structure of the parameters, float32 (float64 for double parameters).
-        Where groups of parameters have averages of their own (`optax.partition`), they are joined.
+        The average in the structure of the parameters; without `params`, in float32 (float64 for
+        double parameters) and with `optax.MaskedNode` where no average is kept. Where groups of
+        parameters have averages of their own, they are joined.
 
     Raises:
-        ValueError: the state holds no average, or several of the same parameters.
+        ValueError: the state holds no average, several of the same parameters, or one of another
+            structure than `params`.
     """
+    who = "averaged_params"
     found = [
         node.average
         for node in jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, ParamsEmaState))
@@ -115,24 +123,44 @@ def averaged_params(state: Any) -> Tree:
     ]
     if not found:
         _checks.fail(
-            "averaged_params",
+            who,
             "the state must hold a params_ema",
             type(state).__name__,
             "put optlab.params_ema(0.999) last in the chain",
         )
 
     def join(*parts: Any) -> Any:
-        kept = [part for part in parts if not isinstance(part, optax.MaskedNode)]
+        kept = [part for part in parts if not _is_masked(part)]
         if len(kept) > 1:
             _checks.fail(
-                "averaged_params",
+                who,
                 "the state must hold one average of each parameter",
                 f"{len(kept)} of the same",
                 "pass the part of the state that holds the one you want",
             )
-        return kept[0] if kept else parts[0]
+        return jnp.array(kept[0], copy=True) if kept else parts[0]
 
-    return jax.tree.map(join, *found, is_leaf=lambda x: isinstance(x, optax.MaskedNode))
+    average = jax.tree.map(join, *found, is_leaf=_is_masked)
+    if params is None:
+        return average
+    try:
+        return jax.tree.map(
+            lambda own, p: jnp.array(p if _is_masked(own) else own, p.dtype, copy=True),
+            average,
+            params,
+            is_leaf=_is_masked,
+        )
+    except ValueError:
+        _checks.fail(
+            who,
+            "params must have the structure of the parameters given to init",
+            f"{jax.tree.structure(params)} for an average of {jax.tree.structure(average)}",
+            "in Flax NNX pass nnx.as_pure of both the state and the parameters",
+        )
+
+
+def _is_masked(node: Any) -> bool:
+    return isinstance(node, optax.MaskedNode)
 
 
 def _copy(param: Array) -> Array:
