@@ -6,6 +6,7 @@ its file, its function in `optlab.reference`, and its row.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -60,13 +61,13 @@ class ScheduleRow:
     """A schedule.
 
     Attributes:
-        name: unique among all rows.
+        name: that of the constructor, with a suffix behind a dot where it has several rows.
         summary: one line for people.
         constructor: makes the schedule.
         reference: (step, **arguments) → value, in float64.
         samples: arguments to check it with.
-        knots: for each sample, the steps at which its formula changes or ends.
         errors: arguments that must be refused, with the message.
+        endless: whether it goes on changing past its last knot.
     """
 
     name: str
@@ -74,8 +75,8 @@ class ScheduleRow:
     constructor: Callable[..., Schedule]
     reference: Callable[..., float]
     samples: tuple[Mapping[str, Any], ...]
-    knots: tuple[tuple[int, ...], ...]
     errors: tuple[tuple[Mapping[str, Any], str], ...]
+    endless: bool = False
 
 
 def _of_direction(rule: Callable[..., Any]) -> TreeReference:
@@ -120,7 +121,7 @@ def _params_ema(gradients: Arrays, params: Arrays, state: Any, t: int, **hyperpa
     return list(gradients), new
 
 
-def _bad(name: str, value: float, required: str, **others: Any) -> tuple[dict[str, Any], str]:
+def _bad(name: str, value: float, required: str, /, **others: Any) -> tuple[dict[str, Any], str]:
     return {name: value, **others}, f"{name} must be {required}, got {name}={value}"
 
 
@@ -337,6 +338,22 @@ TRANSFORMATIONS: Mapping[str, Row] = {
     )
 }
 
+_STEPS = "an integer >= 1"
+_INNER = schedules.cosine(0.5, 20, 0.1)
+_INNER_REFERENCE = partial(reference.cosine, init_value=0.5, decay_steps=20, end_value=0.1)
+_WSD = {"peak_value": 0.1, "warmup_steps": 10, "stable_steps": 30, "decay_steps": 20}
+_ONE_CYCLE = (
+    {"peak_value": 0.1, "total_steps": 100},
+    {
+        "peak_value": 0.5,
+        "total_steps": 7,
+        "peak_fraction": 0.5,
+        "div_factor": 3.0,
+        "final_div_factor": 1e3,
+        "momentum": (0.9, 0.8),
+    },
+)
+
 SCHEDULES: Mapping[str, ScheduleRow] = {
     row.name: row
     for row in (
@@ -346,8 +363,49 @@ SCHEDULES: Mapping[str, ScheduleRow] = {
             constructor=schedules.constant,
             reference=reference.constant,
             samples=({"value": 0.1},),
-            knots=((0,),),
             errors=(_bad("value", float("nan"), "finite"),),
+        ),
+        ScheduleRow(
+            name="step_decay",
+            summary="α₀·factor^⌊t/every⌋",
+            constructor=schedules.step_decay,
+            reference=reference.step_decay,
+            samples=({"init_value": 0.1, "factor": 0.5, "every": 30},),
+            errors=(
+                _bad("every", 0, _STEPS, init_value=1.0, factor=0.1),
+                _bad("factor", -0.1, _NONNEGATIVE, init_value=1.0, every=5),
+            ),
+            endless=True,
+        ),
+        ScheduleRow(
+            name="multistep",
+            summary="α₀·factor^(milestones ≤ t)",
+            constructor=schedules.multistep,
+            reference=reference.multistep,
+            samples=({"init_value": 0.1, "factor": 0.1, "milestones": [30, 60, 61]},),
+            errors=(
+                (
+                    {"init_value": 1.0, "factor": 0.1, "milestones": [60, 30]},
+                    "milestones must be strictly ascending, got [60, 30]",
+                ),
+                (
+                    {"init_value": 1.0, "factor": 0.1, "milestones": [0]},
+                    "each of milestones must be an integer >= 1, got",
+                ),
+                (
+                    {"init_value": 1.0, "factor": 0.1, "milestones": []},
+                    "milestones must hold at least one step, got none",
+                ),
+            ),
+        ),
+        ScheduleRow(
+            name="exponential",
+            summary="α₀·e^(−kt)",
+            constructor=schedules.exponential,
+            reference=reference.exponential,
+            samples=({"init_value": 0.1, "decay_rate": 0.01},),
+            errors=(_bad("decay_rate", -0.1, _NONNEGATIVE, init_value=1.0),),
+            endless=True,
         ),
         ScheduleRow(
             name="linear",
@@ -358,10 +416,30 @@ SCHEDULES: Mapping[str, ScheduleRow] = {
                 {"init_value": 1e-3, "end_value": 0.0, "transition_steps": 1000},
                 {"init_value": 0.1, "end_value": 0.7, "transition_steps": 1},
             ),
-            knots=((0, 1000), (0, 1)),
             errors=(
-                _bad("transition_steps", 0, "an integer >= 1", init_value=1.0, end_value=0.0),
+                _bad("transition_steps", 0, _STEPS, init_value=1.0, end_value=0.0),
                 _bad("init_value", float("inf"), "finite", end_value=0.0, transition_steps=1),
+            ),
+        ),
+        ScheduleRow(
+            name="polynomial",
+            summary="α_end + (α₀ − α_end)(1 − t/T)^power",
+            constructor=schedules.polynomial,
+            reference=reference.polynomial,
+            samples=(
+                {"init_value": 0.1, "end_value": 0.01, "power": 2.0, "transition_steps": 50},
+                {"init_value": 0.1, "end_value": 0.0, "power": 0.5, "transition_steps": 50},
+            ),
+            errors=(
+                _bad("transition_steps", 0, _STEPS, init_value=1.0, end_value=0.0, power=2.0),
+                _bad(
+                    "power",
+                    0.0,
+                    "finite and > 0",
+                    init_value=1.0,
+                    end_value=0.0,
+                    transition_steps=5,
+                ),
             ),
         ),
         ScheduleRow(
@@ -373,11 +451,38 @@ SCHEDULES: Mapping[str, ScheduleRow] = {
                 {"init_value": 1e-3, "decay_steps": 1000},
                 {"init_value": 0.5, "decay_steps": 7, "end_value": 0.1},
             ),
-            knots=((0, 1000), (0, 7)),
             errors=(
-                _bad("decay_steps", 0, "an integer >= 1", init_value=1.0),
-                _bad("decay_steps", 10.0, "an integer >= 1", init_value=1.0),
+                _bad("decay_steps", 0, _STEPS, init_value=1.0),
+                _bad("decay_steps", 10.0, _STEPS, init_value=1.0),
                 _bad("end_value", float("nan"), "finite", init_value=1.0, decay_steps=10),
+            ),
+        ),
+        ScheduleRow(
+            name="inverse_sqrt",
+            summary="α₀/√(t + 1), or with warm-up α₀·min(t/W, √(W/t))",
+            constructor=schedules.inverse_sqrt,
+            reference=reference.inverse_sqrt,
+            samples=({"value": 0.1}, {"value": 7e-4, "warmup_steps": 4000}),
+            errors=(_bad("warmup_steps", -1, "an integer >= 0", value=1.0),),
+            endless=True,
+        ),
+        ScheduleRow(
+            name="warmup",
+            summary="linear to another schedule's first value over W updates, then that schedule",
+            constructor=schedules.warmup,
+            reference=lambda step, schedule, **options: reference.warmup(
+                step, schedule=_INNER_REFERENCE, **options
+            ),
+            samples=(
+                {"schedule": _INNER, "warmup_steps": 5, "init_value": 0.01},
+                {"schedule": _INNER, "warmup_steps": 0},
+            ),
+            errors=(
+                _bad("warmup_steps", -1, "an integer >= 0", schedule=_INNER),
+                (
+                    {"schedule": 0.1, "warmup_steps": 5},
+                    "schedule must be a function of the step, got 0.1",
+                ),
             ),
         ),
         ScheduleRow(
@@ -396,7 +501,6 @@ SCHEDULES: Mapping[str, ScheduleRow] = {
                 },
                 {"peak_value": 0.3, "warmup_steps": 0, "decay_steps": 20},
             ),
-            knots=((0, 100, 1000), (0, 3, 20), (0, 20)),
             errors=(
                 _bad("warmup_steps", -1, "an integer >= 0", peak_value=1.0, decay_steps=5),
                 (
@@ -404,6 +508,171 @@ SCHEDULES: Mapping[str, ScheduleRow] = {
                     "decay_steps must be more than warmup_steps, got decay_steps=5",
                 ),
                 _bad("peak_value", float("nan"), "finite", warmup_steps=1, decay_steps=5),
+            ),
+        ),
+        ScheduleRow(
+            name="wsd",
+            summary="warm-up, stable, decay (linear, cosine or 1 − √)",
+            constructor=schedules.wsd,
+            reference=reference.wsd,
+            samples=(
+                *({**_WSD, "end_value": 0.01, "shape": s} for s in ("linear", "cosine", "sqrt")),
+                {**_WSD, "warmup_steps": 0, "stable_steps": 0},
+            ),
+            errors=(
+                _bad("decay_steps", 0, _STEPS, peak_value=1.0, warmup_steps=1, stable_steps=1),
+                (
+                    {
+                        "peak_value": 1.0,
+                        "warmup_steps": 1,
+                        "stable_steps": 1,
+                        "decay_steps": 1,
+                        "shape": "round",
+                    },
+                    "shape must be one of linear, cosine, sqrt, got shape='round'",
+                ),
+            ),
+        ),
+        ScheduleRow(
+            name="triangular",
+            summary="up and down between two values, with constant, halved or shrinking height",
+            constructor=schedules.triangular,
+            reference=reference.triangular,
+            samples=(
+                {"min_value": 0.01, "max_value": 0.1, "half_cycle_steps": 10},
+                {"min_value": 0.0, "max_value": 0.1, "half_cycle_steps": 10, "form": "halving"},
+                {
+                    "min_value": 0.01,
+                    "max_value": 0.1,
+                    "half_cycle_steps": 7,
+                    "form": "exponential",
+                    "gamma": 0.99,
+                },
+            ),
+            errors=(
+                _bad("half_cycle_steps", 0, _STEPS, min_value=0.0, max_value=1.0),
+                _bad("gamma", 0.0, "in (0, 1]", min_value=0.0, max_value=1.0, half_cycle_steps=1),
+                (
+                    {"min_value": 0.0, "max_value": 1.0, "half_cycle_steps": 1, "form": "saw"},
+                    "form must be one of constant, halving, exponential, got form='saw'",
+                ),
+            ),
+            endless=True,
+        ),
+        ScheduleRow(
+            name="cosine_restarts",
+            summary="half a cosine again and again, each longer and lower by a factor",
+            constructor=schedules.cosine_restarts,
+            reference=reference.cosine_restarts,
+            samples=(
+                {"init_value": 0.1, "decay_steps": 10},
+                {
+                    "init_value": 0.1,
+                    "decay_steps": 10,
+                    "end_value": 0.01,
+                    "cycle_factor": 2,
+                    "peak_factor": 0.5,
+                },
+            ),
+            errors=(
+                _bad("decay_steps", 0, _STEPS, init_value=1.0),
+                _bad("cycle_factor", 0.5, "finite and >= 1", init_value=1.0, decay_steps=5),
+                _bad("num_cycles", 0, _STEPS, init_value=1.0, decay_steps=5),
+            ),
+            endless=True,
+        ),
+        ScheduleRow(
+            name="cosine_restarts.ending",
+            summary="the same, for a number of cycles",
+            constructor=schedules.cosine_restarts,
+            reference=reference.cosine_restarts,
+            samples=(
+                {"init_value": 0.1, "decay_steps": 10, "num_cycles": 3},
+                {
+                    "init_value": 0.1,
+                    "decay_steps": 10,
+                    "end_value": 0.01,
+                    "cycle_factor": 1.5,
+                    "num_cycles": 3,
+                },
+            ),
+            errors=(),
+        ),
+        ScheduleRow(
+            name="one_cycle.learning_rate",
+            summary="the one cycle's rate: half cosines up to the peak and down to almost nothing",
+            constructor=lambda **options: schedules.one_cycle(**options).learning_rate,
+            reference=lambda step, **options: reference.one_cycle(step, **options)[0],
+            samples=_ONE_CYCLE,
+            errors=(
+                _bad("total_steps", 0, _STEPS, peak_value=1.0),
+                _bad("peak_fraction", 1.0, "in (0, 1)", peak_value=1.0, total_steps=10),
+                _bad("peak_fraction", 0.0, "in (0, 1)", peak_value=1.0, total_steps=10),
+                _bad("div_factor", 0.0, "finite and > 0", peak_value=1.0, total_steps=10),
+            ),
+        ),
+        ScheduleRow(
+            name="one_cycle.momentum",
+            summary="the momentum (or b1) that goes with it: down, and up again",
+            constructor=lambda **options: schedules.one_cycle(**options).momentum,
+            reference=lambda step, **options: reference.one_cycle(step, **options)[1],
+            samples=_ONE_CYCLE,
+            errors=(
+                (
+                    {"peak_value": 1.0, "total_steps": 10, "momentum": (0.85, 0.95)},
+                    "momentum must be (m_max, m_min), got momentum=(0.85, 0.95)",
+                ),
+                (
+                    {"peak_value": 1.0, "total_steps": 10, "momentum": 0.9},
+                    "momentum must be a pair (m_max, m_min), got momentum=0.9",
+                ),
+            ),
+        ),
+        ScheduleRow(
+            name="join",
+            summary="schedules one after the other, each from its own step 0",
+            constructor=schedules.join,
+            reference=lambda step, schedules, boundaries: reference.join(
+                step,
+                schedules=[partial(reference.constant, value=0.2), _INNER_REFERENCE],
+                boundaries=boundaries,
+            ),
+            samples=({"schedules": [schedules.constant(0.2), _INNER], "boundaries": [4]},),
+            errors=(
+                (
+                    {"schedules": [_INNER, _INNER], "boundaries": [4, 8]},
+                    "there must be one boundary less than schedules, got 2 boundaries for 2",
+                ),
+                (
+                    {"schedules": [_INNER] * 3, "boundaries": [8, 4]},
+                    "boundaries must be strictly ascending, got [8, 4]",
+                ),
+            ),
+        ),
+        ScheduleRow(
+            name="scale",
+            summary="another schedule times a number",
+            constructor=schedules.scale,
+            reference=lambda step, schedule, factor: reference.scale(
+                step, schedule=_INNER_REFERENCE, factor=factor
+            ),
+            samples=({"schedule": _INNER, "factor": 0.5},),
+            errors=(_bad("factor", float("nan"), "finite", schedule=_INNER),),
+        ),
+        ScheduleRow(
+            name="clamp",
+            summary="another schedule kept between two bounds",
+            constructor=schedules.clamp,
+            reference=lambda step, schedule, **bounds: reference.clamp(
+                step, schedule=_INNER_REFERENCE, **bounds
+            ),
+            samples=({"schedule": _INNER, "min_value": 0.2, "max_value": 0.4},),
+            errors=(
+                (
+                    {"schedule": _INNER, "min_value": 1.0, "max_value": 0.0},
+                    "min_value must not exceed max_value, got min_value=1.0",
+                ),
+                ({"schedule": _INNER}, "min_value or max_value must be given, got neither"),
             ),
         ),
     )

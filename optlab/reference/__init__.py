@@ -9,7 +9,8 @@ a schedule is followed by passing another value.
 
 - `_optimizers`: the directions `scale_by_…`, which −α multiplies, and the optimizers on them.
 - `_transforms`: norms, clipping, weight decay, the average of the parameters.
-- `_schedules`: the rate as a function of the number of updates already made.
+- `_schedules`: the rate, or the rate and momentum, as a function of the number of updates already
+  made.
 
 Example:
     Adam on f(x) = x² from x = 2, where g = 2x:
@@ -35,7 +36,25 @@ from ._optimizers import (
     scale_by_rmsprop,
     sgd,
 )
-from ._schedules import constant, cosine, linear, warmup_cosine
+from ._schedules import (
+    clamp,
+    constant,
+    cosine,
+    cosine_restarts,
+    exponential,
+    inverse_sqrt,
+    join,
+    linear,
+    multistep,
+    one_cycle,
+    polynomial,
+    scale,
+    step_decay,
+    triangular,
+    warmup,
+    warmup_cosine,
+    wsd,
+)
 from ._transforms import (
     add_decayed_weights,
     clip_by_global_norm,
@@ -49,18 +68,31 @@ __all__ = [
     "adam",
     "adamw",
     "add_decayed_weights",
+    "clamp",
     "clip_by_global_norm",
     "clip_by_value",
     "constant",
     "cosine",
+    "cosine_restarts",
+    "exponential",
     "global_norm",
+    "inverse_sqrt",
+    "join",
     "linear",
+    "multistep",
+    "one_cycle",
     "params_ema",
+    "polynomial",
     "rmsprop",
+    "scale",
     "scale_by_adagrad",
     "scale_by_adam",
     "scale_by_momentum",
     "scale_by_rmsprop",
     "sgd",
+    "step_decay",
+    "triangular",
+    "warmup",
     "warmup_cosine",
+    "wsd",
 ]

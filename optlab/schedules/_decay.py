@@ -1,26 +1,44 @@
-"""Schedules that hold or lower a value: constant, linear, half a cosine.
+"""Schedules that hold or lower a value.
 
-    linear    α(t) = α₀ + (α_end − α₀) t/T
-    cosine    α(t) = α_end + (α₀ − α_end) · ½(1 + cos(π t/T))
+    constant         α(t) = α₀
+    step decay       α(t) = α₀ · factor^⌊t/every⌋
+    multistep        α(t) = α₀ · factor^(number of milestones ≤ t)
+    exponential      α(t) = α₀ · e^(−kt)
+    linear           α(t) = α₀ + (α_end − α₀) t/T
+    polynomial       α(t) = α_end + (α₀ − α_end)(1 − t/T)^power
+    cosine           α(t) = α_end + (α₀ − α_end) · ½(1 + cos(π t/T))
+    inverse root     α(t) = α₀/√(t + 1), or with warm-up α₀ · min(t/W, √(W/t))
 
-t is the step, from 0 at the first update; T is `transition_steps` or `decay_steps`, in updates.
-Both are constant past T. The update that uses α_end itself is the one after T others: a loop of
-n updates whose last should use it passes T = n − 1.
+t is the step, 0 at the first update; k is `decay_rate`, W `warmup_steps`, T `transition_steps` or
+`decay_steps`, all in updates. What ends at T is constant past it. The first update that uses α_end
+is the one after T others, so a loop of n updates reaches it in its last with T = n − 1.
 
-The weight ½(1 + cos(π t/T)) is formed as sin²(½π (T − t)/T) from the integer T − t, which keeps all
-digits where the cosine form loses them to cancellation, and is exactly 1 at 0 and 0 at T.
-
-Reference: Loshchilov & Hutter, ICLR (2017) for the cosine, without its restarts.
+Reference: Loshchilov & Hutter, ICLR (2017) for the cosine, without its restarts; Vaswani et al.,
+NeurIPS (2017) for the inverse root.
 """
 
+from collections.abc import Sequence
+from itertools import pairwise
+
 import jax.numpy as jnp
+import numpy as np
 
 from optlab import _checks
-from optlab._types import Array, ArrayLike, Schedule
+from optlab._types import ArrayLike
+from optlab.schedules._curve import (
+    Curve,
+    as_float,
+    check_steps,
+    check_values,
+    describe,
+    half_cosine,
+    mix,
+    remaining,
+)
 
 
-def constant(value: ArrayLike) -> Schedule:
-    """Return the schedule that is `value` at every step.
+def constant(value: ArrayLike) -> Curve:
+    """Return the schedule that is `value` at every update.
 
     Args:
         value: a finite scalar.
@@ -32,12 +50,99 @@ def constant(value: ArrayLike) -> Schedule:
         >>> constant(0.1)(1000)
         Array(0.1, dtype=float32)
     """
-    _checks.check_number("constant", "value", value, _checks.FINITE)
-    return lambda step: jnp.asarray(value, float)
+    check_values("constant", value=value)
+    return Curve(describe("constant", value=value), lambda step: as_float(value), (0,))
 
 
-def linear(init_value: ArrayLike, end_value: ArrayLike, transition_steps: int) -> Schedule:
+def step_decay(init_value: ArrayLike, factor: ArrayLike, every: int) -> Curve:
+    """Return the schedule that is multiplied by `factor` each time `every` updates have been made.
+
+    The first `every` updates use `init_value`, the next ones `init_value·factor`, and so on.
+
+    Args:
+        init_value: α₀.
+        factor: ≥ 0, typically 0.1 to 0.5.
+        every: updates between two steps down, ≥ 1.
+
+    Raises:
+        ValueError: a value is out of its range.
+
+    Example:
+        >>> schedule = step_decay(1.0, factor=0.5, every=10)
+        >>> [float(schedule(step)) for step in (0, 9, 10, 20)]
+        [1.0, 1.0, 0.5, 0.25]
+    """
+    check_values("step_decay", init_value=init_value)
+    _checks.check_number("step_decay", "factor", factor, _checks.NONNEGATIVE)
+    check_steps("step_decay", 1, every=every)
+    text = describe("step_decay", init_value=init_value, factor=factor, every=every)
+    return Curve(
+        text,
+        lambda step: as_float(init_value) * as_float(factor) ** as_float(step // every),
+        (0, every),
+    )
+
+
+def multistep(init_value: ArrayLike, factor: ArrayLike, milestones: Sequence[int]) -> Curve:
+    """Return the schedule that is multiplied by `factor` at given steps.
+
+    The update after `milestones[i]` others is the first that uses `init_value·factor^(i + 1)`.
+
+    Args:
+        init_value: α₀.
+        factor: ≥ 0, typically 0.1.
+        milestones: steps, ≥ 1, strictly ascending; at least one.
+
+    Raises:
+        ValueError: a value is out of its range, or the milestones are out of order.
+
+    Example:
+        >>> schedule = multistep(1.0, factor=0.1, milestones=[30, 60])
+        >>> [round(float(schedule(step)), 4) for step in (29, 30, 60)]
+        [1.0, 0.1, 0.01]
+    """
+    who = "multistep"
+    check_values(who, init_value=init_value)
+    _checks.check_number(who, "factor", factor, _checks.NONNEGATIVE)
+    milestones = check_ascending(who, "milestones", milestones)
+
+    def function(step):
+        values = jnp.stack([as_float(init_value * factor**i) for i in range(len(milestones) + 1)])
+        return values[jnp.searchsorted(np.asarray(milestones, np.int32), step, side="right")]
+
+    text = describe(who, init_value=init_value, factor=factor, milestones=list(milestones))
+    return Curve(text, function, (0, *milestones))
+
+
+def exponential(init_value: ArrayLike, decay_rate: ArrayLike) -> Curve:
+    """Return the schedule that decays by the same share at each update, α₀e^(−kt).
+
+    The first update uses `init_value`; the value halves every ln 2/k updates, and never ends.
+
+    Args:
+        init_value: α₀.
+        decay_rate: k ≥ 0, per update: a rate, not Optax's factor.
+
+    Raises:
+        ValueError: a value is out of its range.
+
+    Example:
+        >>> float(exponential(1.0, decay_rate=0.001)(1000))  # 1/e
+        0.3678794503211975
+    """
+    check_values("exponential", init_value=init_value)
+    _checks.check_number("exponential", "decay_rate", decay_rate, _checks.NONNEGATIVE)
+    return Curve(
+        describe("exponential", init_value=init_value, decay_rate=decay_rate),
+        lambda step: as_float(init_value) * jnp.exp(-as_float(decay_rate) * as_float(step)),
+        (0,),
+    )
+
+
+def linear(init_value: ArrayLike, end_value: ArrayLike, transition_steps: int) -> Curve:
     """Return the schedule that goes from one value to another in a straight line.
+
+    The first update uses `init_value`, the update after T others the first `end_value`.
 
     Args:
         init_value: at step 0.
@@ -52,13 +157,62 @@ def linear(init_value: ArrayLike, end_value: ArrayLike, transition_steps: int) -
         >>> [round(float(schedule(step)), 3) for step in (0, 5, 10, 11)]
         [1.0, 0.5, 0.0, 0.0]
     """
-    _check("linear", init_value=init_value, end_value=end_value)
-    _checks.check_count("linear", "transition_steps", transition_steps, 1)
-    return lambda step: mix(remaining(step, 0, transition_steps), init_value, end_value)
+    check_values("linear", init_value=init_value, end_value=end_value)
+    check_steps("linear", 1, transition_steps=transition_steps)
+    text = describe(
+        "linear", init_value=init_value, end_value=end_value, transition_steps=transition_steps
+    )
+    return Curve(
+        text,
+        lambda step: mix(remaining(step, 0, transition_steps), init_value, end_value),
+        (0, transition_steps),
+    )
 
 
-def cosine(init_value: ArrayLike, decay_steps: int, end_value: ArrayLike = 0.0) -> Schedule:
+def polynomial(
+    init_value: ArrayLike, end_value: ArrayLike, power: ArrayLike, transition_steps: int
+) -> Curve:
+    """Return the schedule that goes from one value to another along a power of what is left.
+
+    The first update uses `init_value`, the update after T others the first `end_value`.
+
+    Args:
+        init_value: at step 0.
+        end_value: at step `transition_steps` and ever after.
+        power: > 0; 1 is a straight line, 2 decays fast first.
+        transition_steps: T ≥ 1, in optimizer updates.
+
+    Raises:
+        ValueError: a value is out of its range, or T is not an integer ≥ 1.
+
+    Example:
+        >>> schedule = polynomial(1.0, 0.0, power=2, transition_steps=10)
+        >>> [round(float(schedule(step)), 3) for step in (0, 5, 10)]
+        [1.0, 0.25, 0.0]
+    """
+    who = "polynomial"
+    check_values(who, init_value=init_value, end_value=end_value)
+    _checks.check_number(who, "power", power, _checks.POSITIVE)
+    check_steps(who, 1, transition_steps=transition_steps)
+
+    def function(step):
+        weight = remaining(step, 0, transition_steps) ** as_float(power)
+        return mix(weight, init_value, end_value)
+
+    text = describe(
+        who,
+        init_value=init_value,
+        end_value=end_value,
+        power=power,
+        transition_steps=transition_steps,
+    )
+    return Curve(text, function, (0, transition_steps))
+
+
+def cosine(init_value: ArrayLike, decay_steps: int, end_value: ArrayLike = 0.0) -> Curve:
     """Return the schedule that falls from one value to another along half a cosine.
+
+    The first update uses `init_value`, the update after T others the first `end_value`.
 
     Args:
         init_value: at step 0.
@@ -76,28 +230,60 @@ def cosine(init_value: ArrayLike, decay_steps: int, end_value: ArrayLike = 0.0) 
     Reference:
         Loshchilov & Hutter, ICLR (2017).
     """
-    _check("cosine", init_value=init_value, end_value=end_value)
-    _checks.check_count("cosine", "decay_steps", decay_steps, 1)
-    return lambda step: mix(half_cosine(remaining(step, 0, decay_steps)), init_value, end_value)
+    check_values("cosine", init_value=init_value, end_value=end_value)
+    check_steps("cosine", 1, decay_steps=decay_steps)
+    text = describe("cosine", init_value=init_value, decay_steps=decay_steps, end_value=end_value)
+    return Curve(
+        text,
+        lambda step: mix(half_cosine(remaining(step, 0, decay_steps)), init_value, end_value),
+        (0, decay_steps),
+    )
 
 
-def remaining(step: ArrayLike, start: int, stop: int) -> Array:
-    """Return the share of the way from `start` to `stop` that is left: 1 before, 0 after."""
-    left = stop - jnp.clip(jnp.asarray(step), start, stop)
-    return left.astype(jnp.result_type(float)) / (stop - start)
+def inverse_sqrt(value: ArrayLike, warmup_steps: int = 0) -> Curve:
+    """Return the schedule that decays as one over the root of the number of updates.
+
+    Without warm-up update number n = 1, 2, … uses value/√n. With warm-up it is the Transformer's:
+    the first update uses 0, the one after W others `value`, and from there it is value·√(W/step).
+
+    Args:
+        value: of the first update, or with warm-up at step W.
+        warmup_steps: W ≥ 0, in optimizer updates.
+
+    Raises:
+        ValueError: the value is not a finite scalar, or W is not an integer ≥ 0.
+
+    Example:
+        The Transformer's rate, of width 512 and 4000 updates of warm-up:
+
+        >>> schedule = inverse_sqrt((512 * 4000) ** -0.5, warmup_steps=4000)
+        >>> [round(float(schedule(step)), 6) for step in (0, 2000, 4000, 16000)]
+        [0.0, 0.000349, 0.000699, 0.000349]
+
+    Reference:
+        Vaswani et al., NeurIPS (2017).
+    """
+    check_values("inverse_sqrt", value=value)
+    check_steps("inverse_sqrt", 0, warmup_steps=warmup_steps)
+    text = describe("inverse_sqrt", value=value, warmup_steps=warmup_steps)
+    if warmup_steps == 0:
+        return Curve(text, lambda step: as_float(value) / jnp.sqrt(as_float(step) + 1), (0,))
+
+    def function(step):
+        rise = as_float(jnp.minimum(step, warmup_steps)) / warmup_steps
+        fall = jnp.sqrt(warmup_steps / as_float(jnp.maximum(step, warmup_steps)))
+        return as_float(value) * rise * fall
+
+    return Curve(text, function, (0, warmup_steps))
 
 
-def half_cosine(share: Array) -> Array:
-    """Return ½(1 + cos(π(1 − share))), for a share from 1 down to 0."""
-    return jnp.sin(0.5 * jnp.pi * share) ** 2
-
-
-def mix(weight: Array, first: ArrayLike, second: ArrayLike) -> Array:
-    """Return weight·first + (1 − weight)·second, exactly `first` at 1 and `second` at 0."""
-    dtype = jnp.result_type(float)
-    return weight * jnp.asarray(first, dtype) + (1 - weight) * jnp.asarray(second, dtype)
-
-
-def _check(who: str, **values: ArrayLike) -> None:
-    for name, value in values.items():
-        _checks.check_number(who, name, value, _checks.FINITE)
+def check_ascending(who: str, name: str, steps: Sequence[int]) -> tuple[int, ...]:
+    """Require at least one step, all integers ≥ 1, strictly ascending."""
+    steps = tuple(steps)
+    if not steps:
+        _checks.fail(who, f"{name} must hold at least one step", "none")
+    for step in steps:
+        _checks.check_count(who, f"each of {name}", step, 1)
+    if any(later <= earlier for earlier, later in pairwise(steps)):
+        _checks.fail(who, f"{name} must be strictly ascending", str(list(steps)))
+    return steps

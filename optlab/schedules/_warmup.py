@@ -1,18 +1,72 @@
-"""Schedules that begin low: a linear warm-up to the peak, then a decay.
+"""Schedules that begin low: a linear warm-up in front of any other.
 
-    α(t) = α_init + (α_peak − α_init) t/W                              t ≤ W
-    α(t) = α_end + (α_peak − α_end) · ½(1 + cos(π (t − W)/(T − W)))    W ≤ t ≤ T
+    warm-up          α(t) = α_init + (s(0) − α_init) t/W                t < W
+                     α(t) = s(t − W)                                    t ≥ W
+    warm-up–stable–decay      warm-up over W updates, the peak for S, then over D updates
+                     α(t) = α_end + (α_peak − α_end) · f(x),  x = (t − W − S)/D
+                     f(x) = 1 − x (linear), ½(1 + cos πx) (cosine) or 1 − √x (sqrt)
 
-W is `warmup_steps`, T `decay_steps`, both counted in updates from the start of the run.
+s is `schedule`, W `warmup_steps`, S `stable_steps`, D `decay_steps`, all in updates.
 
-Reference: Goyal et al., arXiv:1706.02677 (2017) for the warm-up.
+Reference: Goyal et al., arXiv:1706.02677 (2017) for the warm-up; Hu et al., arXiv:2404.06395
+(2024) and Hägele et al., NeurIPS (2024) for warm-up–stable–decay.
 """
 
 import jax.numpy as jnp
 
 from optlab import _checks
 from optlab._types import ArrayLike, Schedule
-from optlab.schedules._decay import cosine, linear
+from optlab.schedules._curve import (
+    Curve,
+    as_float,
+    check_steps,
+    check_values,
+    describe,
+    half_cosine,
+    mix,
+    remaining,
+)
+from optlab.schedules._decay import cosine
+
+_DECAYS = {
+    "linear": lambda left: left,
+    "cosine": half_cosine,
+    "sqrt": lambda left: 1 - jnp.sqrt(1 - left),
+}
+
+
+def warmup(schedule: Schedule, warmup_steps: int, init_value: ArrayLike = 0.0) -> Curve:
+    """Return a schedule with a linear warm-up in front of it.
+
+    The first update uses `init_value`, the update after W others `schedule(0)`, and the given
+    schedule runs on from there. With `init_value` 0 the first update does not move the parameters.
+
+    Args:
+        schedule: any function of the step, ours or Optax's.
+        warmup_steps: W ≥ 0, in optimizer updates.
+        init_value: at step 0.
+
+    Raises:
+        ValueError: `schedule` is not callable, or a value is out of its range.
+
+    Example:
+        >>> from optlab import schedules
+        >>> schedule = warmup(schedules.inverse_sqrt(1.0), warmup_steps=4)
+        >>> [float(schedule(step)) for step in (0, 2, 4, 7)]
+        [0.0, 0.5, 1.0, 0.5]
+
+    Reference:
+        Goyal et al., arXiv:1706.02677 (2017).
+    """
+    check_schedule("warmup", schedule)
+    check_steps("warmup", 0, warmup_steps=warmup_steps)
+    check_values("warmup", init_value=init_value)
+    return _warmup(
+        describe("warmup", schedule=schedule, warmup_steps=warmup_steps, init_value=init_value),
+        schedule,
+        warmup_steps,
+        init_value,
+    )
 
 
 def warmup_cosine(
@@ -21,7 +75,7 @@ def warmup_cosine(
     decay_steps: int,
     init_value: ArrayLike = 0.0,
     end_value: ArrayLike = 0.0,
-) -> Schedule:
+) -> Curve:
     """Return the schedule that rises in a straight line and falls along half a cosine.
 
     The update after W others is the first at the peak, the one after T others the first at
@@ -43,11 +97,9 @@ def warmup_cosine(
         [0.0, 0.0005, 0.001, 0.000883, 0.00025, 0.0]
     """
     who = "warmup_cosine"
-    for name, value in {"peak_value": peak_value, "init_value": init_value}.items():
-        _checks.check_number(who, name, value, _checks.FINITE)
-    _checks.check_number(who, "end_value", end_value, _checks.FINITE)
-    _checks.check_count(who, "warmup_steps", warmup_steps, 0)
-    _checks.check_count(who, "decay_steps", decay_steps, 1)
+    check_values(who, peak_value=peak_value, init_value=init_value, end_value=end_value)
+    check_steps(who, 0, warmup_steps=warmup_steps)
+    check_steps(who, 1, decay_steps=decay_steps)
     if decay_steps <= warmup_steps:
         _checks.fail(
             who,
@@ -55,13 +107,97 @@ def warmup_cosine(
             f"decay_steps={decay_steps}, warmup_steps={warmup_steps}",
             "decay_steps counts the whole run, warm-up included",
         )
+    text = describe(
+        who,
+        peak_value=peak_value,
+        warmup_steps=warmup_steps,
+        decay_steps=decay_steps,
+        init_value=init_value,
+        end_value=end_value,
+    )
     fall = cosine(peak_value, decay_steps - warmup_steps, end_value)
-    if warmup_steps == 0:
-        return fall
-    rise = linear(init_value, peak_value, warmup_steps)
+    return _warmup(text, fall, warmup_steps, init_value)
 
-    def schedule(step: ArrayLike):
-        step = jnp.asarray(step)
-        return jnp.where(step < warmup_steps, rise(step), fall(step - warmup_steps))
 
-    return schedule
+def wsd(
+    peak_value: ArrayLike,
+    warmup_steps: int,
+    stable_steps: int,
+    decay_steps: int,
+    init_value: ArrayLike = 0.0,
+    end_value: ArrayLike = 0.0,
+    shape: str = "linear",
+) -> Curve:
+    """Return the schedule that warms up, stays at the peak, and decays at the end.
+
+    The updates after W to W + S others use the peak, the one after W + S + D others is the first
+    at `end_value`. Runs of several lengths can branch from one trunk: while it is stable the value
+    does not depend on when the decay will come.
+
+    Args:
+        peak_value: at steps W to W + S.
+        warmup_steps: W ≥ 0, in optimizer updates.
+        stable_steps: S ≥ 0, in optimizer updates.
+        decay_steps: D ≥ 1, in optimizer updates.
+        init_value: at step 0.
+        end_value: at step W + S + D and ever after.
+        shape: of the decay: "linear", "cosine" or "sqrt" (1 − √x, steep first).
+
+    Raises:
+        ValueError: a value is out of its range, or the shape is unknown.
+
+    Example:
+        >>> schedule = wsd(1.0, warmup_steps=10, stable_steps=70, decay_steps=20)
+        >>> [float(schedule(step)) for step in (0, 5, 10, 80, 90, 100)]
+        [0.0, 0.5, 1.0, 1.0, 0.5, 0.0]
+
+    Reference:
+        Hu et al., arXiv:2404.06395 (2024); Hägele et al., NeurIPS (2024).
+    """
+    check_values("wsd", peak_value=peak_value, init_value=init_value, end_value=end_value)
+    check_steps("wsd", 0, warmup_steps=warmup_steps, stable_steps=stable_steps)
+    check_steps("wsd", 1, decay_steps=decay_steps)
+    if shape not in _DECAYS:
+        _checks.fail("wsd", f"shape must be one of {', '.join(_DECAYS)}", f"shape={shape!r}")
+    text = describe(
+        "wsd",
+        peak_value=peak_value,
+        warmup_steps=warmup_steps,
+        stable_steps=stable_steps,
+        decay_steps=decay_steps,
+        init_value=init_value,
+        end_value=end_value,
+        shape=shape,
+    )
+    stop = stable_steps + decay_steps
+    fall = Curve(
+        "",
+        lambda step: mix(
+            _DECAYS[shape](remaining(step, stable_steps, stop)), peak_value, end_value
+        ),
+        (0, stable_steps, stop),
+    )
+    return _warmup(text, fall, warmup_steps, init_value)
+
+
+def check_schedule(who: str, schedule: Schedule) -> None:
+    """Require a function of the step."""
+    if not callable(schedule):
+        _checks.fail(
+            who,
+            "schedule must be a function of the step",
+            repr(schedule),
+            "schedules.constant makes one of a number",
+        )
+
+
+def _warmup(text: str, schedule: Schedule, warmup_steps: int, init_value: ArrayLike) -> Curve:
+    def function(step):
+        after = as_float(schedule(jnp.maximum(step - warmup_steps, 0)))
+        if warmup_steps == 0:
+            return after
+        # Behind the warm-up the weight of the first value is 0; before it, `after` is schedule(0).
+        return mix(remaining(step, 0, warmup_steps), init_value, after)
+
+    knots = {0, warmup_steps, *(warmup_steps + knot for knot in getattr(schedule, "knots", ()))}
+    return Curve(text, function, tuple(sorted(knots)))
