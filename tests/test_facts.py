@@ -140,7 +140,7 @@ def test_averaged_params_survive_donation_and_fill_what_no_average_covers():
     )
     params = {"a": jnp.ones(2, jnp.bfloat16), "b": jnp.zeros(3)}
     state = tx.init(params)
-    with pytest.raises(ValueError, match="one average of each parameter, got 2 of the same"):
+    with pytest.raises(ValueError, match="one average of each parameter, got 2 of"):
         optlab.averaged_params(state)
     with pytest.raises(ValueError, match="must hold a params_ema, got"):
         optlab.averaged_params(optlab.adam(0.1).init(params))

@@ -129,23 +129,32 @@ def averaged_params(state: Any, params: Tree | None = None) -> Tree:
             "put optlab.params_ema(0.999) last in the chain",
         )
 
-    def join(*parts: Any) -> Any:
+    masked = {
+        path
+        for average in found
+        for path, node in jax.tree_util.tree_leaves_with_path(average, is_leaf=_is_masked)
+        if _is_masked(node)
+    }
+
+    def join(path: Any, *parts: Any) -> Any:
         kept = [part for part in parts if not _is_masked(part)]
         if len(kept) > 1:
             _checks.fail(
                 who,
                 "the state must hold one average of each parameter",
-                f"{len(kept)} of the same",
+                f"{len(kept)} of {jax.tree_util.keystr(path) or 'the same'}",
                 "pass the part of the state that holds the one you want",
             )
-        return jnp.array(kept[0], copy=True) if kept else parts[0]
+        return _copy_of(kept[0]) if kept else parts[0]
 
-    average = jax.tree.map(join, *found, is_leaf=_is_masked)
+    average = jax.tree_util.tree_map_with_path(
+        join, *found, is_leaf=lambda path, node: path in masked, is_leaf_takes_path=True
+    )
     if params is None:
         return average
     try:
         return jax.tree.map(
-            lambda own, p: jnp.array(p if _is_masked(own) else own, p.dtype, copy=True),
+            lambda own, p: _copy_of(p) if _is_masked(own) else jnp.array(own, p.dtype, copy=True),
             average,
             params,
             is_leaf=_is_masked,
@@ -161,6 +170,10 @@ def averaged_params(state: Any, params: Tree | None = None) -> Tree:
 
 def _is_masked(node: Any) -> bool:
     return isinstance(node, optax.MaskedNode)
+
+
+def _copy_of(tree: Tree) -> Tree:
+    return jax.tree.map(lambda x: jnp.array(x, copy=True), tree)
 
 
 def _copy(param: Array) -> Array:
