@@ -6,6 +6,7 @@ between them.
 """
 
 from optlab import reference, schedules
+from optlab._inspect import hyperparams, replace_hyperparams
 from optlab._tree import global_norm
 from optlab.optimizers import (
     adagrad,
@@ -24,6 +25,7 @@ from optlab.transforms import (
     clip_by_global_norm,
     clip_by_value,
     params_ema,
+    reduce_on_plateau,
     scale_by_learning_rate,
 )
 
@@ -38,8 +40,11 @@ __all__ = [
     "clip_by_global_norm",
     "clip_by_value",
     "global_norm",
+    "hyperparams",
     "params_ema",
+    "reduce_on_plateau",
     "reference",
+    "replace_hyperparams",
     "rmsprop",
     "scale_by_adagrad",
     "scale_by_adam",

@@ -34,7 +34,8 @@ class Memory(NamedTuple):
     """What a rule remembers about its hyperparameters between updates.
 
     Attributes:
-        given: (k,) float; each constructor argument as last seen, in order; NaN for a schedule.
+        given: (k,) float; each constructor argument as last seen, in the order of the sorted names;
+            NaN for a schedule.
         log_products: one (2,) float array for each decay rate whose average is freed of its bias:
             Σ log β over the updates made so far, as a high and a low part.
     """
@@ -123,14 +124,15 @@ class Hyperparams:
         """
         products = iter(memory.log_products)
         seen, new_values, new_given, new_products = {}, {}, {}, []
-        for index, (name, parameter) in enumerate(self.parameters.items()):
+        seen_before = dict(zip(sorted(self.parameters), memory.given, strict=True))
+        for name, parameter in self.parameters.items():
             given = self._given(name)
             if callable(parameter.value):
                 value = self._scheduled(name, count)
             else:
                 # Only a value that was replaced comes from the state, so that gradients flow to an
                 # argument that was not.
-                replaced = (memory.given[index] == given) & (values[name] != given)
+                replaced = (seen_before[name] == given) & (values[name] != given)
                 value = jnp.where(replaced, values[name], given)
             new_values[name], new_given[name] = value, given
             if not parameter.is_decay:
@@ -165,7 +167,7 @@ def _dtype() -> jnp.dtype:
 
 
 def _stack(given: Mapping[str, Array]) -> Array:
-    return jnp.stack(list(given.values()))
+    return jnp.stack([given[name] for name in sorted(given)])
 
 
 def _decay(argument: Hyperparam, value: Array) -> tuple[Decay, tuple[Array, Array]]:

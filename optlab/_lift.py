@@ -55,6 +55,9 @@ class Rule:
         prepare: what is computed once for the whole tree, (hyperparameters in force, gradients,
             number of this update from 1) → the `scalars` that every leaf receives. The gradients
             are those that enter the first of the rules lifted together.
+        scalars: how further fields of its state start, scalars that are not hyperparameters.
+        observe: in place of `prepare` for a rule that reacts to the run: (state, hyperparameters in
+            force, extra arguments of `update`) → (state, the `scalars` that every leaf receives).
         needs_params: whether `update` must be given the parameters.
         after_update: whether `leaf` is given the parameter as it will be after the update so far.
         mask: which leaves the rule touches; None for all.
@@ -65,6 +68,8 @@ class Rule:
     leaf: Callable[[Array, tuple[Array, ...], Any, Array | None], tuple[Array, tuple[Array, ...]]]
     slots: Mapping[str, InitSlot] = field(default_factory=dict)
     prepare: Callable[[Any, Sequence[Array], Array], Any] = lambda h, gradients, t: h
+    scalars: Callable[[], Mapping[str, Array]] = dict
+    observe: Callable[[Any, Any, Mapping[str, Any]], tuple[Any, Any]] | None = None
     needs_params: bool = False
     after_update: bool = False
     mask: Mask | None = None
@@ -79,7 +84,11 @@ class Rule:
         values, memory = self.hyperparams.init()
         slots = {name: jax.tree.map(start, params) for name, start in self.slots.items()}
         return self.state(
-            count=jnp.zeros((), jnp.int32), hyperparams=values, memory=memory, **slots
+            count=jnp.zeros((), jnp.int32),
+            hyperparams=values,
+            memory=memory,
+            **self.scalars(),
+            **slots,
         )
 
 
@@ -91,7 +100,8 @@ def lift(*rules: Rule) -> optax.GradientTransformationExtraArgs:
 
     Returns:
         A transformation whose state is that of the rule, or the tuple of the rules' states.
-        `update` takes and ignores extra arguments, as Optax's chains pass them to all.
+        `update` takes any extra arguments, as Optax's chains pass them to all; a rule that observes
+        them picks its own.
     """
     who = rules[0].who
     needs_params = any(rule.needs_params for rule in rules)
@@ -106,7 +116,6 @@ def lift(*rules: Rule) -> optax.GradientTransformationExtraArgs:
     def update(
         updates: Tree, state: Any, params: Tree | None = None, **extra_args: Any
     ) -> tuple[Tree, Any]:
-        del extra_args
         if needs_params and params is None:
             _checks.fail(
                 who,
@@ -117,7 +126,8 @@ def lift(*rules: Rule) -> optax.GradientTransformationExtraArgs:
         gradients = _Gradients(who, updates)
         states = state if len(rules) > 1 else (state,)
         steps = [
-            _Step(rule, old, gradients, params) for rule, old in zip(rules, states, strict=True)
+            _Step(rule, old, gradients, params, extra_args)
+            for rule, old in zip(rules, states, strict=True)
         ]
         parameters = gradients.align("parameters", params)
         new = list(gradients.leaves)
@@ -176,14 +186,24 @@ class _Gradients:
 class _Step:
     """One rule in one update: its scalars, its mask, and its slots as lists of leaves."""
 
-    def __init__(self, rule: Rule, state: Any, gradients: _Gradients, params: Tree | None):
+    def __init__(
+        self,
+        rule: Rule,
+        state: Any,
+        gradients: _Gradients,
+        params: Tree | None,
+        extra_args: Mapping[str, Any],
+    ):
         in_force, values, memory = rule.hyperparams.step(
             state.count, state.hyperparams, state.memory
         )
         count = optax.safe_increment(state.count)
         self.rule, self._structure = rule, gradients.structure
-        present = [gradients.leaves[index] for index in gradients.present]
-        self._scalars = rule.prepare(in_force, present, count)
+        if rule.observe is None:
+            present = [gradients.leaves[index] for index in gradients.present]
+            self._scalars = rule.prepare(in_force, present, count)
+        else:
+            state, self._scalars = rule.observe(state, in_force, extra_args)
         self._cast: dict[jnp.dtype, Any] = {}
         self._state = state._replace(count=count, hyperparams=values, memory=memory)
         self._slots = {

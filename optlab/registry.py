@@ -19,7 +19,7 @@ Arrays = Sequence[np.ndarray]
 TreeReference = Callable[..., tuple[list[np.ndarray], Any]]
 """(gradients, parameters, state, t, **hyperparameters) → (updates, state), None before t = 1."""
 
-_NONNEGATIVE, _DECAY = "finite and >= 0", "in [0, 1)"
+_NONNEGATIVE, _DECAY, _STEPS = "finite and >= 0", "in [0, 1)", "an integer >= 1"
 
 
 @dataclass(frozen=True)
@@ -335,10 +335,31 @@ TRANSFORMATIONS: Mapping[str, Row] = {
             ),
             needs_params=True,
         ),
+        Row(
+            name="reduce_on_plateau",
+            summary="u ← scale·u, the scale cut when a metric fed as value= stops improving",
+            constructor=transforms.reduce_on_plateau,
+            reference=_elementwise(lambda u, p, **options: u),
+            samples=({"patience": 2},),
+            hyperparams={
+                "factor": (0.1, 0.5),
+                "rtol": (1e-4, 0.1),
+                "atol": (0.0, 0.1),
+                "min_scale": (0.0, 0.1),
+            },
+            errors=(
+                _bad("factor", 1.0, "in (0, 1)"),
+                _bad("rtol", 1.0, _DECAY),
+                *_number_errors("atol", "min_scale"),
+                _bad("patience", 0, _STEPS),
+                _bad("cooldown", -1, "an integer >= 0"),
+                ({"mode": "least"}, "mode must be 'min' or 'max', got mode='least'"),
+            ),
+        ),
     )
 }
 
-_STEPS = "an integer >= 1"
+"an integer >= 1"
 _INNER = schedules.cosine(0.5, 20, 0.1)
 _INNER_REFERENCE = partial(reference.cosine, init_value=0.5, decay_steps=20, end_value=0.1)
 _WSD = {"peak_value": 0.1, "warmup_steps": 10, "stable_steps": 30, "decay_steps": 20}

@@ -26,6 +26,7 @@ ROOMS = {
     "_tree": ["_types"],
     "_hyperparams": ["_checks", "_tree"],
     "_lift": ["_hyperparams"],
+    "_inspect": ["_hyperparams"],
     "schedules": ["_checks"],
     "transforms": ["_lift"],
     "optimizers": ["transforms"],
@@ -35,7 +36,7 @@ ROOMS = {
     "plots": ["lab"],
     "cli": ["registry", "plots"],
     "__main__": ["cli"],
-    "": ["optimizers", "schedules", "reference"],  # optlab/__init__.py
+    "": ["_inspect", "optimizers", "schedules", "reference"],  # optlab/__init__.py
 }
 CORE = {"jax", "numpy", "optax"}
 EXTRAS = {"flax", "matplotlib", "rich", "sklearn"}
@@ -118,7 +119,8 @@ def test_exports_are_sorted_and_complete():
 
 def test_every_public_rule_has_a_row_and_every_row_is_public():
     rows = {**registry.OPTIMIZERS, **registry.TRANSFORMATIONS}.values()
-    helpers = {"averaged_params", "global_norm", "reference", "schedules"}
+    helpers = {"averaged_params", "global_norm", "hyperparams", "reference"}
+    helpers |= {"replace_hyperparams", "schedules"}
     assert {row.constructor.__name__ for row in rows} == set(optlab.__all__) - helpers
     not_schedules = {"Curve", "OneCycle", "epochs_to_steps"}
     schedules = {name.split(".")[0] for name in registry.SCHEDULES}
@@ -137,11 +139,12 @@ def public_functions():
 @pytest.mark.parametrize("function", list(public_functions()))
 def test_public_functions_document_every_argument(function):
     text = inspect.getdoc(function)
-    for section in ("Args:", "Raises:" if function is not optlab.global_norm else "Returns:"):
-        assert section in text
+    assert "Args:" in text
+    reads_only = function in (optlab.global_norm, optlab.hyperparams)
+    assert ("Returns:" if reads_only else "Raises:") in text
     described = text.split("Args:")[1].split("\n\n")[0]
     for argument in inspect.signature(function).parameters:
-        assert f"    {argument}: " in described
+        assert f"    {argument}: " in described or f"    **{argument}: " in described
     assert text.splitlines()[0].endswith((".", ":"))
 
 
@@ -165,7 +168,7 @@ def test_states_are_named_tuples_with_documented_fields():
         for name in package.__all__
         if inspect.isclass(value := getattr(package, name))
     ]
-    assert len(states) == 9
+    assert len(states) == 10
     for state in states:
         text = inspect.getdoc(state).split("Attributes:")[1]
         assert all(f"    {field}: " in text for field in state._fields)

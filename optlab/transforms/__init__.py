@@ -8,6 +8,7 @@ from optlab.transforms._clipping import (
     clip_by_value,
 )
 from optlab.transforms._learning_rate import ScaleByLearningRateState, scale_by_learning_rate
+from optlab.transforms._plateau import ReduceOnPlateauState, reduce_on_plateau
 from optlab.transforms._weight_decay import AddDecayedWeightsState, add_decayed_weights
 
 __all__ = [
@@ -15,11 +16,13 @@ __all__ = [
     "ClipByGlobalNormState",
     "ClipByValueState",
     "ParamsEmaState",
+    "ReduceOnPlateauState",
     "ScaleByLearningRateState",
     "add_decayed_weights",
     "averaged_params",
     "clip_by_global_norm",
     "clip_by_value",
     "params_ema",
+    "reduce_on_plateau",
     "scale_by_learning_rate",
 ]

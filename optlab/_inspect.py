@@ -1,0 +1,145 @@
+"""Hyperparameters seen from outside: read and replaced in any state, however deeply nested."""
+
+from collections import Counter
+from collections.abc import Hashable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from optlab import _checks
+from optlab._hyperparams import Memory
+from optlab._types import Array, ArrayLike
+
+
+class _Entry(NamedTuple):
+    """One value in one rule's state."""
+
+    key: str  # as `hyperparams` calls it
+    name: str  # as the constructor calls it
+    path: Hashable  # of the rule's state
+    value: Array
+    scheduled: bool
+
+
+def hyperparams(state: Any) -> dict[str, Array]:
+    """Return the hyperparameters in force, from a state in which rules are nested anywhere.
+
+    Before the first update these are the values it will use; after an update, those it used.
+
+    Args:
+        state: the state of a transformation: of a chain, partition, masked, MultiSteps or inject,
+            the `opt_state` of a TrainState or `nnx.Optimizer`, or any tree of them.
+
+    Returns:
+        name → () float array, float32 (float64 where x64 is enabled), `scale` of
+        `reduce_on_plateau` among them. A name that occurs more than once is preceded by its group,
+        as in "head/learning_rate": the labels of `optax.partition` (or of any dict on the way).
+        Where that is not enough a number follows, as in "max_norm[0]", in the order of the chain.
+
+    Example:
+        >>> import jax.numpy as jnp, optlab
+        >>> tx = optlab.sgd(0.5, momentum=lambda step: 0.5 + 0.25 * step)
+        >>> {name: float(value) for name, value in hyperparams(tx.init(jnp.zeros(3))).items()}
+        {'dampening': 0.0, 'momentum': 0.5, 'learning_rate': 0.5}
+    """
+    return {entry.key: entry.value for entry in _entries(state)}
+
+
+def replace_hyperparams(state: Any, **values: ArrayLike) -> Any:
+    """Return a state that uses other values from the next update on, without a new compilation.
+
+    A replaced value stays in force for as long as the transformation is built with the argument
+    it was built with before. Inside `jit`, where it cannot be seen that a hyperparameter is
+    scheduled, its schedule goes on.
+
+    Args:
+        state: as for `hyperparams`.
+        **values: name → value, ≥ 0 and finite. A name stands for all groups that have it; one
+            group's alone is replaced by `**{"head/learning_rate": 1e-3}`.
+
+    Returns:
+        A state of the same structure and types.
+
+    Raises:
+        ValueError: there is no such name in the state, it is scheduled, or the value is not a
+            number that it could be.
+
+    Example:
+        >>> import jax.numpy as jnp, optlab
+        >>> tx = optlab.adam(1e-3)
+        >>> state = replace_hyperparams(tx.init(jnp.zeros(3)), learning_rate=3e-4)
+        >>> print(hyperparams(state)["learning_rate"])
+        0.0003
+    """
+    who = "replace_hyperparams"
+    entries = _entries(state)
+    changes: dict[Hashable, dict[str, ArrayLike]] = {}
+    for key, value in values.items():
+        _checks.check_number(who, key, value, _checks.NONNEGATIVE)
+        meant = [entry for entry in entries if key in (entry.key, entry.name)]
+        free = [entry.key for entry in entries if not entry.scheduled]
+        there = f"there is {', '.join(free)} to replace" if free else "there is none to replace"
+        if not meant:
+            _checks.fail(who, "names must be those of hyperparameters in the state", key, there)
+        for entry in meant:
+            if entry.scheduled:
+                _checks.fail(
+                    who, f"{entry.key} must not be scheduled", "a schedule, which sets it", there
+                )
+            changes.setdefault(entry.path, {})[entry.name] = value
+
+    def change(path: Any, node: Any) -> Any:
+        for name, value in changes.get(path, {}).items():
+            if name in node.hyperparams:
+                new = {**node.hyperparams, name: _filled(node.hyperparams[name], value)}
+                node = node._replace(hyperparams=new)
+            else:
+                node = node._replace(**{name: _filled(getattr(node, name), value)})
+        return node
+
+    return jax.tree_util.tree_map_with_path(change, state, is_leaf=_is_rule_state)
+
+
+def _entries(state: Any) -> list[_Entry]:
+    """List all values, with keys that tell them apart."""
+    found = []
+    for path, node in jax.tree_util.tree_leaves_with_path(state, is_leaf=_is_rule_state):
+        if not _is_rule_state(node):
+            continue
+        group = "/".join(str(k.key) for k in path if isinstance(k, jax.tree_util.DictKey))
+        given = dict(zip(sorted(node.hyperparams), _array(node.memory.given), strict=True))
+        for name, value in sorted(node.hyperparams.items()):
+            found.append((group, name, path, _array(value), _is_nan(given[name])))
+        for name in getattr(node, "readable", ()):
+            found.append((group, name, path, _array(getattr(node, name)), False))
+    names = Counter(name for _, name, *_ in found)
+    grouped = Counter((group, name) for group, name, *_ in found)
+    seen: Counter[tuple[str, str]] = Counter()
+    entries = []
+    for group, name, path, value, scheduled in found:
+        key = name if names[name] == 1 or not group else f"{group}/{name}"
+        if grouped[group, name] > 1:
+            key += f"[{seen[group, name]}]"
+            seen[group, name] += 1
+        entries.append(_Entry(key, name, path, value, scheduled))
+    return entries
+
+
+def _is_rule_state(node: Any) -> bool:
+    return isinstance(node, tuple) and isinstance(getattr(node, "memory", None), Memory)
+
+
+def _array(leaf: Any) -> Array:
+    """Return the array of a leaf, which Flax NNX wraps in a variable."""
+    return jax.tree.leaves(leaf)[0]
+
+
+def _filled(leaf: Any, value: ArrayLike) -> Any:
+    """Return the leaf with another value, in its own type and wrapping."""
+    return jax.tree.map(lambda old: jnp.array(value, old.dtype, copy=True), leaf)
+
+
+def _is_nan(given: Array) -> bool:
+    return not isinstance(given, jax.core.Tracer) and bool(np.isnan(given))

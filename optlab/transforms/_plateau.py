@@ -1,0 +1,153 @@
+"""Reduce the learning rate when a metric has stopped improving.
+
+    scale ← max(factor · scale, min_scale)      after `patience` checks without improvement
+    u ← scale · u
+
+A check improves on the best value so far if, for mode "min",
+
+    value < best − |best| · rtol − atol
+
+and the mirror image for "max"; |best| keeps the relative tolerance right for negative values. A
+NaN never improves. After a reduction `cooldown` checks are not counted.
+
+Reference: PyTorch's and Optax's transformation of this name. As in Optax and Keras the reduction
+comes with the check that completes `patience` (PyTorch: one later).
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import optax
+
+from optlab import _checks
+from optlab._hyperparams import Hyperparams, Memory, number
+from optlab._lift import Rule, lift
+from optlab._types import Array, Hyperparam
+
+
+class ReduceOnPlateauState(NamedTuple):
+    """State of `reduce_on_plateau`.
+
+    Attributes:
+        count: () int32; updates made.
+        scale: () float; what updates are multiplied by.
+        best_value: () float; the best value so far, ±∞ before the first check.
+        num_bad: () int32; checks in a row without improvement.
+        cooldown_left: () int32; checks that will not be counted.
+        hyperparams: the values in force: `factor`, `rtol`, `atol` and `min_scale`.
+        memory: what keeps them alive between updates.
+    """
+
+    count: Array
+    scale: Array
+    best_value: Array
+    num_bad: Array
+    cooldown_left: Array
+    hyperparams: dict[str, Array]
+    memory: Memory
+
+    readable = ("scale",)
+
+
+def reduce_on_plateau(
+    factor: Hyperparam = 0.1,
+    *,
+    patience: int = 10,
+    rtol: Hyperparam = 1e-4,
+    atol: Hyperparam = 0.0,
+    cooldown: int = 0,
+    min_scale: Hyperparam = 0.0,
+    mode: str = "min",
+) -> optax.GradientTransformationExtraArgs:
+    """Scale updates down when a metric stops improving.
+
+    Put it last in a chain and give the metric to `update(gradients, state, params, value=loss)`.
+    An update without `value` checks nothing; under `jit`, where the arguments must be there every
+    time, `check=False` (traced or not) says that this one's value is not to be looked at:
+
+        tx.update(gradients, state, params, value=validation_loss, check=step % 100 == 0)
+
+    Args:
+        factor: of each reduction, in (0, 1).
+        patience: checks in a row without improvement that make a plateau, ≥ 1.
+        rtol: improvement asked for, relative to |best|, in [0, 1).
+        atol: improvement asked for, in the unit of the value, ≥ 0.
+        cooldown: checks not counted after a reduction, ≥ 0.
+        min_scale: the least scale, ≥ 0.
+        mode: "min" for a value that should fall, "max" for one that should rise.
+
+    Returns:
+        A transformation with state `ReduceOnPlateauState`; `hyperparams` reads its `scale`.
+
+    Raises:
+        ValueError: a hyperparameter is out of its range, or the mode is unknown.
+
+    Example:
+        >>> import jax.numpy as jnp, optax, optlab
+        >>> tx = optax.chain(optlab.sgd(1.0), reduce_on_plateau(0.5, patience=2))
+        >>> params = jnp.zeros(())
+        >>> state = tx.init(params)
+        >>> for value in (3.0, 2.0, 2.0, 2.0):
+        ...     updates, state = tx.update(jnp.ones(()), state, params, value=value)
+        ...     print(updates)
+        -1.0
+        -1.0
+        -1.0
+        -0.5
+    """
+    who = "reduce_on_plateau"
+    _checks.check_count(who, "patience", patience, 1)
+    _checks.check_count(who, "cooldown", cooldown, 0)
+    if mode not in ("min", "max"):
+        _checks.fail(who, "mode must be 'min' or 'max'", f"mode={mode!r}")
+    sign = 1 if mode == "min" else -1
+    worst = sign * jnp.inf
+
+    def improves(value, best, h):
+        margin = jnp.where(best == worst, 0, jnp.abs(best) * h.rtol + h.atol)
+        return sign * value < sign * best - margin
+
+    def observe(state, h, extra_args):
+        value = extra_args.get("value")
+        if value is None:
+            return state, state.scale
+        value = jnp.asarray(value, state.best_value.dtype)
+        if value.ndim:
+            _checks.fail(who, "value must be a scalar", f"shape {value.shape}", "pass its mean")
+        check = jnp.asarray(extra_args.get("check", True))
+        improved = improves(value, state.best_value, h)
+        cooling = state.cooldown_left > 0
+        num_bad = jnp.where(improved | cooling, 0, state.num_bad + 1)
+        reduce = num_bad >= patience
+        reduced = jnp.maximum(h.factor * state.scale, h.min_scale).astype(state.scale.dtype)
+        cooldown_left = jnp.where(reduce, cooldown, jnp.maximum(state.cooldown_left - 1, 0))
+        new = {
+            "scale": jnp.where(reduce, reduced, state.scale),
+            "best_value": jnp.where(improved, value, state.best_value),
+            "num_bad": jnp.where(reduce, 0, num_bad),
+            "cooldown_left": cooldown_left.astype(jnp.int32),
+        }
+        checked = {
+            name: jnp.where(check, value, getattr(state, name)) for name, value in new.items()
+        }
+        return state._replace(**checked), checked["scale"]
+
+    rule = Rule(
+        state=ReduceOnPlateauState,
+        hyperparams=Hyperparams(
+            who,
+            factor=number(factor, _checks.INSIDE),
+            rtol=number(rtol, _checks.DECAY),
+            atol=number(atol),
+            min_scale=number(min_scale),
+        ),
+        scalars=lambda: {
+            "scale": jnp.ones((), float),
+            "best_value": jnp.array(worst, float),
+            "num_bad": jnp.zeros((), jnp.int32),
+            "cooldown_left": jnp.zeros((), jnp.int32),
+        },
+        observe=observe,
+        leaf=lambda u, slots, scale, p: (scale * u, slots),
+    )
+    return lift(rule)
