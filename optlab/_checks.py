@@ -3,7 +3,7 @@
 adamw: b1 must be in [0, 1), got b1=1.0
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -22,10 +22,12 @@ class Domain:
     contains: Callable[[np.ndarray], np.ndarray]
 
 
+ANY = Domain("any number", lambda x: np.full(np.shape(x), True))
 FINITE = Domain("finite", np.isfinite)
 NONNEGATIVE = Domain("finite and >= 0", lambda x: np.isfinite(x) & (x >= 0))
 POSITIVE = Domain("finite and > 0", lambda x: np.isfinite(x) & (x > 0))
 DECAY = Domain("in [0, 1)", lambda x: (x >= 0) & (x < 1))
+UNIT = Domain("in [0, 1]", lambda x: (x >= 0) & (x <= 1))
 INSIDE = Domain("in (0, 1)", lambda x: (x > 0) & (x < 1))
 SHARE = Domain("in (0, 1]", lambda x: (x > 0) & (x <= 1))
 AT_LEAST_ONE = Domain("finite and >= 1", lambda x: np.isfinite(x) & (x >= 1))
@@ -36,11 +38,22 @@ def fail(who: str, required: str, got: str, remedy: str = "") -> NoReturn:
     raise ValueError(f"{who}: {required}, got {got}" + (f"; {remedy}" if remedy else ""))
 
 
-def check_number(who: str, name: str, value: Any, domain: Domain) -> None:
-    """Require a real scalar in `domain`; of a traced array only shape and type can be checked."""
-    dtype = _number_dtype(value)
-    if dtype is None:
-        fail(who, f"{name} must be a number, an array or a schedule", f"{name}={value!r}")
+def check_number(
+    who: str,
+    name: str,
+    value: Any,
+    domain: Domain,
+    *,
+    kinds: str = "a number or a scalar array",
+    dtype: DTypeLike | None = None,
+) -> None:
+    """Require a real scalar in `domain`, also once it is rounded to `dtype` where that is given.
+
+    Of a traced array only shape and type can be checked.
+    """
+    own_dtype = _number_dtype(value)
+    if own_dtype is None:
+        fail(who, f"{name} must be {kinds}", f"{name}={value!r}")
     if np.ndim(value):
         fail(
             who,
@@ -48,22 +61,38 @@ def check_number(who: str, name: str, value: Any, domain: Domain) -> None:
             f"shape {np.shape(value)}",
             "map over several values with jax.vmap",
         )
-    if jnp.issubdtype(dtype, jnp.complexfloating):
+    if jnp.issubdtype(own_dtype, jnp.complexfloating):
         fail(who, f"{name} must be real", f"{name}={value}")
     if isinstance(value, jax.core.Tracer):
         return
-    with np.errstate(invalid="ignore"):
-        if not domain.contains(np.asarray(value, np.float64)):
-            narrow = jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32
+    number = np.asarray(value, np.float64)
+    if not _contains(domain, number):
+        narrow = jnp.issubdtype(own_dtype, jnp.floating) and jnp.finfo(own_dtype).bits < 32
+        fail(
+            who,
+            f"{name} must be {domain.description}",
+            f"{name}={value}",
+            f"{own_dtype} may have rounded it: pass float32 (inject_hyperparams has an option "
+            "hyperparam_dtype)"
+            if narrow
+            else "",
+        )
+    if dtype is not None:
+        with np.errstate(over="ignore", under="ignore"):
+            rounded = number.astype(dtype)
+        # XLA takes numbers below the smallest normal one for 0 on some devices.
+        vanished = number != 0 and abs(rounded) < float(jnp.finfo(dtype).tiny)
+        if vanished or not _contains(domain, rounded):
             fail(
                 who,
-                f"{name} must be {domain.description}",
+                f"{name} must be {domain.description} in {jnp.dtype(dtype).name}",
                 f"{name}={value}",
-                f"{dtype} may have rounded it: pass float32 (inject_hyperparams has an option "
-                "hyperparam_dtype)"
-                if narrow
-                else "",
             )
+
+
+def _contains(domain: Domain, number: np.ndarray) -> bool:
+    with np.errstate(invalid="ignore"):
+        return bool(domain.contains(number))
 
 
 def _number_dtype(value: Any) -> np.dtype | None:
@@ -79,11 +108,17 @@ def check_count(who: str, name: str, value: Any, minimum: int) -> None:
     """Require an integer number of updates, known at construction, of at least `minimum`."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < minimum:
         fail(who, f"{name} must be an integer >= {minimum}", f"{name}={value!r}")
+    if value >= 2**31:
+        fail(who, f"{name} must be below 2**31, where int32 ends", f"{name}={value}")
 
 
 def check_float_dtype(who: str, name: str, dtype: DTypeLike | None) -> None:
     """Require None or a floating-point type."""
-    if dtype is not None and not jnp.issubdtype(dtype, jnp.floating):
+    try:
+        floating = dtype is None or jnp.issubdtype(jnp.dtype(dtype), jnp.floating)
+    except TypeError:  # not a type at all
+        floating = False
+    if not floating:
         fail(who, f"{name} must be a floating-point type or None", f"{name}={dtype!r}")
 
 
@@ -96,6 +131,32 @@ def check_inexact(who: str, what: str, path: Any, leaf: Array) -> None:
             f"{leaf.dtype} at {_name(path)}",
             "leave this leaf out with optax.masked, optax.partition or your model library's filter "
             "(eqx.is_inexact_array)",
+        )
+
+
+def check_state(who: str, state: Any, kind: type, fields: Mapping[str, Any]) -> None:
+    """Require the state of this rule, made with the same options.
+
+    Args:
+        who: the public name that errors begin with.
+        state: what was given.
+        kind: the NamedTuple it must be.
+        fields: the names of its hyperparameters under "hyperparams", of its slots under "slots".
+    """
+    if not isinstance(state, kind):
+        fail(
+            who,
+            f"update must be given the state that init returned, a {kind.__name__}",
+            type(state).__name__,
+            "call update(gradients, state, params)",
+        )
+    missing = [name for name in fields["slots"] if getattr(state, name) is None]
+    if missing or set(state.hyperparams) != set(fields["hyperparams"]):
+        fail(
+            who,
+            "the state must have been made with the same options",
+            f"no {', '.join(missing)}" if missing else f"hyperparams {sorted(state.hyperparams)}",
+            "call init of this transformation",
         )
 
 

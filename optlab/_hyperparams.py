@@ -72,11 +72,6 @@ def decay(value: Hyperparam, *, bias_corrected: bool = False) -> Parameter:
     return Parameter(value, _checks.DECAY, is_decay=True, bias_corrected=bias_corrected)
 
 
-def average(beta: Decay, old: Array, new: Array) -> Array:
-    """Return the exponential moving average β·old + (1 − β)·new."""
-    return beta.value * old + (beta.complement * new + beta.residue * old)
-
-
 class Hyperparams:
     """The hyperparameters of one rule, checked, with the state that keeps them alive.
 
@@ -91,7 +86,14 @@ class Hyperparams:
     def __init__(self, who: str, **parameters: Parameter):
         for name, parameter in parameters.items():
             if not callable(parameter.value):
-                _checks.check_number(who, name, parameter.value, parameter.domain)
+                _checks.check_number(
+                    who,
+                    name,
+                    parameter.value,
+                    parameter.domain,
+                    kinds="a number, a scalar array or a schedule",
+                    dtype=_dtype(),
+                )
         self.who = who
         self.parameters = parameters
         self._in_force = namedtuple("Hyperparams", parameters)
@@ -153,12 +155,9 @@ class Hyperparams:
         return jnp.array(np.nan if callable(value) else value, _dtype(), copy=True)
 
     def _scheduled(self, name: str, count: Array | int) -> Array:
-        value = jnp.array(self.parameters[name].value(count), _dtype(), copy=True)
-        if value.ndim:
-            _checks.fail(
-                self.who, f"the schedule of {name} must return a scalar", f"shape {value.shape}"
-            )
-        return value
+        value = self.parameters[name].value(count)
+        _checks.check_number(self.who, f"the value of {name}'s schedule", value, _checks.ANY)
+        return jnp.array(value, _dtype(), copy=True)
 
 
 def _dtype() -> jnp.dtype:

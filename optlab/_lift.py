@@ -20,11 +20,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from optlab import _checks
+from optlab._arithmetic import round_to
 from optlab._hyperparams import Hyperparams
-from optlab._tree import as_array, compute_dtype, is_none, round_to
+from optlab._tree import as_array, compute_dtype, is_none
 from optlab._types import Array, ArrayLike, DTypeLike, Mask, Tree
 
 InitSlot = Callable[[Array], Array]
@@ -79,6 +81,16 @@ class Rule:
         """The public name that errors begin with."""
         return self.hyperparams.who
 
+    def check_mask(self, params: Tree) -> None:
+        """Require a mask that fits the parameters; Optax also inits with trees of no leaves."""
+        if self.mask is not None and jax.tree.leaves(params):
+            _Gradients(self.who, params).align_mask(self.mask, params)
+
+    def check_state(self, state: Any) -> None:
+        """Require a state that `init` of this rule could have returned."""
+        names = {"hyperparams": self.hyperparams.parameters, "slots": self.slots}
+        _checks.check_state(self.who, state, self.state, names)
+
     def init(self, params: Tree) -> Any:
         """Return the state before the first update."""
         values, memory = self.hyperparams.init()
@@ -110,6 +122,8 @@ def lift(*rules: Rule) -> optax.GradientTransformationExtraArgs:
         params = jax.tree.map(as_array, params)
         for path, leaf in jax.tree_util.tree_leaves_with_path(params):
             _checks.check_inexact(who, "parameters", path, leaf)
+        for rule in rules:
+            rule.check_mask(params)
         states = tuple(rule.init(params) for rule in rules)
         return states if len(rules) > 1 else states[0]
 
@@ -124,7 +138,7 @@ def lift(*rules: Rule) -> optax.GradientTransformationExtraArgs:
                 "call update(gradients, state, params)",
             )
         gradients = _Gradients(who, updates)
-        states = state if len(rules) > 1 else (state,)
+        states = _states_of(who, rules, state)
         steps = [
             _Step(rule, old, gradients, params, extra_args)
             for rule, old in zip(rules, states, strict=True)
@@ -137,6 +151,21 @@ def lift(*rules: Rule) -> optax.GradientTransformationExtraArgs:
         return gradients.structure.unflatten(new), states if len(rules) > 1 else states[0]
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _states_of(who: str, rules: Sequence[Rule], state: Any) -> tuple[Any, ...]:
+    """Return the state of each rule, checked."""
+    states = state if len(rules) > 1 else (state,)
+    if not isinstance(states, tuple) or len(states) != len(rules):
+        _checks.fail(
+            who,
+            f"update must be given the state that init returned, a tuple of {len(rules)}",
+            type(state).__name__,
+            "call update(gradients, state, params)",
+        )
+    for rule, own in zip(rules, states, strict=True):
+        rule.check_state(own)
+    return states
 
 
 class _Gradients:
@@ -180,7 +209,11 @@ class _Gradients:
         except ValueError:
             remedy = "give the mask as a function of the parameters, such as one of their shapes"
             _checks.fail_structure(self.who, "mask", self.tree, mask, remedy)
-        return [bool(m) for m in self.structure.flatten_up_to(full)]
+        flat = self.structure.flatten_up_to(full)
+        for index in self.present:
+            if not isinstance(flat[index], bool | np.bool_):
+                _checks.fail(self.who, "mask must hold booleans", repr(flat[index]))
+        return flat
 
 
 class _Step:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
+from optlab import _checks
 from optlab._types import Array, DTypeLike, Tree
 
 # For float32 and float64: squares of elements times `down` (`up`) stay in range for any element
@@ -34,17 +35,6 @@ def compute_dtype(*dtypes: DTypeLike) -> jnp.dtype:
     """Return the real type to compute in: float64 if any part is double, else float32."""
     double = any(jnp.finfo(dtype).bits == 64 for dtype in dtypes)
     return jnp.dtype(jnp.float64 if double else jnp.float32)
-
-
-def round_to(x: Array, dtype: DTypeLike) -> Array:
-    """Round to the values of a narrower type, keeping x's own type.
-
-    A pair of casts would do, but under `jit` XLA may drop it as excess precision.
-    """
-    info = jnp.finfo(dtype)
-    if info.bits >= jnp.finfo(x.dtype).bits:
-        return x
-    return jax.lax.reduce_precision(x, info.nexp, info.nmant)
 
 
 @jax.jit  # so that eager calls, too, find the branches compiled
@@ -106,7 +96,8 @@ def global_norm(tree: Tree) -> Array:
     """Return the Euclidean norm of all the elements of a tree, √(Σ |x|²).
 
     Safe against overflow and underflow of the squares, in every floating-point type: only a norm
-    that is itself out of range becomes infinite or zero. NaN and Inf propagate.
+    that is itself out of range becomes infinite or zero, and elements below the smallest normal
+    number count as zero where the device takes them for it. NaN and Inf propagate.
 
     Args:
         tree: a pytree of floating-point or complex arrays of any shapes; None holds no elements.
@@ -114,10 +105,17 @@ def global_norm(tree: Tree) -> Array:
     Returns:
         The norm, a float32 scalar (float64 if any leaf is double); 0 for an empty tree.
 
+    Raises:
+        ValueError: a leaf is an integer.
+
     Example:
         >>> import jax.numpy as jnp
         >>> print(global_norm({"w": jnp.array([3e30, 4e30])}))
         5e+30
     """
-    norm, scale = scaled_norm([jnp.asarray(leaf) for leaf in jax.tree.leaves(tree)])
+    leaves = []
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        leaves.append(as_array(leaf))
+        _checks.check_inexact("global_norm", "leaves", path, leaves[-1])
+    norm, scale = scaled_norm(leaves)
     return norm / scale

@@ -5,7 +5,6 @@ Whatever the user can get wrong is a `UsageError`: one line on stderr, exit stat
 """
 
 import argparse
-import difflib
 import importlib
 import inspect
 import io
@@ -14,17 +13,20 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
 
-from optlab import __version__, plots
+from optlab import __version__, plots, schedules
+from optlab._expressions import evaluate, suggestions
+from optlab._types import Schedule
 from optlab.lab import Comparison, Task, compare, tasks
 from optlab.lab._extras import needs_extra
-from optlab.registry import OPTIMIZERS
+from optlab.registry import OPTIMIZERS, SCHEDULES
+from optlab.schedules import OneCycle
 
 TASKS: Mapping[str, Callable[..., Task]] = {
     "digits-mlp": tasks.digits_mlp,
@@ -34,6 +36,15 @@ TASKS: Mapping[str, Callable[..., Task]] = {
 
 COMPARED = "sgd,momentum,adagrad,rmsprop,adam,adamw"
 """The optimizers compared unless others are named."""
+
+SCHEDULE_FUNCTIONS: Mapping[str, Callable[..., Schedule | OneCycle]] = {
+    name: getattr(schedules, name) for name in (row.split(".")[0] for row in SCHEDULES)
+}
+"""What an expression may call, by name; a cycle, which has two rows, makes both its schedules."""
+
+PLOT_FORMATS = (".png", ".svg", ".pdf")
+
+LEAST_RATE, LARGEST_RATE = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
 
 OK, USAGE_ERROR, INTERRUPTED, BROKEN_PIPE = 0, 2, 130, 141
 """Exit statuses, the last two as shells report a process that SIGINT or SIGPIPE ended."""
@@ -65,10 +76,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("optlab: interrupted", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
-        # The interpreter flushes stdout once more as it ends, and must not fail there.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _give_up_stdout()
         return BROKEN_PIPE
+    except OSError as error:
+        print(f"optlab: cannot write the output: {error.strerror}", file=sys.stderr)
+        _give_up_stdout()
+        return USAGE_ERROR
     return status
+
+
+def _give_up_stdout() -> None:
+    """Let the interpreter, which flushes stdout once more as it ends, not fail there."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class _Parser(argparse.ArgumentParser):
@@ -88,6 +107,7 @@ def _parser() -> _Parser:
     parser.set_defaults(run=lambda options: _print_help(parser))
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     _add_compare(commands)
+    _add_plot_schedule(commands)
     return parser
 
 
@@ -167,7 +187,7 @@ def _compare(options: argparse.Namespace) -> int:
     optimizers = {name: _look_up("optimizer", name, OPTIMIZERS).make for name in options.optimizers}
     task = _make_task(options.task, options.batch_size)
     num_steps = options.steps or task.num_steps
-    _require("matplotlib", "rich")
+    _require("compare", "matplotlib", "rich")
     _check_writable(options.out)
     _log(
         f"{task.name}: {len(optimizers)} optimizers × {len(options.rates)} rates × "
@@ -188,11 +208,13 @@ def _compare(options: argparse.Namespace) -> int:
         for name in ("task", "optimizers", "rates", "seeds", "batch_size", "target")
     }
     results = comparison.to_json(options={**chosen, "steps": num_steps})
-    files = _write(comparison, results, options.out)
     if options.json:
         print(results)
     else:
-        print(comparison.table(), "", comparison.verdict(), "", f"Wrote {files}", sep="\n")
+        print(comparison.table(), "", comparison.verdict(), sep="\n")
+    files = _write(comparison, results, options.out)
+    if not options.json:
+        print("", f"Wrote {files}", sep="\n")
     return OK
 
 
@@ -211,6 +233,102 @@ def _write(comparison: Comparison, results: str, folder: Path) -> str:
     return f"{folder / 'results.json'}, {', '.join(figures)}"
 
 
+def _add_plot_schedule(commands: Any) -> None:
+    parser = commands.add_parser(
+        "plot-schedule",
+        help="draw schedules and print their values at the knots",
+        description="Draw schedules, one or several, each written as a call in quotes:\n\n"
+        '  optlab plot-schedule "warmup_cosine(1e-3, warmup_steps=100, decay_steps=1000)"\n'
+        '  optlab plot-schedule "warmup(inverse_sqrt(1e-3), 100)" "one_cycle(1e-2, 500)"\n\n'
+        "and print the values at the knots, where the formula changes or ends. The value\n"
+        "at step t is that of the update that comes after t others. Expressions are read,\n"
+        "never run: calls of the schedules below, with numbers, strings and lists.",
+        epilog="schedules:\n" + "\n".join(map(_schedule_help, SCHEDULE_FUNCTIONS)),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "expressions", nargs="+", metavar="SCHEDULE", help="a schedule, as a call in quotes"
+    )
+    parser.add_argument(
+        "--steps",
+        type=_count,
+        metavar="N",
+        help="the last step shown (default: the last knot, or 1000 where there is none)",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("schedule.png"),
+        metavar="FILE",
+        help=f"where to draw, a file in {', '.join(PLOT_FORMATS)} (default: %(default)s)",
+    )
+    parser.set_defaults(run=_plot_schedule)
+
+
+def _schedule_help(name: str) -> str:
+    row = next(row for row in SCHEDULES.values() if row.name.split(".")[0] == name)
+    parameters = inspect.signature(SCHEDULE_FUNCTIONS[name]).parameters.values()
+    takes = ", ".join(str(p.replace(annotation=p.empty)) for p in parameters)
+    return f"  {name}({takes})\n      {row.summary}"
+
+
+def _plot_schedule(options: argparse.Namespace) -> int:
+    if options.out.suffix not in PLOT_FORMATS:
+        raise UsageError(
+            f"argument --out: expected a file in {', '.join(PLOT_FORMATS)}, got '{options.out}'"
+        )
+    try:
+        drawn = {
+            text: evaluate(text, SCHEDULE_FUNCTIONS, "schedule") for text in options.expressions
+        }
+        steps = options.steps or _last_knot(drawn.values())
+        _require("plot-schedule", "matplotlib")
+        _check_writable_file(options.out)
+        figure = plots.plot_schedules(drawn, steps=steps).figure
+        tables = [_knot_table(text, schedule, steps) for text, schedule in drawn.items()]
+    except OverflowError as error:
+        raise UsageError(f"a number is too large: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise UsageError(str(error)) from error
+    with _write_errors(options.out, "file"):
+        figure.savefig(options.out)
+    print(*tables, f"Wrote {options.out}", sep="\n\n")
+    return OK
+
+
+def _curves(schedule: Schedule | OneCycle) -> Mapping[str, Schedule]:
+    if isinstance(schedule, OneCycle):
+        return {"learning rate": schedule.learning_rate, "momentum": schedule.momentum}
+    return {"value": schedule}
+
+
+def _last_knot(drawn: Iterable[Schedule | OneCycle]) -> int:
+    knots = [curve.knots[-1] for schedule in drawn for curve in _curves(schedule).values()]
+    return math.ceil(max(knots)) or 1000
+
+
+def _knot_table(text: str, schedule: Schedule | OneCycle, last: int) -> str:
+    """Return the values at the first step, the knots and the last step, as aligned text."""
+    curves = _curves(schedule)
+    knots = {knot for curve in curves.values() for knot in curve.knots}
+    steps = sorted({0, last, *(knot for knot in knots if knot < last)})
+    columns = [["step", *(f"{step:.10g}" for step in steps)]]
+    columns += [
+        [name, *(f"{float(curve(step)) + 0.0:.6g}" for step in steps)]
+        for name, curve in curves.items()
+    ]
+    widths = [max(map(len, column)) for column in columns]
+    lines = [text.strip()]
+    for step, *values in zip(*columns, strict=True):
+        cells = (value.ljust(width) for value, width in zip(values, widths[1:], strict=True))
+        lines.append("  ".join(["", step.rjust(widths[0]), *cells]).rstrip())
+    beyond = [f"{knot:.10g}" for knot in sorted(knots) if knot > last]
+    if beyond:
+        lines.append(f"  later knots, not shown: {', '.join(beyond)}")
+    return "\n".join(lines)
+
+
 def _make_task(name: str, batch_size: int | None) -> Task:
     make = _look_up("task", name, TASKS)
     if batch_size is None:
@@ -226,13 +344,12 @@ def _make_task(name: str, batch_size: int | None) -> Task:
 def _look_up(kind: str, name: str, known: Mapping[str, Any]) -> Any:
     if name in known:
         return known[name]
-    close = difflib.get_close_matches(name, known)
-    hint = f"; did you mean {', '.join(map(repr, close))}?" if close else ""
+    hint = suggestions(name, known)
     raise UsageError(f"unknown {kind} {name!r}{hint} (known: {', '.join(known)})")
 
 
-def _require(*modules: str) -> None:
-    with needs_extra("compare"):
+def _require(command: str, *modules: str) -> None:
+    with needs_extra(command):
         for module in modules:
             importlib.import_module(module)
 
@@ -244,14 +361,24 @@ def _check_writable(folder: Path) -> None:
             pass
 
 
+def _check_writable_file(file: Path) -> None:
+    if file.exists():
+        with _write_errors(file, "file"), file.open("ab"):
+            return
+    with _write_errors(file, "file"):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=file.parent):
+            pass
+
+
 @contextmanager
-def _write_errors(folder: Path) -> Iterator[None]:
+def _write_errors(path: Path, what: str = "folder") -> Iterator[None]:
     try:
         yield
     except OSError as error:
         raise UsageError(
-            f"cannot write to {error.filename or str(folder)!r}: {error.strerror}; "
-            "choose another folder with --out"
+            f"cannot write to {error.filename or str(path)!r}: {error.strerror}; "
+            f"choose another {what} with --out"
         ) from error
 
 
@@ -292,12 +419,12 @@ def _line_progress(num_steps: int) -> Callable[[str, int], None]:
 
 
 def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",")]
+    return _once([name.strip() for name in text.split(",")])
 
 
 def _rates(text: str) -> list[float]:
     if ":" not in text:
-        return [_rate(part) for part in text.split(",")]
+        return _once([_rate(part) for part in text.split(",")])
     match text.split(":"):
         case low, high, count if count.isdecimal() and 2 <= int(count) <= 1000:
             low, high = _rate(low), _rate(high)
@@ -313,9 +440,18 @@ def _rates(text: str) -> list[float]:
 
 def _rate(text: str) -> float:
     rate = _number(text)
-    if rate <= 0:
-        raise argparse.ArgumentTypeError(f"a rate must be above 0, got {text!r}")
+    if not LEAST_RATE <= rate <= LARGEST_RATE:
+        raise argparse.ArgumentTypeError(
+            f"a rate must be from {LEAST_RATE:.2g} to {LARGEST_RATE:.2g}, got {text!r}"
+        )
     return rate
+
+
+def _once(values: list[Any]) -> list[Any]:
+    for value in values:
+        if values.count(value) > 1:
+            raise argparse.ArgumentTypeError(f"{value} is there twice")
+    return values
 
 
 def _number(text: str) -> float:
@@ -331,4 +467,6 @@ def _number(text: str) -> float:
 def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a whole number >= 1, got {text!r}")
+    if int(text) >= 2**31:
+        raise argparse.ArgumentTypeError(f"expected a whole number below 2**31, got {text!r}")
     return int(text)

@@ -4,19 +4,23 @@ Each function draws on the axes it is given, or on those of a new figure without
 returns them: `plot_curves(comparison).figure.savefig("curves.png")`.
 """
 
-from collections.abc import Callable, Sequence
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from optlab import _checks
-from optlab._types import ArrayLike
+from optlab._types import ArrayLike, Schedule
 from optlab.lab._compare import Comparison
 from optlab.lab._extras import needs_extra
 from optlab.lab._grid import DIVERGENCE_FACTOR
 from optlab.lab._rows import eligible_means
 from optlab.lab.tasks import valley_height
+from optlab.schedules import OneCycle
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -33,6 +37,15 @@ DECADES_SHOWN = 8
 
 CROSS_ROW = 7
 """Points between the lines of crosses that mark diverged runs."""
+
+SAMPLES = 2000
+"""Up to so many steps, a schedule is drawn from its value at each; beyond, from so many."""
+
+LABEL_WIDTH = 90
+"""Characters a line in the legend of schedules, whose labels may be whole expressions."""
+
+LAST_STEP = 2**31 - 1
+"""The last step that an optimizer counts."""
 
 
 def plot_curves(
@@ -197,6 +210,110 @@ def plot_path_panels(comparison: Comparison) -> "Figure":
     return figure
 
 
+def plot_schedules(
+    schedules: Mapping[str, Schedule | OneCycle], *, steps: int, ax: "Axes | None" = None
+) -> "Axes":
+    """Draw the values of schedules against the updates done, with a marker at each knot.
+
+    The momentum of a one cycle is drawn in a panel of its own below, which takes a part of the room
+    of `ax`.
+
+    Args:
+        schedules: label → a schedule, ours or Optax's, or both of a one cycle.
+        steps: the last step shown, in [1, 2³¹ − 1]; a run of so many updates ends just before it.
+        ax: where to draw; None for a new figure.
+
+    Returns:
+        The axes of the values; those of the momentum, if any, come last in the figure.
+
+    Raises:
+        ModuleNotFoundError: if Matplotlib is not installed.
+        ValueError: there is no schedule, `steps` is out of range, or a value is not finite.
+
+    Example:
+        >>> from optlab import schedules
+        >>> ax = plot_schedules({"cosine": schedules.cosine(0.1, decay_steps=50)}, steps=60)
+        >>> ax.get_xlabel()
+        'optimizer updates done'
+    """
+    who = "plot_schedules"
+    _checks.check_count(who, "steps", steps, 1)
+    if steps > LAST_STEP:
+        _checks.fail(who, f"steps must be at most 2³¹ − 1 = {LAST_STEP}", f"steps={steps}")
+    if not schedules:
+        _checks.fail(who, "schedules must hold at least one", "none")
+    cycles = {label: s for label, s in schedules.items() if isinstance(s, OneCycle)}
+    values = {
+        label: _sampled(who, label, s.learning_rate if label in cycles else s, steps)
+        for label, s in schedules.items()
+    }
+    momenta = {label: _sampled(who, label, s.momentum, steps) for label, s in cycles.items()}
+    wrapped = {
+        label: textwrap.fill(label, LABEL_WIDTH, subsequent_indent="    ") for label in values
+    }
+    if ax is None:
+        ax = _new_axes(who)
+        lines = sum(text.count("\n") + 1 for text in wrapped.values())
+        ax.figure.set_figheight(4.8 + 0.2 * lines + 1.2 * bool(cycles))
+    ax.set_ylabel("learning rate" if cycles else "value")
+    panels = {ax: values}
+    if cycles:
+        panels[_panel_below(who, ax, "momentum")] = momenta
+    for panel, curves in panels.items():
+        for index, label in enumerate(schedules):
+            if label in curves:
+                steps_shown, shown, knots = curves[label]
+                style = {**_style(index), "markevery": knots, "label": wrapped[label]}
+                panel.plot(steps_shown, shown, **style)
+        panel.yaxis.set_major_formatter("{x:.6g}")
+        panel.margins(x=0.01)
+        panel.grid(alpha=0.25, linewidth=0.6)
+    panel.set_xlabel("optimizer updates done")
+    panel.xaxis.set_major_formatter("{x:,.10g}")
+    ax.legend(
+        loc="lower left", bbox_to_anchor=(-0.01, 1), frameon=False, borderaxespad=0, fontsize=9
+    )
+    return ax
+
+
+def _sampled(
+    who: str, label: str, schedule: Schedule, last: int
+) -> tuple[np.ndarray, np.ndarray, list[int]]:
+    """Return steps, the values there, and the indices of the knots; refuse what is not finite."""
+    knots = [knot for knot in getattr(schedule, "knots", (0,)) if knot <= last]
+    even = np.linspace(0, last, min(last, SAMPLES) + 1).round()
+    before = [np.ceil(knot) - 1 for knot in knots if knot > 0]  # so that a jump is a vertical line
+    steps = np.unique(np.concatenate([even, knots, before]))
+    whole = steps == steps.round()
+    values = np.empty(len(steps))
+    evaluate = jax.jit(jax.vmap(lambda step: jnp.asarray(schedule(step), float)))
+    values[whole] = evaluate(jnp.asarray(steps[whole], jnp.int32))
+    values[~whole] = [schedule(step) for step in steps[~whole]]
+    wrong = np.flatnonzero(~np.isfinite(values))
+    if wrong.size:
+        where = f"{values[wrong[0]]} at step {steps[wrong[0]]:g} of {label}"
+        _checks.fail(who, "every value must be finite", where)
+    return steps, values, np.searchsorted(steps, knots).tolist()
+
+
+def _panel_below(who: str, ax: "Axes", label: str) -> "Axes":
+    """Give the lower third of the room of `ax` to a new panel with the same horizontal axis."""
+    spec = ax.get_subplotspec()
+    if spec is None:
+        _checks.fail(
+            who,
+            "ax must be a subplot, to make room for the momentum",
+            "axes placed by hand",
+            "use figure.subplots(), or draw cycle.learning_rate and cycle.momentum apart",
+        )
+    upper, lower = spec.subgridspec(2, 1, height_ratios=(2, 1))
+    ax.set_subplotspec(upper)
+    ax.tick_params(labelbottom=False)
+    below = ax.figure.add_subplot(lower, sharex=ax, ylabel=label)
+    below.spines[["top", "right"]].set_visible(False)
+    return below
+
+
 def _new_axes(who: str) -> "Axes":
     with needs_extra(who):
         from matplotlib.figure import Figure
@@ -232,7 +349,10 @@ def _shown_range(comparison: Comparison, metric: str) -> tuple[float, float]:
 
 
 def _finish(ax: "Axes", comparison: Comparison, metric: str, *, legend: str) -> None:
-    if np.isfinite(_shown_range(comparison, metric)).all():
+    lowest, highest = _shown_range(comparison, metric)
+    if np.isfinite([lowest, highest]).all():
+        if all(row.rate is None for row in comparison.rows()):
+            ax.set_ylim(lowest, highest)  # nothing is drawn from which Matplotlib could tell
         ax.set_yscale("log")
     ax.set_ylabel(comparison.title(metric))
     ax.grid(alpha=0.25, linewidth=0.6)

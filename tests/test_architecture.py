@@ -23,9 +23,10 @@ FILES = {
 ROOMS = {
     "_types": [],
     "_checks": ["_types"],
-    "_tree": ["_types"],
-    "_hyperparams": ["_checks", "_tree"],
-    "_lift": ["_hyperparams"],
+    "_tree": ["_checks"],
+    "_hyperparams": ["_checks"],
+    "_arithmetic": ["_hyperparams"],
+    "_lift": ["_arithmetic", "_tree"],
     "_inspect": ["_hyperparams"],
     "schedules": ["_checks"],
     "transforms": ["_lift"],
@@ -34,7 +35,8 @@ ROOMS = {
     "registry": ["optimizers", "schedules", "reference"],
     "lab": ["optimizers", "schedules"],
     "plots": ["lab"],
-    "cli": ["registry", "plots"],
+    "_expressions": [],
+    "cli": ["registry", "plots", "_expressions"],
     "__main__": ["cli"],
     "": ["_inspect", "optimizers", "schedules", "reference"],  # optlab/__init__.py
 }

@@ -7,11 +7,13 @@ import copy
 import functools
 import pickle
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from absl.testing import parameterized
 from jax.sharding import NamedSharding, PartitionSpec
 
 from optlab import registry
@@ -29,7 +31,7 @@ def random_tree(seed, *leading, dtype=np.float32):
 
 
 PARAMS = random_tree(0)
-# Sizes from 1e-2 to 1e2 between coordinates, so that no coordinate hides behind another.
+# Sizes from 1e-2 to 1e2 between coordinates: adaptive rules must bring them to one scale.
 GRADIENTS = {
     k: g * np.logspace(-2, 2, max(1, int(np.prod(SHAPES[k])))).reshape(SHAPES[k]).astype(g.dtype)
     for k, g in random_tree(1, UPDATES).items()
@@ -47,12 +49,16 @@ def make(row, **options):
     return row.make(**arguments(row, **options))
 
 
-def trajectory(tx, gradients, params):
-    """Run all updates in one scan, at fixed parameters; return them and the last state."""
+def updates_alone(updates, state):
+    return updates
+
+
+def trajectory(tx, gradients, params, outcome=updates_alone):
+    """Run all updates in one scan at fixed parameters; return their outcomes and the last state."""
 
     def body(state, g):
         u, state = tx.update(g, state, params)
-        return state, u
+        return state, outcome(u, state)
 
     state, updates = jax.lax.scan(body, tx.init(params), gradients)
     return updates, state
@@ -125,7 +131,8 @@ def wanted_updates(name, sample):
 def assert_matches_reference(row, gradients, params, rtol):
     for sample, options in enumerate(row.samples):
         tx = make(row, **options)
-        updates, _ = jax.jit(lambda g, p, tx=tx: trajectory(tx, g, p))(gradients, params)
+        run = jax.jit(lambda g, p, tx=tx: trajectory(tx, g, p, row.outcome))
+        updates, _ = run(gradients, params)
         for t, wanted in wanted_updates(row.name, sample).items():
             for got, want in zip(updates.values(), wanted, strict=True):
                 np.testing.assert_allclose(
@@ -161,9 +168,8 @@ def follows_schedules(row):
             name: lambda step, at=changes[name], v=values: jnp.where(step >= at, v[1], v[0])
             for name, values in row.hyperparams.items()
         }
-        updates, state = jax.jit(lambda g, p: trajectory(make(row, **scheduled), g, p))(
-            gradients, params
-        )
+        run = jax.jit(lambda g, p: trajectory(make(row, **scheduled), g, p, row.outcome))
+        updates, state = run(gradients, params)
         wanted = reference_trajectory(
             row,
             {**row.fixed, **arguments(row)},
@@ -182,10 +188,6 @@ def follows_schedules(row):
 
 
 # Execution
-
-
-def jit_equals_eager(row):
-    assert_close(three_updates(compiled(row.name))[0], three_updates(make(row))[0], FEW_ROUNDINGS)
 
 
 def scan_equals_loop(row):
@@ -370,6 +372,14 @@ def another_structure_is_an_error(row):
         tx.update(wrong, state, PARAMS)
 
 
+def a_foreign_state_is_an_error(row):
+    tx = make(row)
+    who = row.constructor.__name__
+    for state in (PARAMS, optax.adam(0.1).init(PARAMS), optax.sgd(0.1).init(PARAMS)):
+        with pytest.raises(ValueError, match=f"^{who}: update must be given the state that init"):
+            tx.update(GRADIENT, state, PARAMS)
+
+
 def missing_parameters_are_an_error(row):
     tx = make(row)
     state = tx.init(PARAMS)
@@ -446,6 +456,23 @@ def tiny_gradients_stay_finite(row):
         gradient = {k: np.full(shape, size, np.float32) for k, shape in SHAPES.items()}
         updates, _ = tx.update(gradient, tx.init(PARAMS), PARAMS)
         assert all(bool(jnp.isfinite(u).all()) for u in updates.values())
+
+
+def huge_gradients_stay_finite_and_are_forgotten(row):
+    tx = make(row)
+    for size in (1e20, 1e30, 3e38):
+        gradient = {k: np.full(shape, size, np.float32) for k, shape in SHAPES.items()}
+        state = tx.init(PARAMS)
+        for g in (gradient, GRADIENT, GRADIENT):
+            updates, state = tx.update(g, state, PARAMS)
+            assert all(bool(jnp.isfinite(u).all()) for u in updates.values())
+
+
+def an_infinity_is_not_hidden(row):
+    gradient = {**GRADIENT, "s": np.float32(np.inf)}
+    tx = make(row)
+    updates, _ = tx.update(gradient, tx.init(PARAMS), PARAMS)
+    assert not np.isfinite(updates["s"])
 
 
 def a_nan_is_not_hidden_and_does_not_spread(row):
@@ -565,7 +592,6 @@ CHECKS = (
     matches_reference,
     matches_reference_in_double,
     follows_schedules,
-    jit_equals_eager,
     scan_equals_loop,
     vmap_over_hyperparameters_equals_loop,
     vmap_over_trees_equals_loop,
@@ -581,12 +607,15 @@ CHECKS = (
     a_none_gradient_leaves_its_slots_alone,
     an_integer_leaf_is_an_error,
     another_structure_is_an_error,
+    a_foreign_state_is_an_error,
     missing_parameters_are_an_error,
     complex_equals_two_reals,
     low_precision_keeps_types_and_computes_in_float32,
     mixed_types_keep_their_own,
     zero_gradient_is_a_no_op,
     tiny_gradients_stay_finite,
+    huge_gradients_stay_finite_and_are_forgotten,
+    an_infinity_is_not_hidden,
     a_nan_is_not_hidden_and_does_not_spread,
     the_counter_saturates,
     mirrored_inputs_give_mirrored_updates,
@@ -602,6 +631,17 @@ CHECKS = (
 def test_exemptions_name_checks():
     names = {check.__name__ for check in CHECKS}
     assert all(set(row.exempt) <= names for row in ROWS.values())
+
+
+class Variants(chex.TestCase):
+    """Updates with and without `jit`, and on values placed on a device."""
+
+    @chex.all_variants(with_pmap=False)
+    @parameterized.named_parameters((name, name) for name in ROWS)
+    def test_every_variant_gives_the_compiled_updates(self, name):
+        tx = make(ROWS[name])
+        variant = optax.GradientTransformation(tx.init, self.variant(tx.update))
+        assert_close(three_updates(variant)[0], three_updates(compiled(name))[0], FEW_ROUNDINGS)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import pytest
 EXAMPLES = Path(__file__).parent.parent / "examples"
 CHAIN_IN_NNX = "01_chain_in_flax_nnx.py"
 LINEN_TRAIN_STATE = "02_linen_train_state.py"
+ONE_CYCLE = "03_one_cycle.py"
 
 # Of ten classes chance is 0.1, logistic regression reaches 0.97 and these networks 0.98, with a
 # standard error of 0.007 from 450 test images: below 0.95 something is broken.
@@ -19,26 +21,35 @@ ACCURACY_FLOOR = 0.95
 
 
 @functools.cache
+def ran(example):
+    """Run an example as a user would, warnings being errors; return its output and its files."""
+    with tempfile.TemporaryDirectory() as folder:
+        done = subprocess.run(
+            [sys.executable, "-W", "error", EXAMPLES / example],
+            cwd=folder,
+            env=os.environ | {"JAX_PLATFORMS": "cpu"},
+            capture_output=True,
+            text=True,
+            timeout=240,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout, {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+
+
 def printed(example):
-    """Run an example as a user would, warnings being errors, and return what it prints."""
-    done = subprocess.run(
-        [sys.executable, "-W", "error", EXAMPLES / example],
-        env=os.environ | {"JAX_PLATFORMS": "cpu"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    """Return what an example prints."""
+    return ran(example)[0]
 
 
 def numbers(pattern, text):
     """Return the numbers of every match of a pattern, one tuple a match."""
-    return [tuple(map(float, match.groups())) for match in re.finditer(pattern, text)]
+    matches = re.finditer(pattern, text, re.MULTILINE)
+    return [tuple(map(float, match.groups())) for match in matches]
 
 
 def test_every_example_is_tested_here():
-    assert {path.name for path in EXAMPLES.glob("*.py")} == {CHAIN_IN_NNX, LINEN_TRAIN_STATE}
+    tested = {CHAIN_IN_NNX, LINEN_TRAIN_STATE, ONE_CYCLE}
+    assert {path.name for path in EXAMPLES.glob("*.py")} == tested
 
 
 def test_chain_in_nnx_learns_at_the_scheduled_rates():
@@ -71,3 +82,28 @@ def test_linen_train_state_cuts_the_rate_where_the_loss_stalls_and_compiles_once
     assert losses[-1] < 0.1
     ((accuracy,),) = numbers(r"test accuracy: (\S+)\n", text)
     assert accuracy > ACCURACY_FLOOR
+
+
+@pytest.mark.slow
+def test_one_cycle_is_compared_with_a_constant_rate():
+    text, files = ran(ONE_CYCLE)
+    assert files.keys() == {"one_cycle.png"}
+    assert files["one_cycle.png"].startswith(b"\x89PNG")
+    rows = numbers(r"^ *(\d+)" + 6 * r" +([\d.]+)" + "$", text)
+    updates, cycle_rates, b1s, cycle_losses, rates, fixed_b1s, losses = zip(*rows, strict=True)
+    # Update 60 is the nearest to the peak, 0.3·199 others being 59.7; the last is the 200th.
+    assert (updates[2], max(cycle_rates), min(b1s)) == (60, cycle_rates[2], b1s[2])
+    assert (updates[-1], b1s[-1]) == (200, 0.95)
+    assert cycle_rates[-1] == pytest.approx(cycle_rates[2] / 1e4, abs=1e-6)
+    assert len(set(rates)) == 1
+    assert set(fixed_b1s) == {0.9}
+    assert max(cycle_losses[-1], losses[-1]) < 0.2
+    table = dict(
+        re.findall(r"^(one cycle|constant) .* (\S+) ± \S+  +≥? ?\S+  +0 of 12$", text, re.MULTILINE)
+    )
+    assert table.keys() == {"one cycle", "constant"}
+    # Two networks of 200 updates: below 0.93, of 360 images and 3 seeds, something is broken.
+    assert min(map(float, table.values())) > 0.93
+    assert re.search(
+        r"^(one cycle|constant) at \S+ leads: .*(tied with|no other comes)", text, re.MULTILINE
+    )

@@ -177,7 +177,7 @@ def test_values_are_float64_under_x64():
         ({"learning_rate": 0.1}, "learning_rate must not be scheduled, got a schedule"),
         ({"b1": -0.1}, "b1 must be finite and >= 0, got b1=-0.1"),
         ({"b1": float("nan")}, "b1 must be finite and >= 0, got b1=nan"),
-        ({"b1": "high"}, "b1 must be a number, an array or a schedule, got b1='high'"),
+        ({"b1": "high"}, "b1 must be a number or a scalar array, got b1='high'"),
     ],
 )
 def test_what_cannot_be_replaced_is_an_error(values, message):

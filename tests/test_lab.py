@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import subprocess
 import sys
 
@@ -178,8 +179,11 @@ def test_optimizers_that_need_the_loss_get_it(valley):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"rates": [0.1, -0.1]}, "compare: rates must be positive and finite, got -0.1"),
-        ({"rates": [np.nan]}, "compare: rates must be positive and finite, got nan"),
+        ({"rates": [0.1, -0.1]}, "compare: each of rates must be finite and > 0, got"),
+        ({"rates": [np.nan]}, "compare: each of rates must be finite and > 0, got"),
+        ({"rates": [1e-50]}, "compare: each of rates must be finite and > 0 in"),
+        ({"seeds": [0.5]}, "compare: each of seeds must be an integer >= 0, got"),
+        ({"seeds": [1, 1]}, "compare: seeds must differ, got [1, 1]"),
         ({"rates": []}, "compare: rates must hold at least one, got none"),
         ({"seeds": 0}, "compare: seeds must be an integer >= 1, got seeds=0"),
         ({"seeds": []}, "compare: seeds must hold at least one, got none"),
@@ -190,7 +194,7 @@ def test_optimizers_that_need_the_loss_get_it(valley):
 )
 def test_compare_refuses(options, message):
     arguments = {"optimizers": OPTIMIZERS, "rates": [0.1]} | options
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=re.escape(message)):
         compare(tasks.valley(), **arguments)
 
 
@@ -410,6 +414,7 @@ def test_the_convolutional_task_takes_images():
 def test_plots_draw_on_the_axes_they_are_given_or_on_new_ones(plot, valley, hopeless, tmp_path):
     ax = plot(valley)
     assert plot(hopeless, ax=ax) is ax
+    plot(hopeless).figure.savefig(tmp_path / "hopeless.png")
     ax.figure.savefig(tmp_path / "plot.png")
     assert ax.get_xlabel()
     assert ax.get_ylabel()

@@ -199,7 +199,7 @@ def test_an_injected_hyperparameter_changes_from_the_next_update_on(name, jit):
     if name == "params_ema":
         averages = map(optlab.averaged_params, (state, expected_state))
         chex.assert_trees_all_close(*averages, **COMPILED)
-    else:
+    elif name != "reduce_on_plateau":  # which, without a value to watch, passes updates through
         unchanged, _, _ = walk(row.constructor(**(options | first)), GRADIENTS)
         difference = jax.tree.map(lambda a, b: jnp.max(jnp.abs(a - b)), after[0], unchanged[2])
         assert max(jax.tree.leaves(difference)) > 1e-3

@@ -35,6 +35,8 @@ def test_values_match_the_reference_for_int_numpy_traced_and_mapped_steps(row, o
     traced = jax.jit(schedule)
     np.testing.assert_allclose([float(traced(s)) for s in steps], wanted, **close)
     np.testing.assert_allclose(jax.vmap(schedule)(jnp.array(steps)), wanted, **close)
+    unsigned = jnp.array(steps, jnp.uint32)  # Flax NNX counts so
+    np.testing.assert_allclose(jax.vmap(schedule)(unsigned), wanted, **close)
     with jax.enable_x64(True):
         values = [float(row.constructor(**options)(step)) for step in steps]
         np.testing.assert_allclose(values, wanted, rtol=1e-13, atol=1e-16)
@@ -79,6 +81,16 @@ def test_one_cycle_couples_rate_and_momentum_with_zero_slope_where_they_turn():
     )
     # A straight line would move by 3e-4 and 1.4e-4 an update.
     assert np.abs(np.diff(rates)[[0, 2, 3, 5]]).max() < 3e-6
+
+
+@pytest.mark.parametrize("row", registry.SCHEDULES.values(), ids=lambda row: row.name)
+def test_narrow_and_large_steps_are_steps_too(row):
+    schedule = row.constructor(**row.samples[0])
+    for dtype in (np.uint8, np.int8, np.uint16):
+        np.testing.assert_array_equal(schedule(dtype(100)), schedule(100))
+    np.testing.assert_array_equal(schedule(2**40), schedule(LAST))
+    np.testing.assert_array_equal(schedule(np.uint32(2**32 - 1)), schedule(LAST))
+    np.testing.assert_array_equal(schedule(-5), schedule(0))
 
 
 def test_one_cycle_drives_momentum_sgd_and_adamw():

@@ -209,19 +209,20 @@ def _checked_rates(rates: Sequence[float]) -> np.ndarray:
     if checked.size == 0:
         _checks.fail("compare", "rates must hold at least one", "none", "pass rates such as 1e-3")
     for rate in checked:
-        if not (np.isfinite(rate) and rate > 0):
-            _checks.fail(
-                "compare", "rates must be positive and finite", str(rate), "pass rates such as 1e-3"
-            )
+        _checks.check_number("compare", "each of rates", rate, _checks.POSITIVE, dtype=np.float32)
     return checked
 
 
 def _checked_seeds(seeds: int | Sequence[int]) -> np.ndarray:
-    if isinstance(seeds, int):
+    if not isinstance(seeds, Sequence | np.ndarray):
         _checks.check_count("compare", "seeds", seeds, 1)
         return np.arange(seeds)
     if len(seeds) == 0:
         _checks.fail("compare", "seeds must hold at least one", "none", "pass seeds such as [0, 1]")
+    for seed in seeds:
+        _checks.check_count("compare", "each of seeds", seed, 0)
+    if len(set(seeds)) < len(seeds):
+        _checks.fail("compare", "seeds must differ", str(list(seeds)))
     return np.asarray(seeds)
 
 

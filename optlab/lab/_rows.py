@@ -1,5 +1,6 @@
 """From one optimizer's runs to a row: the best rate, its scores, how much the rate matters."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,8 +35,12 @@ class Spread:
         return abs(self.mean - other.mean) <= reach
 
     def __str__(self) -> str:
-        spread = "" if self.deviation is None else f" ± {self.deviation:.1g}"
-        return f"{self.mean:.3g}{spread}"
+        if not self.deviation:
+            return f"{self.mean:.3g}" + ("" if self.deviation is None else " ± 0")
+        decimals = -math.floor(math.log10(float(f"{self.deviation:.1g}")))
+        if 0 <= decimals <= 4:  # the mean as far as its first uncertain digit
+            return f"{self.mean:.{decimals}f} ± {self.deviation:.{decimals}f}"
+        return f"{self.mean:.3g} ± {self.deviation:.1g}"
 
 
 @dataclass(frozen=True)

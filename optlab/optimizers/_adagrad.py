@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import optax
 
 from optlab import _checks
+from optlab._arithmetic import squareable
 from optlab._hyperparams import Hyperparams, Memory, number
 from optlab._lift import Rule, lift, slot
 from optlab._types import Array, ArrayLike, Hyperparam, Tree
@@ -39,6 +40,7 @@ class ScaleByAdagradState(NamedTuple):
 
 def _adagrad(g, slots, h, p):
     (s,) = slots
+    g = squareable(g)
     s = s + g * g
     return g / (jnp.sqrt(s) + h.eps), (s,)
 

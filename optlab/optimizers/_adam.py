@@ -23,7 +23,8 @@ import jax.numpy as jnp
 import optax
 
 from optlab import _checks
-from optlab._hyperparams import Hyperparams, Memory, average, decay, number
+from optlab._arithmetic import average, squareable
+from optlab._hyperparams import Hyperparams, Memory, decay, number
 from optlab._lift import Rule, lift, slot
 from optlab._types import Array, DTypeLike, Hyperparam, Tree
 from optlab.transforms._learning_rate import learning_rate_rule
@@ -63,6 +64,7 @@ def adam_rule(
 
     def leaf(g, slots, h, p):
         mu, nu, *nu_max = slots
+        g = squareable(g)
         mu = average(h.b1, mu, g)
         nu = average(h.b2, nu, g * g)
         mu_hat = mu / h.b1.correction

@@ -21,7 +21,8 @@ import jax.numpy as jnp
 import optax
 
 from optlab import _checks
-from optlab._hyperparams import Hyperparams, Memory, average, number
+from optlab._arithmetic import average, squareable
+from optlab._hyperparams import Hyperparams, Memory, number
 from optlab._hyperparams import decay as decay_rate
 from optlab._lift import Rule, lift, slot
 from optlab._types import Array, ArrayLike, Hyperparam, Tree
@@ -57,6 +58,7 @@ def _rmsprop_rule(
 ) -> Rule:
     def leaf(g, slots, h, p):
         s, *m = slots
+        g = squareable(g)
         s = average(h.decay, s, g * g)
         variance = s
         if centered:

@@ -16,6 +16,7 @@ ICML (2013) for Nesterov's form.
 
 from typing import NamedTuple
 
+import jax
 import optax
 
 from optlab import _checks
@@ -76,7 +77,9 @@ def momentum_rules(
         return [_momentum_rule(who, momentum, dampening, nesterov, accumulator_dtype)]
     if nesterov:
         _checks.fail(who, "nesterov needs momentum", "momentum=None", "pass momentum=0.9, say")
-    if isinstance(dampening, (int, float)) and dampening != 0:
+    _checks.check_float_dtype(who, "accumulator_dtype", accumulator_dtype)
+    known = not isinstance(dampening, jax.core.Tracer)
+    if callable(dampening) or (known and dampening != 0):
         _checks.fail(who, "dampening needs momentum", "momentum=None", "pass momentum=0.9, say")
     return []
 

@@ -81,7 +81,7 @@ OPTIMIZERS: Mapping[str, Row] = {
             constructor=optimizers.rmsprop,
             reference=_of_optimizer(reference.rmsprop),
             samples=(
-                *RMSPROP_SAMPLES,
+                {},
                 {"momentum": 0.9},
                 {"momentum": 0.8, "nesterov": True, "centered": True, "eps": 1e-3},
             ),
@@ -97,7 +97,7 @@ OPTIMIZERS: Mapping[str, Row] = {
             summary="m, v averages of g, g², unbiased; θ ← θ − αm̂/(√v̂ + ε)",
             constructor=optimizers.adam,
             reference=_of_optimizer(reference.adam),
-            samples=ADAM_SAMPLES,
+            samples=({}, {"nesterov": True, "amsgrad": True}),
             hyperparams=RATE | ADAM,
             errors=(
                 *number_errors("learning_rate", "eps", "eps_root"),
@@ -110,7 +110,7 @@ OPTIMIZERS: Mapping[str, Row] = {
             summary="θ ← θ − α(m̂/(√v̂ + ε) + λθ), decay decoupled",
             constructor=optimizers.adamw,
             reference=_of_optimizer(reference.adamw),
-            samples=(*ADAM_SAMPLES, {"weight_decay": 0.3}),
+            samples=({}, {"weight_decay": 0.3, "amsgrad": True}),
             hyperparams=RATE | ADAM | {"weight_decay": (0.01, 0.2)},
             errors=(
                 *number_errors("learning_rate", "eps", "eps_root", "weight_decay"),

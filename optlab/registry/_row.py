@@ -31,6 +31,7 @@ class Row:
         hyperparams: for each that may be scheduled, two valid values of which the first is the
             default or a common one.
         errors: arguments that must be refused, with the message.
+        outcome: (updates, state) → what `reference` returns as its updates, where that is not them.
         needs_params: whether `update` needs the parameters.
         exempt: checks that do not hold for this row, with the reason.
     """
@@ -43,6 +44,7 @@ class Row:
     samples: tuple[Mapping[str, Any], ...] = ({},)
     hyperparams: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     errors: tuple[tuple[Mapping[str, Any], str], ...] = ()
+    outcome: Callable[[Any, Any], Any] = lambda updates, state: updates
     needs_params: bool = False
     exempt: Mapping[str, str] = field(default_factory=dict)
 

@@ -40,7 +40,7 @@ SCHEDULES: Mapping[str, ScheduleRow] = {
             samples=({"init_value": 0.1, "factor": 0.5, "every": 30},),
             errors=(
                 bad("every", 0, STEPS, init_value=1.0, factor=0.1),
-                bad("factor", -0.1, NONNEGATIVE, init_value=1.0, every=5),
+                bad("factor", 1.5, "in [0, 1]", init_value=1.0, every=5),
             ),
             endless=True,
         ),

@@ -56,7 +56,7 @@ def _params_ema(gradients: Arrays, params: Arrays, state: Any, t: int, **hyperpa
         reference.params_ema(p + u, average, t, **hyperparams)
         for p, u, average in zip(params, gradients, averages, strict=True)
     ]
-    return list(gradients), new
+    return new, new
 
 
 TRANSFORMATIONS: Mapping[str, Row] = {
@@ -129,6 +129,7 @@ TRANSFORMATIONS: Mapping[str, Row] = {
             constructor=transforms.clip_by_value,
             reference=_elementwise(lambda g, p, max_abs: reference.clip_by_value(g, max_abs)),
             samples=({"max_abs": 0.5},),
+            exempt={"an_infinity_is_not_hidden": "bounds every element, infinite ones too"},
             hyperparams={"max_abs": (0.5, 0.1)},
             errors=number_errors("max_abs"),
         ),
@@ -147,6 +148,7 @@ TRANSFORMATIONS: Mapping[str, Row] = {
             constructor=transforms.params_ema,
             reference=_params_ema,
             samples=({"decay": 0.9}, {"decay": 0.999, "warmup_power": 2 / 3}),
+            outcome=lambda updates, state: transforms.averaged_params(state),
             hyperparams={"decay": (0.9, 0.5)},
             errors=(
                 *decay_errors("decay"),

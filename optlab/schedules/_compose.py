@@ -8,6 +8,7 @@ clamp            min(max(s(t), low), high)
 from collections.abc import Sequence
 
 import jax.numpy as jnp
+import numpy as np
 
 from optlab import _checks
 from optlab._types import ArrayLike, Schedule
@@ -110,7 +111,8 @@ def clamp(
     if not given:
         _checks.fail("clamp", "min_value or max_value must be given", "neither")
     check_values("clamp", **given)
-    if all(isinstance(value, (int, float)) for value in bounds.values()) and min_value > max_value:
+    known = all(isinstance(value, int | float | np.number) for value in bounds.values())
+    if known and min_value > max_value:
         _checks.fail(
             "clamp",
             "min_value must not exceed max_value",

@@ -1,8 +1,8 @@
 """What all schedules share: a curve that knows its knots, and exact positions between them.
 
 Positions are formed from integer differences, T − t rather than 1 − t/T, so that every knot is met
-exactly and no digit is lost near the end of a long run. All curves are finite and constant past
-their last knot, for every step up to 2³¹ − 1; steps below 0 count as 0.
+exactly and no digit is lost near the end of a long run. All curves are finite for every step up
+to 2³¹ − 1, and those that end are constant past their last knot; steps below 0 count as 0.
 """
 
 from collections.abc import Callable
@@ -12,6 +12,9 @@ import jax.numpy as jnp
 
 from optlab import _checks
 from optlab._types import Array, ArrayLike
+
+LAST_STEP = 2**31 - 1
+"""The last step that counts; later ones are taken for it."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -30,7 +33,13 @@ class Curve:
 
     def __call__(self, step: ArrayLike) -> Array:
         """Return the value at a step: an int, a NumPy integer or a traced integer."""
-        return self.function(jnp.maximum(jnp.asarray(step), 0))
+        if isinstance(step, int):
+            step = min(step, LAST_STEP)
+        step = jnp.asarray(step)
+        if jnp.issubdtype(step.dtype, jnp.integer) and step.dtype != jnp.int64:
+            # Differences of unsigned steps, which Flax NNX counts in, would wrap around.
+            step = jnp.minimum(step, min(LAST_STEP, jnp.iinfo(step.dtype).max)).astype(jnp.int32)
+        return self.function(jnp.maximum(step, 0))
 
     def __repr__(self) -> str:
         return self.text

@@ -24,6 +24,7 @@ import numpy as np
 from optlab import _checks
 from optlab._types import ArrayLike
 from optlab.schedules._curve import (
+    LAST_STEP,
     Curve,
     as_float,
     check_steps,
@@ -34,7 +35,6 @@ from optlab.schedules._curve import (
     remaining,
 )
 
-_LAST_STEP = 2**31 - 1
 _FORMS = ("constant", "halving", "exponential")
 
 
@@ -127,7 +127,7 @@ def cosine_restarts(
         decay_steps: length of the first cycle, ≥ 1, in optimizer updates.
         end_value: what each cycle falls towards.
         cycle_factor: how much longer each cycle is than the one before, ≥ 1; lengths are rounded.
-        peak_factor: how high each peak is above `end_value` beside the one before, ≥ 0.
+        peak_factor: how high each peak is above `end_value` beside the one before, in [0, 1].
         num_cycles: how many, ≥ 1; None for ever.
 
     Raises:
@@ -145,7 +145,7 @@ def cosine_restarts(
     check_values(who, init_value=init_value, end_value=end_value)
     check_steps(who, 1, decay_steps=decay_steps)
     _checks.check_number(who, "cycle_factor", cycle_factor, _checks.AT_LEAST_ONE)
-    _checks.check_number(who, "peak_factor", peak_factor, _checks.NONNEGATIVE)
+    _checks.check_number(who, "peak_factor", peak_factor, _checks.UNIT)
     if num_cycles is not None:
         check_steps(who, 1, num_cycles=num_cycles)
     if cycle_factor == 1:
@@ -160,14 +160,14 @@ def cosine_restarts(
             cycle, position = jnp.divmod(step, decay_steps)
             left = as_float(decay_steps - position) / decay_steps
         else:
-            stops = np.minimum(np.array(ends, np.int64), _LAST_STEP).astype(np.int32)
+            stops = np.minimum(np.array(ends, np.int64), LAST_STEP).astype(np.int32)
             starts = np.concatenate([[0], stops[:-1]]).astype(np.int32)
             cycle = jnp.minimum(jnp.searchsorted(stops, step, side="right"), len(stops) - 1)
             lengths = np.diff([0, *ends]).astype(np.float64)
             done = as_float(step - jnp.asarray(starts)[cycle])
             left = 1 - done / as_float(lengths)[cycle]
         weight = half_cosine(left) * as_float(peak_factor) ** as_float(cycle)
-        if last is not None and last <= _LAST_STEP:
+        if last is not None and last <= LAST_STEP:
             weight = jnp.where(step >= last, 0, weight)
         return mix(weight, init_value, end_value)
 
@@ -267,7 +267,7 @@ def one_cycle(
 def _cycle_ends(first: int, factor: float, num_cycles: int | None) -> list[int]:
     """Return the steps at which cycles end, as far as steps can count."""
     ends, length, end = [], Fraction(first), 0
-    while end <= _LAST_STEP and len(ends) != num_cycles:
+    while end <= LAST_STEP and len(ends) != num_cycles:
         end += round(length)
         ends.append(end)
         length *= Fraction(factor)

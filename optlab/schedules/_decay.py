@@ -61,7 +61,7 @@ def step_decay(init_value: ArrayLike, factor: ArrayLike, every: int) -> Curve:
 
     Args:
         init_value: α₀.
-        factor: ≥ 0, typically 0.1 to 0.5.
+        factor: in [0, 1], typically 0.1 to 0.5.
         every: updates between two steps down, ≥ 1.
 
     Raises:
@@ -73,7 +73,7 @@ def step_decay(init_value: ArrayLike, factor: ArrayLike, every: int) -> Curve:
         [1.0, 1.0, 0.5, 0.25]
     """
     check_values("step_decay", init_value=init_value)
-    _checks.check_number("step_decay", "factor", factor, _checks.NONNEGATIVE)
+    _checks.check_number("step_decay", "factor", factor, _checks.UNIT)
     check_steps("step_decay", 1, every=every)
     text = describe("step_decay", init_value=init_value, factor=factor, every=every)
     return Curve(
@@ -90,7 +90,7 @@ def multistep(init_value: ArrayLike, factor: ArrayLike, milestones: Sequence[int
 
     Args:
         init_value: α₀.
-        factor: ≥ 0, typically 0.1.
+        factor: in [0, 1], typically 0.1.
         milestones: steps, ≥ 1, strictly ascending; at least one.
 
     Raises:
@@ -103,7 +103,7 @@ def multistep(init_value: ArrayLike, factor: ArrayLike, milestones: Sequence[int
     """
     who = "multistep"
     check_values(who, init_value=init_value)
-    _checks.check_number(who, "factor", factor, _checks.NONNEGATIVE)
+    _checks.check_number(who, "factor", factor, _checks.UNIT)
     milestones = check_ascending(who, "milestones", milestones)
 
     def function(step):
@@ -279,6 +279,8 @@ def inverse_sqrt(value: ArrayLike, warmup_steps: int = 0) -> Curve:
 
 def check_ascending(who: str, name: str, steps: Sequence[int]) -> tuple[int, ...]:
     """Require at least one step, all integers ≥ 1, strictly ascending."""
+    if not isinstance(steps, Sequence | np.ndarray):
+        _checks.fail(who, f"{name} must be a sequence of steps", f"{name}={steps!r}")
     steps = tuple(steps)
     if not steps:
         _checks.fail(who, f"{name} must hold at least one step", "none")

@@ -157,7 +157,7 @@ def wsd(
     check_values("wsd", peak_value=peak_value, init_value=init_value, end_value=end_value)
     check_steps("wsd", 0, warmup_steps=warmup_steps, stable_steps=stable_steps)
     check_steps("wsd", 1, decay_steps=decay_steps)
-    if shape not in _DECAYS:
+    if not isinstance(shape, str) or shape not in _DECAYS:
         _checks.fail("wsd", f"shape must be one of {', '.join(_DECAYS)}", f"shape={shape!r}")
     text = describe(
         "wsd",

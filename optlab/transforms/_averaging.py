@@ -76,7 +76,7 @@ def params_ema(
     def share_of_new(h, params, t):
         if warmup_power is None:
             return h.decay.complement
-        return jnp.maximum(h.decay.complement, t.astype(jnp.float32) ** -warmup_power)
+        return jnp.maximum(h.decay.complement, t.astype(h.decay.complement.dtype) ** -warmup_power)
 
     def leaf(u, slots, share, new_param):
         (average,) = slots

@@ -16,6 +16,7 @@ comes with the check that completes `patience` (PyTorch: one later).
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import optax
 
@@ -96,8 +97,10 @@ def reduce_on_plateau(
         -0.5
     """
     who = "reduce_on_plateau"
-    _checks.check_count(who, "patience", patience, 1)
-    _checks.check_count(who, "cooldown", cooldown, 0)
+    for name, checks, least in (("patience", patience, 1), ("cooldown", cooldown, 0)):
+        # Optax's inject_hyperparams makes arrays of integers.
+        if not isinstance(checks, jax.Array):
+            _checks.check_count(who, name, checks, least)
     if mode not in ("min", "max"):
         _checks.fail(who, "mode must be 'min' or 'max'", f"mode={mode!r}")
     sign = 1 if mode == "min" else -1

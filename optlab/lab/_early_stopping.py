@@ -1,0 +1,263 @@
+"""Early stopping as a pure object: fed with a value at each check, it says when to stop.
+
+    improved    v < best − min_delta  (mode "min"),  v > best + min_delta  (mode "max");
+                the first finite value always
+    stop        after `patience` checks in a row that did not improve, or at a value that is not
+                finite
+
+v is the value of this check, best that of the last check that improved.
+"""
+
+import math
+import numbers
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import GetAttrKey, keystr
+
+from optlab import _checks
+from optlab._types import Array, ArrayLike, Tree
+
+_WHO = "EarlyStopping"
+_STATIC = ("patience", "min_delta", "mode", "stop_on_nonfinite")
+_DYNAMIC = (
+    "should_stop",
+    "improved",
+    "last_value",
+    "best_value",
+    "best_check",
+    "num_checks",
+    "num_bad",
+    "best_params",
+)
+
+
+@jax.tree_util.register_pytree_with_keys_class
+@dataclass(frozen=True, init=False, eq=False)
+class EarlyStopping:
+    """When to stop training, and the parameters to return to.
+
+    Immutable: `update` returns a new one. A pytree whose structure and types never change, so that
+    it goes through `jit`, is carried by `lax.scan`, and runs in lanes under `vmap`. Once stopped it
+    is frozen, and the lanes that are not may run on.
+
+    Args:
+        patience: stop after so many checks in a row without improvement, ≥ 1.
+        min_delta: what a value must be better by to count as an improvement, ≥ 0; in the value's
+            own unit, not relative.
+        mode: "min" where lower values are better, as of a loss; "max" where higher ones are.
+        best_params: parameters of the structure and types to come; keeps a copy of those of the
+            best check, and of these until there is one. None to keep none.
+        stop_on_nonfinite: whether to stop at once at NaN or an infinity; if not, such a check is
+            one without improvement.
+
+    Attributes:
+        should_stop: () bool; whether to stop.
+        improved: () bool; whether the last check did.
+        last_value: () float; of the last check, NaN before the first.
+        best_value: () float; of the best check, and until there is one the worst possible: ∞ in
+            mode "min", −∞ in mode "max".
+        best_check: () int32; the number of the best check, from 1; 0 before there is one.
+        num_checks: () int32; checks made until it stopped.
+        num_bad: () int32; checks in a row without improvement.
+        best_params: the parameters of the best check.
+
+    Raises:
+        ValueError: an argument is out of its range.
+
+    Example:
+        >>> stopper = EarlyStopping(patience=2, min_delta=0.01, best_params={"w": 0.0})
+        >>> for epoch, loss in enumerate([0.9, 0.5, 0.6, 0.495, 0.3]):
+        ...     stopper = stopper.update(loss, {"w": float(epoch)})
+        ...     if stopper.should_stop:
+        ...         break
+        >>> epoch, stopper.reason
+        (3, 'no improvement of more than 0.01 in 2 checks since check 2 (best 0.5)')
+        >>> print(stopper.best_params["w"])
+        1.0
+    """
+
+    patience: int
+    min_delta: float
+    mode: str
+    stop_on_nonfinite: bool
+    should_stop: Array
+    improved: Array
+    last_value: Array
+    best_value: Array
+    best_check: Array
+    num_checks: Array
+    num_bad: Array
+    best_params: Tree = field(repr=False)
+
+    def __init__(
+        self,
+        patience: int = 3,
+        *,
+        min_delta: float = 0.0,
+        mode: str = "min",
+        best_params: Tree | None = None,
+        stop_on_nonfinite: bool = True,
+    ):
+        _checks.check_count(_WHO, "patience", patience, 1)
+        if not _is_number(min_delta) or not 0 <= min_delta < math.inf:
+            _checks.fail(_WHO, "min_delta must be a number >= 0", f"min_delta={min_delta!r}")
+        if mode not in ("min", "max"):
+            _checks.fail(_WHO, "mode must be 'min' or 'max'", f"mode={mode!r}")
+        if not isinstance(stop_on_nonfinite, bool):
+            got = f"stop_on_nonfinite={stop_on_nonfinite!r}"
+            _checks.fail(_WHO, "stop_on_nonfinite must be True or False", got)
+        self._set(
+            patience=int(patience),
+            min_delta=float(min_delta),
+            mode=mode,
+            stop_on_nonfinite=stop_on_nonfinite,
+            should_stop=jnp.zeros((), bool),
+            improved=jnp.zeros((), bool),
+            last_value=jnp.full((), jnp.nan, float),
+            best_value=jnp.full((), jnp.inf if mode == "min" else -jnp.inf, float),
+            best_check=jnp.zeros((), jnp.int32),
+            num_checks=jnp.zeros((), jnp.int32),
+            num_bad=jnp.zeros((), jnp.int32),
+            best_params=jax.tree.map(lambda p: jnp.array(p, jnp.result_type(p)), best_params),
+        )
+
+    def update(self, value: ArrayLike, params: Tree | None = None) -> "EarlyStopping":
+        """Return the stopper after one more check, or the same where it has stopped.
+
+        Args:
+            value: () real; compared in float32 (float64 where x64 is enabled).
+            params: the parameters that gave it, in the structure and shapes of `best_params`, whose
+                types are kept; not looked at where none are kept.
+
+        Raises:
+            ValueError: the value is not a real scalar, or best parameters are kept and `params` is
+                missing or of another structure or shape.
+        """
+        value = _checked_value(value)
+        if self.best_params is not None:
+            _check_params(params, self.best_params)
+        finite = jnp.isfinite(value)
+        if self.mode == "min":
+            better = value < self.best_value - self.min_delta
+        else:
+            better = value > self.best_value + self.min_delta
+        running = ~self.should_stop
+        improved = running & finite & better
+        num_checks = self.num_checks + running
+        num_bad = jnp.where(improved, 0, self.num_bad + running)
+        stop = num_bad >= self.patience
+        if self.stop_on_nonfinite:
+            stop |= ~finite
+        return self._with(
+            should_stop=self.should_stop | stop,
+            improved=jnp.where(running, improved, self.improved),
+            last_value=jnp.where(running, value, self.last_value),
+            best_value=jnp.where(improved, value, self.best_value),
+            best_check=jnp.where(improved, num_checks, self.best_check),
+            num_checks=num_checks,
+            num_bad=num_bad,
+            best_params=jax.tree.map(
+                lambda best, p: jnp.where(improved, jnp.asarray(p, best.dtype), best),
+                self.best_params,
+                None if self.best_params is None else params,
+            ),
+        )
+
+    @property
+    def reason(self) -> str | None:
+        """Why it stopped, for people; None while it has not.
+
+        Raises:
+            ValueError: of a stopper that is traced, or that holds several lanes.
+        """
+        if isinstance(self.should_stop, jax.core.Tracer):
+            _checks.fail(
+                _WHO, "reason must be read outside of jit, scan and vmap", "a traced stopper"
+            )
+        if np.ndim(self.should_stop):
+            _checks.fail(
+                _WHO,
+                "reason must be that of one stopper",
+                f"lanes of shape {np.shape(self.should_stop)}",
+                "take one with jax.tree.map(lambda x: x[0], stopper)",
+            )
+        if not self.should_stop:
+            return None
+        if self.stop_on_nonfinite and not np.isfinite(self.last_value):
+            return f"the value was not finite ({self.last_value}) at check {self.num_checks}"
+        checks = "1 check" if self.patience == 1 else f"{self.patience} checks"
+        if self.best_check == 0:
+            return f"no finite value in {checks}"
+        by = f" of more than {self.min_delta:g}" if self.min_delta else ""
+        return (
+            f"no improvement{by} in {checks} since check {self.best_check} "
+            f"(best {self.best_value:.6g})"
+        )
+
+    def _with(self, **changes: Any) -> "EarlyStopping":
+        new = object.__new__(type(self))
+        new._set(**{**vars(self), **changes})
+        return new
+
+    def _set(self, **values: Any) -> None:
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+
+    def tree_flatten_with_keys(self) -> tuple[Sequence[tuple[GetAttrKey, Any]], tuple]:
+        """Tell JAX what varies, and by which names; the rest is fixed."""
+        children = [(GetAttrKey(name), getattr(self, name)) for name in _DYNAMIC]
+        return children, tuple(getattr(self, name) for name in _STATIC)
+
+    @classmethod
+    def tree_unflatten(cls, static: tuple, children: Sequence[Any]) -> "EarlyStopping":
+        """Undo `tree_flatten_with_keys`, whatever JAX puts in the place of arrays."""
+        new = object.__new__(cls)
+        new._set(**dict(zip(_STATIC, static, strict=True)))
+        new._set(**dict(zip(_DYNAMIC, children, strict=True)))
+        return new
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def _checked_value(value: ArrayLike) -> Array:
+    dtype = value.dtype if isinstance(value, jax.Array) else np.asarray(value).dtype
+    shape = np.shape(value)
+    if not (jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)) or shape:
+        _checks.fail(
+            _WHO,
+            "value must be a real scalar",
+            f"shape {shape}" if shape else repr(value),
+            "map over lanes with jax.vmap" if shape else "",
+        )
+    return jnp.asarray(value, float)
+
+
+def _check_params(params: Tree, best_params: Tree) -> None:
+    if params is None:
+        _checks.fail(
+            _WHO,
+            "update needs the parameters where best_params is kept",
+            "none",
+            "call update(value, params), or leave best_params out at construction",
+        )
+    if jax.tree.structure(params) != jax.tree.structure(best_params):
+        _checks.fail(
+            _WHO,
+            f"params must have the structure of best_params, {jax.tree.structure(best_params)}",
+            str(jax.tree.structure(params)),
+        )
+    leaves = jax.tree_util.tree_leaves_with_path(best_params)
+    for (path, best), p in zip(leaves, jax.tree.leaves(params), strict=True):
+        if jnp.shape(p) != best.shape:
+            _checks.fail(
+                _WHO,
+                f"params{keystr(path)} must have the shape {best.shape} of best_params",
+                f"{jnp.shape(p)}",
+            )
