@@ -171,21 +171,21 @@ def _stack(given: Mapping[str, Array]) -> Array:
 
 def _decay(argument: Hyperparam, value: Array) -> tuple[Decay, tuple[Array, Array]]:
     """Return β in force, and log β as a (high, low) pair."""
+    zero = jnp.zeros_like(value)
     complement = 1 - value
     log = jnp.maximum(jnp.log1p(-complement), _LOG_OF_ZERO).astype(value.dtype)
-    rounded = value, jnp.zeros_like(value), complement, log, jnp.zeros_like(value)
-    if isinstance(argument, (int, float, np.number)):
-        # β is known beyond the type's digits, as long as nobody has replaced it in the state.
-        beta = float(argument)
-        log_beta = math.log(beta) if beta > 0 else _LOG_OF_ZERO
-        exact = (*_split(beta, value.dtype), 1 - beta, *_split(log_beta, value.dtype))
-        unreplaced = value == exact[0]
-        rounded = tuple(
-            jnp.where(unreplaced, np.asarray(x, value.dtype), y)
-            for x, y in zip(exact, rounded, strict=True)
-        )
-    *decay, high, low = rounded
-    return Decay(*decay), (high, low)
+    rounded = Decay(value, zero, complement), (log, zero)
+    if not isinstance(argument, int | float | np.number):
+        return rounded
+    # β is known beyond the type's digits, as long as nobody has replaced it in the state.
+    beta = float(argument)
+    nearest, residue = _split(beta, value.dtype)
+    log_beta = math.log(beta) if beta > 0 else _LOG_OF_ZERO
+    exact = Decay(nearest, residue, 1 - beta), _split(log_beta, value.dtype)
+    unreplaced = value == nearest
+    return jax.tree.map(
+        lambda x, y: jnp.where(unreplaced, np.asarray(x, value.dtype), y), exact, rounded
+    )
 
 
 def _split(number: float, dtype: jnp.dtype) -> tuple[np.ndarray, float]:

@@ -130,7 +130,9 @@ def plot_sensitivity(
             _mark_diverged(ax, crossed, style["color"], CROSS_ROW * lines_of_crosses)
     ax.plot([], [], **_ring("black"), label=f"best {comparison.title(comparison.score)}")
     ax.plot([], [], **_cross("black"), label="a run diverged")
+    every_rate = np.concatenate([runs.rates for runs in comparison.runs.values()])
     ax.set_xscale("log")
+    ax.set_xlim(every_rate.min() / 1.6, every_rate.max() * 1.6)
     ax.set_xlabel("learning rate")
     ax.set_title(
         f"{comparison.task}: {comparison.title(metric)} after {runs.steps[-1]} updates",
