@@ -12,6 +12,10 @@ from optlab import _checks
 from optlab._hyperparams import Memory
 from optlab._types import Array, ArrayLike
 
+_DOMAINS = dict.fromkeys(("b1", "b2", "decay", "momentum", "dampening", "rtol"), _checks.DECAY)
+_DOMAINS |= {"factor": _checks.INSIDE, "min_scale": _checks.UNIT}
+"""What values may be, by name, where that is less than any finite number ≥ 0."""
+
 
 class _Entry(NamedTuple):
     """One value in one rule's state."""
@@ -34,9 +38,10 @@ def hyperparams(state: Any) -> dict[str, Array]:
 
     Returns:
         name → () float array, float32 (float64 where x64 is enabled), `scale` of
-        `reduce_on_plateau` among them. A name that occurs more than once is preceded by its group,
-        as in "head/learning_rate": the labels of `optax.partition` (or of any dict on the way).
-        Where that is not enough a number follows, as in "max_norm[0]", in the order of the chain.
+        `reduce_on_plateau` among them; of a vmapped state, one value a lane. Where there are
+        several groups, as the labels of `optax.partition` (or the keys of any dict on the way) make
+        them, a name is preceded by its group, as in "head/learning_rate". Where a name occurs more
+        than once in a group a number follows, as in "max_norm[0]", in the order of the chain.
 
     Example:
         >>> import jax.numpy as jnp, optlab
@@ -52,7 +57,8 @@ def replace_hyperparams(state: Any, **values: ArrayLike) -> Any:
 
     A replaced value stays in force for as long as the transformation is built with the argument
     it was built with before. Inside `jit`, where it cannot be seen that a hyperparameter is
-    scheduled, its schedule goes on.
+    scheduled, its schedule goes on and the value stays. The state of Optax's `inject_hyperparams`
+    around the rule keeps showing the value that was injected.
 
     Args:
         state: as for `hyperparams`.
@@ -77,7 +83,6 @@ def replace_hyperparams(state: Any, **values: ArrayLike) -> Any:
     entries = _entries(state)
     changes: dict[Hashable, dict[str, ArrayLike]] = {}
     for key, value in values.items():
-        _checks.check_number(who, key, value, _checks.NONNEGATIVE)
         meant = [entry for entry in entries if key in (entry.key, entry.name)]
         free = [entry.key for entry in entries if not entry.scheduled]
         there = f"there is {', '.join(free)} to replace" if free else "there is none to replace"
@@ -88,15 +93,18 @@ def replace_hyperparams(state: Any, **values: ArrayLike) -> Any:
                 _checks.fail(
                     who, f"{entry.key} must not be scheduled", "a schedule, which sets it", there
                 )
+            domain = _DOMAINS.get(entry.name, _checks.NONNEGATIVE)
+            _checks.check_number(who, key, value, domain, dtype=entry.value.dtype)
             changes.setdefault(entry.path, {})[entry.name] = value
 
     def change(path: Any, node: Any) -> Any:
         for name, value in changes.get(path, {}).items():
             if name in node.hyperparams:
-                new = {**node.hyperparams, name: _filled(node.hyperparams[name], value)}
-                node = node._replace(hyperparams=new)
+                scheduled = jnp.isnan(_given(node)[name])
+                new = _filled(node.hyperparams[name], value, keep=scheduled)
+                node = node._replace(hyperparams={**node.hyperparams, name: new})
             else:
-                node = node._replace(**{name: _filled(getattr(node, name), value)})
+                node = node._replace(**{name: _filled(getattr(node, name), value, keep=False)})
         return node
 
     return jax.tree_util.tree_map_with_path(change, state, is_leaf=_is_rule_state)
@@ -109,17 +117,19 @@ def _entries(state: Any) -> list[_Entry]:
         if not _is_rule_state(node):
             continue
         group = "/".join(str(k.key) for k in path if isinstance(k, jax.tree_util.DictKey))
-        given = dict(zip(sorted(node.hyperparams), _array(node.memory.given), strict=True))
+        given = _given(node)
         for name, value in sorted(node.hyperparams.items()):
             found.append((group, name, path, _array(value), _is_nan(given[name])))
         for name in getattr(node, "readable", ()):
             found.append((group, name, path, _array(getattr(node, name)), False))
+    groups = {group for group, *_ in found if group} or {""}
     names = Counter(name for _, name, *_ in found)
     grouped = Counter((group, name) for group, name, *_ in found)
     seen: Counter[tuple[str, str]] = Counter()
     entries = []
     for group, name, path, value, scheduled in found:
-        key = name if names[name] == 1 or not group else f"{group}/{name}"
+        alone = len(groups) == 1 and names[name] == 1
+        key = name if alone or not group else f"{group}/{name}"
         if grouped[group, name] > 1:
             key += f"[{seen[group, name]}]"
             seen[group, name] += 1
@@ -136,10 +146,16 @@ def _array(leaf: Any) -> Array:
     return jax.tree.leaves(leaf)[0]
 
 
-def _filled(leaf: Any, value: ArrayLike) -> Any:
-    """Return the leaf with another value, in its own type and wrapping."""
-    return jax.tree.map(lambda old: jnp.array(value, old.dtype, copy=True), leaf)
+def _given(node: Any) -> dict[str, Array]:
+    """Return the constructor's arguments by name, NaN for a schedule; of all lanes, if vmapped."""
+    given = jnp.moveaxis(_array(node.memory.given), -1, 0)
+    return dict(zip(sorted(node.hyperparams), given, strict=True))
+
+
+def _filled(leaf: Any, value: ArrayLike, keep: ArrayLike) -> Any:
+    """Return the leaf with another value, in its own type and wrapping, except where to keep it."""
+    return jax.tree.map(lambda old: jnp.where(keep, old, jnp.asarray(value, old.dtype)), leaf)
 
 
 def _is_nan(given: Array) -> bool:
-    return not isinstance(given, jax.core.Tracer) and bool(np.isnan(given))
+    return not isinstance(given, jax.core.Tracer) and bool(np.isnan(given).any())

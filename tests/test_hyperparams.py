@@ -52,8 +52,8 @@ def test_groups_are_named_where_a_name_occurs_more_than_once():
         "max_abs": 5.0,
         "fast/learning_rate": 0.1,
         "slow/learning_rate": 0.01,
-        "momentum": 0.9,
-        "dampening": 0.0,
+        "fast/momentum": 0.9,
+        "fast/dampening": 0.0,
     }
     one = optlab.replace_hyperparams(state, **{"fast/learning_rate": 0.5})
     assert numbers(one)["fast/learning_rate"] == 0.5
@@ -175,8 +175,10 @@ def test_values_are_float64_under_x64():
     [
         ({"rate": 0.1}, "names must be those of hyperparameters in the state, got rate; there is "),
         ({"learning_rate": 0.1}, "learning_rate must not be scheduled, got a schedule"),
-        ({"b1": -0.1}, "b1 must be finite and >= 0, got b1=-0.1"),
-        ({"b1": float("nan")}, "b1 must be finite and >= 0, got b1=nan"),
+        ({"b1": -0.1}, "b1 must be in [0, 1), got b1=-0.1"),
+        ({"b2": 1.5}, "b2 must be in [0, 1), got b2=1.5"),
+        ({"eps": 1e-50}, "eps must be finite and >= 0 in float32, got eps=1e-50"),
+        ({"b1": float("nan")}, "b1 must be in [0, 1), got b1=nan"),
         ({"b1": "high"}, "b1 must be a number or a scalar array, got b1='high'"),
     ],
 )
@@ -185,6 +187,20 @@ def test_what_cannot_be_replaced_is_an_error(values, message):
     with pytest.raises(ValueError, match=r"^replace_hyperparams: ") as error:
         optlab.replace_hyperparams(state, **values)
     assert str(error.value).startswith(f"replace_hyperparams: {message}")
+
+
+def test_a_schedule_goes_on_where_jit_hides_it_and_the_state_says_so():
+    state = optlab.sgd(optlab.schedules.cosine(0.1, 10)).init(PARAMS)
+    replaced = jax.jit(lambda s: optlab.replace_hyperparams(s, learning_rate=9.0))(state)
+    assert numbers(replaced) == {"learning_rate": 0.1}
+
+
+def test_lanes_of_rates_are_read_and_replaced_together():
+    rates = jnp.array([0.1, 0.2, 0.3])
+    states = jax.vmap(lambda rate: optlab.sgd(rate).init(PARAMS))(rates)
+    np.testing.assert_array_equal(optlab.hyperparams(states)["learning_rate"], rates)
+    states = optlab.replace_hyperparams(states, learning_rate=0.5)
+    np.testing.assert_array_equal(optlab.hyperparams(states)["learning_rate"], [0.5] * 3)
 
 
 def test_an_unknown_name_lists_what_there_is():

@@ -120,3 +120,5 @@ def test_a_value_that_is_no_scalar_is_an_error():
     g = jnp.ones(())
     with pytest.raises(ValueError, match=r"reduce_on_plateau: value must be a scalar, got shape"):
         tx.update(g, tx.init(g), value=jnp.ones(3))
+    with pytest.raises(ValueError, match="reduce_on_plateau: check must be one boolean, got bool"):
+        tx.update(g, tx.init(g), value=1.0, check=jnp.ones(2, bool))

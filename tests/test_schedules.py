@@ -130,6 +130,39 @@ def test_cosine_keeps_its_digits_near_the_end():
     )
 
 
+def test_small_shares_and_long_powers_keep_their_digits():
+    s = optlab.schedules
+    np.testing.assert_allclose(float(s.warmup(s.constant(0.1), 10_000)(1)), 1e-5, rtol=3e-7)
+    np.testing.assert_allclose(float(s.linear(0.0, 1.0, 10**9)(3)), 3e-9, rtol=3e-7)
+    late = s.wsd(1.0, 0, 0, 10**8, shape="sqrt")(10**8 - 1)
+    np.testing.assert_allclose(float(late), 5e-9, rtol=1e-6)
+    # float32 rounds the base by up to 3e-8, which a plain power multiplies by the exponent.
+    np.testing.assert_allclose(
+        float(s.step_decay(1.0, 0.9999, 1)(50_000)), 0.9999**50_000, rtol=2e-6
+    )
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda s: s.constant(1e39),
+            "constant: value must be finite in float32, got value=1e\\+39",
+        ),
+        (lambda s: s.triangular(0.0, 1.0, 2**30), "triangular: 2·half_cycle_steps must be below"),
+        (lambda s: s.one_cycle(1.0, 9, div_factor=1e-300), "one_cycle: peak_value/div_factor must"),
+        (
+            lambda s: s.one_cycle(1.0, 9, momentum=(1 - 1e-12, 0.9)),
+            "one_cycle: momentum must be in",
+        ),
+        (lambda s: s.cosine_restarts(1.0, 1, cycle_factor=1.0000001), "cosine_restarts: cycle_fac"),
+    ],
+)
+def test_what_would_not_be_finite_later_is_refused_at_once(make, message):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        make(optlab.schedules)
+
+
 def test_values_can_be_traced_so_that_a_sweep_compiles_once():
     peaks = jnp.array([0.1, 0.2])
 

@@ -174,7 +174,8 @@ TRANSFORMATIONS: Mapping[str, Row] = {
             errors=(
                 bad("factor", 1.0, "in (0, 1)"),
                 bad("rtol", 1.0, DECAY),
-                *number_errors("atol", "min_scale"),
+                *number_errors("atol"),
+                bad("min_scale", 2.0, "in [0, 1]"),
                 bad("patience", 0, STEPS),
                 bad("cooldown", -1, "an integer >= 0"),
                 ({"mode": "least"}, "mode must be 'min' or 'max', got mode='least'"),

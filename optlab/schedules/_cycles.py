@@ -15,7 +15,6 @@ Reference: Smith, WACV (2017) for the triangles; Loshchilov & Hutter, ICLR (2017
 Smith & Topin, arXiv:1708.07120 (2018) for the one cycle.
 """
 
-from fractions import Fraction
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -30,11 +29,13 @@ from optlab.schedules._curve import (
     check_steps,
     check_values,
     describe,
-    half_cosine,
+    half_cosines,
     mix,
-    remaining,
+    power,
+    shares,
 )
 
+_MOST_CYCLES = 10_000
 _FORMS = ("constant", "halving", "exponential")
 
 
@@ -84,19 +85,20 @@ def triangular(
     who = "triangular"
     check_values(who, min_value=min_value, max_value=max_value)
     check_steps(who, 1, half_cycle_steps=half_cycle_steps)
+    check_steps(who, 1, **{"2·half_cycle_steps": 2 * half_cycle_steps})
     _checks.check_number(who, "gamma", gamma, _checks.SHARE)
     if form not in _FORMS:
         _checks.fail(who, f"form must be one of {', '.join(_FORMS)}", f"form={form!r}")
 
     def function(step):
         cycle, position = jnp.divmod(step, 2 * half_cycle_steps)
-        height = as_float(half_cycle_steps - jnp.abs(position - half_cycle_steps))
-        weight = height / half_cycle_steps
+        distance = jnp.abs(position - half_cycle_steps)
+        _, weight = shares(half_cycle_steps - distance, 0, half_cycle_steps)
         if form == "halving":
             weight *= jnp.exp2(-as_float(cycle))
         elif form == "exponential":
-            weight *= as_float(gamma) ** as_float(step)
-        return mix(weight, max_value, min_value)
+            weight *= power(gamma, step)
+        return mix((weight, 1 - weight), max_value, min_value)
 
     text = describe(
         who,
@@ -158,7 +160,7 @@ def cosine_restarts(
     def function(step):
         if ends is None:
             cycle, position = jnp.divmod(step, decay_steps)
-            left = as_float(decay_steps - position) / decay_steps
+            left, _ = shares(position, 0, decay_steps)
         else:
             stops = np.minimum(np.array(ends, np.int64), LAST_STEP).astype(np.int32)
             starts = np.concatenate([[0], stops[:-1]]).astype(np.int32)
@@ -166,10 +168,10 @@ def cosine_restarts(
             lengths = np.diff([0, *ends]).astype(np.float64)
             done = as_float(step - jnp.asarray(starts)[cycle])
             left = 1 - done / as_float(lengths)[cycle]
-        weight = half_cosine(left) * as_float(peak_factor) ** as_float(cycle)
+        weight = half_cosines(left, left)[0] * power(peak_factor, cycle)
         if last is not None and last <= LAST_STEP:
             weight = jnp.where(step >= last, 0, weight)
-        return mix(weight, init_value, end_value)
+        return mix((weight, 1 - weight), init_value, end_value)
 
     text = describe(
         who,
@@ -233,15 +235,23 @@ def one_cycle(
     if not isinstance(momentum, tuple | list) or len(momentum) != 2:
         _checks.fail(who, "momentum must be a pair (m_max, m_min)", f"momentum={momentum!r}")
     for value in momentum:
-        _checks.check_number(who, "momentum", value, _checks.DECAY)
+        check_values(who, momentum=value)
+        _checks.check_number(who, "momentum", np.float32(value), _checks.DECAY)
     if momentum[0] < momentum[1]:
         _checks.fail(who, "momentum must be (m_max, m_min)", f"momentum={momentum!r}")
+    check_values(
+        who,
+        **{
+            "peak_value/div_factor": peak_value / div_factor,
+            "peak_value/final_div_factor": peak_value / final_div_factor,
+        },
+    )
     peak = peak_fraction * total_steps
 
     def coupled(name, first, top, last):
         def function(step):
-            rise = half_cosine(remaining(step, 0, peak))
-            fall = half_cosine(remaining(step, peak, total_steps))
+            rise = half_cosines(*shares(step, 0, peak))
+            fall = half_cosines(*shares(step, peak, total_steps))
             return jnp.where(step <= peak, mix(rise, first, top), mix(fall, top, last))
 
         return Curve(f"{text}.{name}", function, (0, peak, total_steps))
@@ -266,9 +276,15 @@ def one_cycle(
 
 def _cycle_ends(first: int, factor: float, num_cycles: int | None) -> list[int]:
     """Return the steps at which cycles end, as far as steps can count."""
-    ends, length, end = [], Fraction(first), 0
+    ends, end = [], 0
     while end <= LAST_STEP and len(ends) != num_cycles:
-        end += round(length)
+        if len(ends) == _MOST_CYCLES:
+            _checks.fail(
+                "cosine_restarts",
+                f"cycle_factor must be 1 or large enough for at most {_MOST_CYCLES} cycles",
+                f"cycle_factor={factor}",
+                "or limit num_cycles",
+            )
+        end += round(first * float(factor) ** len(ends))
         ends.append(end)
-        length *= Fraction(factor)
     return ends

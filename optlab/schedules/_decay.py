@@ -25,15 +25,16 @@ import numpy as np
 
 from optlab import _checks
 from optlab._types import ArrayLike
+from optlab.schedules import _curve
 from optlab.schedules._curve import (
     Curve,
     as_float,
     check_steps,
     check_values,
     describe,
-    half_cosine,
+    half_cosines,
     mix,
-    remaining,
+    shares,
 )
 
 
@@ -78,7 +79,7 @@ def step_decay(init_value: ArrayLike, factor: ArrayLike, every: int) -> Curve:
     text = describe("step_decay", init_value=init_value, factor=factor, every=every)
     return Curve(
         text,
-        lambda step: as_float(init_value) * as_float(factor) ** as_float(step // every),
+        lambda step: as_float(init_value) * _curve.power(factor, step // every),
         (0, every),
     )
 
@@ -164,7 +165,7 @@ def linear(init_value: ArrayLike, end_value: ArrayLike, transition_steps: int) -
     )
     return Curve(
         text,
-        lambda step: mix(remaining(step, 0, transition_steps), init_value, end_value),
+        lambda step: mix(shares(step, 0, transition_steps), init_value, end_value),
         (0, transition_steps),
     )
 
@@ -196,8 +197,9 @@ def polynomial(
     check_steps(who, 1, transition_steps=transition_steps)
 
     def function(step):
-        weight = remaining(step, 0, transition_steps) ** as_float(power)
-        return mix(weight, init_value, end_value)
+        left, _ = shares(step, 0, transition_steps)
+        weight = left ** as_float(power)
+        return mix((weight, 1 - weight), init_value, end_value)
 
     text = describe(
         who,
@@ -235,7 +237,7 @@ def cosine(init_value: ArrayLike, decay_steps: int, end_value: ArrayLike = 0.0) 
     text = describe("cosine", init_value=init_value, decay_steps=decay_steps, end_value=end_value)
     return Curve(
         text,
-        lambda step: mix(half_cosine(remaining(step, 0, decay_steps)), init_value, end_value),
+        lambda step: mix(half_cosines(*shares(step, 0, decay_steps)), init_value, end_value),
         (0, decay_steps),
     )
 

@@ -22,16 +22,16 @@ from optlab.schedules._curve import (
     check_steps,
     check_values,
     describe,
-    half_cosine,
+    half_cosines,
     mix,
-    remaining,
+    shares,
 )
 from optlab.schedules._decay import cosine
 
 _DECAYS = {
-    "linear": lambda left: left,
-    "cosine": half_cosine,
-    "sqrt": lambda left: 1 - jnp.sqrt(1 - left),
+    "linear": lambda left, done: (left, done),
+    "cosine": half_cosines,
+    "sqrt": lambda left, done: (left / (1 + jnp.sqrt(done)), jnp.sqrt(done)),
 }
 
 
@@ -157,6 +157,8 @@ def wsd(
     check_values("wsd", peak_value=peak_value, init_value=init_value, end_value=end_value)
     check_steps("wsd", 0, warmup_steps=warmup_steps, stable_steps=stable_steps)
     check_steps("wsd", 1, decay_steps=decay_steps)
+    whole = warmup_steps + stable_steps + decay_steps
+    check_steps("wsd", 1, **{"warmup_steps + stable_steps + decay_steps": whole})
     if not isinstance(shape, str) or shape not in _DECAYS:
         _checks.fail("wsd", f"shape must be one of {', '.join(_DECAYS)}", f"shape={shape!r}")
     text = describe(
@@ -172,9 +174,7 @@ def wsd(
     stop = stable_steps + decay_steps
     fall = Curve(
         "",
-        lambda step: mix(
-            _DECAYS[shape](remaining(step, stable_steps, stop)), peak_value, end_value
-        ),
+        lambda step: mix(_DECAYS[shape](*shares(step, stable_steps, stop)), peak_value, end_value),
         (0, stable_steps, stop),
     )
     return _warmup(text, fall, warmup_steps, init_value)
@@ -197,7 +197,7 @@ def _warmup(text: str, schedule: Schedule, warmup_steps: int, init_value: ArrayL
         if warmup_steps == 0:
             return after
         # Behind the warm-up the weight of the first value is 0; before it, `after` is schedule(0).
-        return mix(remaining(step, 0, warmup_steps), init_value, after)
+        return mix(shares(step, 0, warmup_steps), init_value, after)
 
     knots = {0, warmup_steps, *(warmup_steps + knot for knot in getattr(schedule, "knots", ()))}
     return Curve(text, function, tuple(sorted(knots)))

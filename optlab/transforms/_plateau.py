@@ -74,7 +74,7 @@ def reduce_on_plateau(
         rtol: improvement asked for, relative to |best|, in [0, 1).
         atol: improvement asked for, in the unit of the value, ≥ 0.
         cooldown: checks not counted after a reduction, ≥ 0.
-        min_scale: the least scale, ≥ 0.
+        min_scale: the least scale, in [0, 1].
         mode: "min" for a value that should fall, "max" for one that should rise.
 
     Returns:
@@ -114,10 +114,12 @@ def reduce_on_plateau(
         value = extra_args.get("value")
         if value is None:
             return state, state.scale
+        _checks.check_number(who, "value", value, _checks.ANY)
         value = jnp.asarray(value, state.best_value.dtype)
-        if value.ndim:
-            _checks.fail(who, "value must be a scalar", f"shape {value.shape}", "pass its mean")
         check = jnp.asarray(extra_args.get("check", True))
+        if check.ndim or check.dtype != bool:
+            got = f"{check.dtype} of shape {check.shape}"
+            _checks.fail(who, "check must be one boolean", got)
         improved = improves(value, state.best_value, h)
         cooling = state.cooldown_left > 0
         num_bad = jnp.where(improved | cooling, 0, state.num_bad + 1)
@@ -142,7 +144,7 @@ def reduce_on_plateau(
             factor=number(factor, _checks.INSIDE),
             rtol=number(rtol, _checks.DECAY),
             atol=number(atol),
-            min_scale=number(min_scale),
+            min_scale=number(min_scale, _checks.UNIT),
         ),
         scalars=lambda: {
             "scale": jnp.ones((), float),
