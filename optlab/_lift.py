@@ -33,7 +33,10 @@ InitSlot = Callable[[Array], Array]
 
 
 def slot(value: ArrayLike = 0.0, dtype: DTypeLike | None = None) -> InitSlot:
-    """Return how a slot starts: filled with `value`, in `dtype` or at least float32."""
+    """Return how a slot starts: filled with `value`, in `dtype` or at least float32.
+
+    For a complex parameter both parts are filled, and `dtype`, a real type, has no say.
+    """
 
     def start(param: Array) -> Array:
         if jnp.iscomplexobj(param):

@@ -4,7 +4,8 @@
     u = −lr · g / (√s + eps)
 
 s is `sum_of_squares` and starts at `initial_accumulator_value` (Optax, Keras: 0.1), lr is
-`learning_rate`. eps stands outside the root (Optax, Keras: inside).
+`learning_rate`. eps stands outside the root (Optax, Keras: inside). A finite gradient beyond 2⁶³,
+whose square would overflow float32, counts as 2⁶³ (2⁵¹¹ in float64).
 
 Reference: Duchi, Hazan, Singer, JMLR 12 (2011).
 """

@@ -5,7 +5,8 @@
     u = −lr · m̂ / (√(v̂ + eps_root) + eps)
 
 β₁ is `b1`, β₂ `b2`, lr `learning_rate`; m is `mu`, v is `nu`, both start at 0. Where β changes over
-time, βᵗ stands for the product of its values so far, which keeps the correction exact.
+time, βᵗ stands for the product of its values so far, which keeps the correction exact. A finite
+gradient beyond 2⁶³, whose square would overflow float32, counts as 2⁶³ (2⁵¹¹ in float64).
 
 AMSGrad (`amsgrad`) divides by the root of the largest v̂ so far, `nu_max` (as Optax; PyTorch and
 Keras take the largest v). NAdam (`nesterov`) looks one step ahead, in Dozat's simplified form, in

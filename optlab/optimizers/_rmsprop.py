@@ -9,7 +9,8 @@
 starts at 0. s − m² is a variance and never negative, but its rounded value can be: it is clamped at
 0. With momentum, the heavy ball of `scale_by_momentum` follows, and the learning rate stands
 outside its velocity (Optax, Keras and TensorFlow keep it inside). Optax's `eps_in_sqrt` is True by
-default.
+default. A finite gradient beyond 2⁶³, whose square would overflow float32, counts as 2⁶³ (2⁵¹¹ in
+float64).
 
 Reference: Tieleman & Hinton, Coursera lecture 6.5 (2012); Graves, arXiv:1308.0850 (2013) for the
 centered form.

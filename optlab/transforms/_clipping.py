@@ -5,9 +5,9 @@
 
 The second keeps the direction. It multiplies every leaf by one scalar computed beforehand, so it
 costs one more read of the gradients and no copy of them. ‖g‖ is formed so that neither overflow nor
-underflow of the squares can zero finite gradients or let large ones through; Optax's and PyTorch's
-forms do so above 1.8e19. Where the norm is not finite the gradients pass unchanged: clipping cannot
-repair a NaN or an Inf, and must not hide it.
+underflow of the squares can zero finite gradients or let large ones through, as a plain sum of
+squares does in float32 above 1.8e19 and below 1e-19. Where the norm is not finite the gradients
+pass unchanged: clipping cannot repair a NaN or an Inf, and must not hide it.
 
 Reference: Pascanu, Mikolov, Bengio, ICML (2013).
 """
