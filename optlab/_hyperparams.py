@@ -11,7 +11,9 @@ A decay rate β comes with what float32 would lose (see `Decay`):
   average with β = float32(0.999) and any 1 − β settles 1.3e-5 too high or forgets too slowly;
 - the bias correction 1 − Πβᵢ = −expm1(Σ log βᵢ), the product over the updates made so far, whether
   β is constant or scheduled. The sum is carried as an unevaluated pair of numbers, so that it
-  stays good to 4e-7 over any number of updates (1 − βᵗ in float32 errs by 2e-5 for 0.999).
+  stays good to 4e-7 over any number of updates (1 − βᵗ in float32 errs by 2e-5 for 0.999). PyTorch
+  and Optax take the power βᵗ of the present β, which is another number where β changes; their
+  dialects ask for that.
 """
 
 import math
@@ -50,7 +52,7 @@ class Decay(NamedTuple):
     value: Array
     residue: Array  # β − value: what rounding took
     complement: Array  # 1 − β
-    correction: Array | None = None  # 1 − Πβ, where asked for
+    correction: Array | None = None  # 1 − Πβ or 1 − βᵗ, where asked for
 
 
 class Parameter(NamedTuple):
@@ -60,6 +62,11 @@ class Parameter(NamedTuple):
     domain: _checks.Domain
     is_decay: bool = False
     bias_corrected: bool = False
+    by_power: bool = False
+
+    @property
+    def has_product(self) -> bool:
+        return self.bias_corrected and not self.by_power
 
 
 def number(value: Hyperparam, domain: _checks.Domain = _checks.NONNEGATIVE) -> Parameter:
@@ -67,9 +74,15 @@ def number(value: Hyperparam, domain: _checks.Domain = _checks.NONNEGATIVE) -> P
     return Parameter(value, domain)
 
 
-def decay(value: Hyperparam, *, bias_corrected: bool = False) -> Parameter:
-    """Declare a decay rate in [0, 1), which a rule sees as a `Decay`."""
-    return Parameter(value, _checks.DECAY, is_decay=True, bias_corrected=bias_corrected)
+def decay(value: Hyperparam, *, bias_corrected: bool = False, by_power: bool = False) -> Parameter:
+    """Declare a decay rate in [0, 1), which a rule sees as a `Decay`.
+
+    Args:
+        value: β.
+        bias_corrected: whether the rule needs the correction of an average's bias.
+        by_power: whether that is 1 − βᵗ with the present β, instead of 1 − Πβ.
+    """
+    return Parameter(value, _checks.DECAY, True, bias_corrected, by_power)
 
 
 class Hyperparams:
@@ -106,7 +119,7 @@ class Hyperparams:
             for name, parameter in self.parameters.items()
         }
         products = tuple(
-            jnp.zeros((2,), _dtype()) for p in self.parameters.values() if p.bias_corrected
+            jnp.zeros((2,), _dtype()) for p in self.parameters.values() if p.has_product
         )
         return values, Memory(_stack(given), products)
 
@@ -141,10 +154,13 @@ class Hyperparams:
                 seen[name] = value
                 continue
             beta, log = _decay(parameter.value, value)
-            if parameter.bias_corrected:
+            if parameter.has_product:
                 product = _add(next(products), log)
                 new_products.append(product)
                 beta = beta._replace(correction=-jnp.expm1(product[0]))
+            elif parameter.bias_corrected:
+                t = count.astype(value.dtype) + 1
+                beta = beta._replace(correction=-jnp.expm1(t * log[0] + t * log[1]))
             seen[name] = beta
         return self._in_force(**seen), new_values, Memory(_stack(new_given), tuple(new_products))
 
@@ -166,7 +182,8 @@ def _dtype() -> jnp.dtype:
 
 
 def _stack(given: Mapping[str, Array]) -> Array:
-    return jnp.stack([given[name] for name in sorted(given)])
+    ordered = [given[name] for name in sorted(given)]
+    return jnp.stack(ordered) if ordered else jnp.zeros((0,), _dtype())
 
 
 def _decay(argument: Hyperparam, value: Array) -> tuple[Decay, tuple[Array, Array]]:

@@ -107,14 +107,14 @@ def replace_hyperparams(state: Any, **values: ArrayLike) -> Any:
                 node = node._replace(**{name: _filled(getattr(node, name), value, keep=False)})
         return node
 
-    return jax.tree_util.tree_map_with_path(change, state, is_leaf=_is_rule_state)
+    return jax.tree_util.tree_map_with_path(change, state, is_leaf=is_rule_state)
 
 
 def _entries(state: Any) -> list[_Entry]:
     """List all values, with keys that tell them apart."""
     found = []
-    for path, node in jax.tree_util.tree_leaves_with_path(state, is_leaf=_is_rule_state):
-        if not _is_rule_state(node):
+    for path, node in jax.tree_util.tree_leaves_with_path(state, is_leaf=is_rule_state):
+        if not is_rule_state(node):
             continue
         group = "/".join(str(k.key) for k in path if isinstance(k, jax.tree_util.DictKey))
         given = _given(node)
@@ -137,7 +137,8 @@ def _entries(state: Any) -> list[_Entry]:
     return entries
 
 
-def _is_rule_state(node: Any) -> bool:
+def is_rule_state(node: Any) -> bool:
+    """Whether a node is the state of one rule."""
     return isinstance(node, tuple) and isinstance(getattr(node, "memory", None), Memory)
 
 

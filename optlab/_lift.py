@@ -14,6 +14,7 @@ Conventions of every lifted transformation:
 - `count` is the number of updates made; it stops at 2³¹ − 1.
 """
 
+from collections import namedtuple
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -60,6 +61,8 @@ class Rule:
         prepare: what is computed once for the whole tree, (hyperparameters in force, gradients,
             number of this update from 1) → the `scalars` that every leaf receives. The gradients
             are those that enter the first of the rules lifted together.
+        reads: names of hyperparameters that belong to a rule before this one, of those lifted
+            together; `prepare` gets them behind its own.
         scalars: how further fields of its state start, scalars that are not hyperparameters.
         observe: in place of `prepare` for a rule that reacts to the run: (state, hyperparameters in
             force, extra arguments of `update`) → (state, the `scalars` that every leaf receives).
@@ -73,6 +76,7 @@ class Rule:
     leaf: Callable[[Array, tuple[Array, ...], Any, Array | None], tuple[Array, tuple[Array, ...]]]
     slots: Mapping[str, InitSlot] = field(default_factory=dict)
     prepare: Callable[[Any, Sequence[Array], Array], Any] = lambda h, gradients, t: h
+    reads: Sequence[str] = ()
     scalars: Callable[[], Mapping[str, Array]] = dict
     observe: Callable[[Any, Any, Mapping[str, Any]], tuple[Any, Any]] | None = None
     needs_params: bool = False
@@ -142,8 +146,9 @@ def lift(*rules: Rule) -> optax.GradientTransformationExtraArgs:
             )
         gradients = _Gradients(who, updates)
         states = _states_of(who, rules, state)
+        in_force: dict[str, Any] = {}
         steps = [
-            _Step(rule, old, gradients, params, extra_args)
+            _Step(rule, old, gradients, params, extra_args, in_force)
             for rule, old in zip(rules, states, strict=True)
         ]
         parameters = gradients.align("parameters", params)
@@ -220,7 +225,10 @@ class _Gradients:
 
 
 class _Step:
-    """One rule in one update: its scalars, its mask, and its slots as lists of leaves."""
+    """One rule in one update: its scalars, its mask, and its slots as lists of leaves.
+
+    `before` holds the hyperparameters in force of the rules before it, and gains this rule's.
+    """
 
     def __init__(
         self,
@@ -229,10 +237,16 @@ class _Step:
         gradients: _Gradients,
         params: Tree | None,
         extra_args: Mapping[str, Any],
+        before: dict[str, Any],
     ):
         in_force, values, memory = rule.hyperparams.step(
             state.count, state.hyperparams, state.memory
         )
+        if rule.reads:
+            names = (*in_force._fields, *rule.reads)
+            read = (before[name] for name in rule.reads)
+            in_force = namedtuple("Hyperparams", names)(*in_force, *read)
+        before |= in_force._asdict()
         count = optax.safe_increment(state.count)
         self.rule, self._structure = rule, gradients.structure
         if rule.observe is None:

@@ -1,11 +1,11 @@
 """AdaGrad: a rate per coordinate that shrinks with all the squared gradients seen.
 
     s ← s + g²
-    u = −lr · g / (√s + eps)
+    u = −lr · g / (√s + eps)                     or −lr · g / √(s + eps) with `eps_in_sqrt`
 
 s is `sum_of_squares` and starts at `initial_accumulator_value` (Optax, Keras: 0.1), lr is
-`learning_rate`. eps stands outside the root (Optax, Keras: inside). A finite gradient beyond 2⁶³,
-whose square would overflow float32, counts as 2⁶³ (2⁵¹¹ in float64).
+`learning_rate`. eps stands outside the root by default (Optax, Keras: inside). A finite gradient
+beyond 2⁶³, whose square would overflow float32, counts as 2⁶³ (2⁵¹¹ in float64).
 
 Reference: Duchi, Hazan, Singer, JMLR 12 (2011).
 """
@@ -39,14 +39,17 @@ class ScaleByAdagradState(NamedTuple):
     memory: Memory
 
 
-def _adagrad(g, slots, h, p):
-    (s,) = slots
-    g = squareable(g)
-    s = s + g * g
-    return g / (jnp.sqrt(s) + h.eps), (s,)
+def adagrad_rule(
+    who: str, eps: Hyperparam, eps_in_sqrt: bool, initial_accumulator_value: ArrayLike
+) -> Rule:
+    """Return the rule, for all optimizers that go in AdaGrad's direction."""
 
+    def leaf(g, slots, h, p):
+        (s,) = slots
+        g = squareable(g)
+        s = s + g * g
+        return g / (jnp.sqrt(s + h.eps) if eps_in_sqrt else jnp.sqrt(s) + h.eps), (s,)
 
-def _adagrad_rule(who: str, eps: Hyperparam, initial_accumulator_value: ArrayLike) -> Rule:
     _checks.check_number(
         who, "initial_accumulator_value", initial_accumulator_value, _checks.NONNEGATIVE
     )
@@ -54,18 +57,23 @@ def _adagrad_rule(who: str, eps: Hyperparam, initial_accumulator_value: ArrayLik
         state=ScaleByAdagradState,
         hyperparams=Hyperparams(who, eps=number(eps)),
         slots={"sum_of_squares": slot(initial_accumulator_value)},
-        leaf=_adagrad,
+        leaf=leaf,
     )
 
 
 def scale_by_adagrad(
-    *, eps: Hyperparam = 1e-8, initial_accumulator_value: ArrayLike = 0.0
+    *,
+    eps: Hyperparam = 1e-8,
+    eps_in_sqrt: bool = False,
+    initial_accumulator_value: ArrayLike = 0.0,
 ) -> optax.GradientTransformationExtraArgs:
     """Divide gradients by the root of the sum of all their squares: g / (√s + ε).
 
     Args:
-        eps: ε ≥ 0, in the unit of the gradients. With ε = 0 and an accumulator that starts at 0, a
-            coordinate whose gradient has always been zero is 0/0.
+        eps: ε ≥ 0, in the unit of the gradients, or of their squares with `eps_in_sqrt`. With ε = 0
+            and an accumulator that starts at 0, a coordinate whose gradient has always been zero is
+            0/0.
+        eps_in_sqrt: whether to divide by √(s + ε).
         initial_accumulator_value: where s starts, ≥ 0, in the unit of the squared gradients.
 
     Returns:
@@ -77,20 +85,22 @@ def scale_by_adagrad(
     Reference:
         Duchi, Hazan, Singer, JMLR 12 (2011).
     """
-    return lift(_adagrad_rule("scale_by_adagrad", eps, initial_accumulator_value))
+    return lift(adagrad_rule("scale_by_adagrad", eps, eps_in_sqrt, initial_accumulator_value))
 
 
 def adagrad(
     learning_rate: Hyperparam,
     *,
     eps: Hyperparam = 1e-8,
+    eps_in_sqrt: bool = False,
     initial_accumulator_value: ArrayLike = 0.0,
 ) -> optax.GradientTransformationExtraArgs:
     """Descend with AdaGrad: θ ← θ − αg / (√s + ε).
 
     Args:
         learning_rate: α ≥ 0; the length of the first step in every coordinate.
-        eps: ε ≥ 0, outside the root; see `scale_by_adagrad`.
+        eps: ε ≥ 0; outside the root by default (Optax: inside). See `scale_by_adagrad`.
+        eps_in_sqrt: whether to divide by √(s + ε).
         initial_accumulator_value: where s starts, ≥ 0 (Optax: 0.1).
 
     Returns:
@@ -103,6 +113,6 @@ def adagrad(
         Duchi, Hazan, Singer, JMLR 12 (2011).
     """
     return lift(
-        _adagrad_rule("adagrad", eps, initial_accumulator_value),
+        adagrad_rule("adagrad", eps, eps_in_sqrt, initial_accumulator_value),
         learning_rate_rule("adagrad", learning_rate),
     )

@@ -9,8 +9,8 @@ time, βᵗ stands for the product of its values so far, which keeps the correct
 gradient beyond 2⁶³, whose square would overflow float32, counts as 2⁶³ (2⁵¹¹ in float64).
 
 AMSGrad (`amsgrad`) divides by the root of the largest v̂ so far, `nu_max` (as Optax; PyTorch and
-Keras take the largest v). NAdam (`nesterov`) looks one step ahead, in Dozat's simplified form, in
-which the next β₁ is taken to be the present one:
+Keras take the largest v, `raw_nu_max` in their dialects). NAdam (`nesterov`) looks one step ahead,
+in Dozat's simplified form, in which the next β₁ is taken to be the present one:
 
     m̂ = β₁ m / (1 − β₁ᵗ⁺¹) + (1 − β₁) g / (1 − β₁ᵗ)
 
@@ -41,6 +41,7 @@ class ScaleByAdamState(NamedTuple):
         hyperparams: the values in force: `b1`, `b2`, `eps` and `eps_root`.
         memory: what keeps them alive between updates, and the products Πβ₁ and Πβ₂.
         nu_max: the largest v̂ so far, like the parameters; None unless AMSGrad.
+        raw_nu_max: the largest v so far, in its place where a dialect takes that.
     """
 
     count: Array
@@ -49,6 +50,7 @@ class ScaleByAdamState(NamedTuple):
     hyperparams: dict[str, Array]
     memory: Memory
     nu_max: Tree | None = None
+    raw_nu_max: Tree | None = None
 
 
 def adam_rule(
@@ -56,12 +58,21 @@ def adam_rule(
     b1: Hyperparam,
     b2: Hyperparam,
     eps: Hyperparam,
-    eps_root: Hyperparam,
-    nesterov: bool,
-    amsgrad: bool,
-    mu_dtype: DTypeLike | None,
+    eps_root: Hyperparam = 0.0,
+    nesterov: bool = False,
+    amsgrad: bool = False,
+    mu_dtype: DTypeLike | None = None,
+    *,
+    raw_max: bool = False,
+    eps_hat: bool = False,
+    by_power: bool = False,
 ) -> Rule:
-    """Return the rule, for all optimizers that go in Adam's direction."""
+    """Return the rule, for all optimizers that go in Adam's direction.
+
+    The last three are other frameworks': AMSGrad's maximum of v in place of v̂, the ε of Kingma &
+    Ba's efficient form, an ε/√(1 − β₂ᵗ), and biases of the present decays, where these change.
+    """
+    max_slot = {(True, False): "nu_max", (True, True): "raw_nu_max"}.get((amsgrad, raw_max))
 
     def leaf(g, slots, h, p):
         mu, nu, *nu_max = slots
@@ -73,10 +84,14 @@ def adam_rule(
             next_correction = h.b1.complement + h.b1.value * h.b1.correction
             mu_hat = h.b1.value * (mu / next_correction) + h.b1.complement * (g / h.b1.correction)
         nu_hat = nu / h.b2.correction
-        if amsgrad:
+        if max_slot == "nu_max":
             nu_hat = jnp.maximum(nu_max[0], nu_hat)
             nu_max = [nu_hat]
-        return mu_hat / (jnp.sqrt(nu_hat + h.eps_root) + h.eps), (mu, nu, *nu_max)
+        elif max_slot == "raw_nu_max":
+            nu_max = [jnp.maximum(nu_max[0], nu)]
+            nu_hat = nu_max[0] / h.b2.correction
+        eps = h.eps / jnp.sqrt(h.b2.correction) if eps_hat else h.eps
+        return mu_hat / (jnp.sqrt(nu_hat + h.eps_root) + eps), (mu, nu, *nu_max)
 
     _checks.check_float_dtype(who, "mu_dtype", mu_dtype)
     slots = {"mu": slot(dtype=mu_dtype), "nu": slot()}
@@ -84,12 +99,12 @@ def adam_rule(
         state=ScaleByAdamState,
         hyperparams=Hyperparams(
             who,
-            b1=decay(b1, bias_corrected=True),
-            b2=decay(b2, bias_corrected=True),
+            b1=decay(b1, bias_corrected=True, by_power=by_power),
+            b2=decay(b2, bias_corrected=True, by_power=by_power),
             eps=number(eps),
             eps_root=number(eps_root),
         ),
-        slots=slots | ({"nu_max": slot()} if amsgrad else {}),
+        slots=slots | ({max_slot: slot()} if max_slot else {}),
         leaf=leaf,
     )
 

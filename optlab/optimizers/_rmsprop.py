@@ -7,8 +7,9 @@
 
 β is `decay`, lr `learning_rate`; s is `mean_square` and starts at `initial_scale`, m is `mean` and
 starts at 0. s − m² is a variance and never negative, but its rounded value can be: it is clamped at
-0. With momentum, the heavy ball of `scale_by_momentum` follows, and the learning rate stands
-outside its velocity (Optax, Keras and TensorFlow keep it inside). Optax's `eps_in_sqrt` is True by
+0. With `bias_correction` both averages are freed of their bias, as in Adam. With momentum, the
+heavy ball of `scale_by_momentum` follows, and the learning rate stands outside its velocity (Optax,
+Keras and TensorFlow keep it inside; see `optlab.dialects`). Optax's `eps_in_sqrt` is True by
 default. A finite gradient beyond 2⁶³, whose square would overflow float32, counts as 2⁶³ (2⁵¹¹ in
 float64).
 
@@ -49,29 +50,42 @@ class ScaleByRmspropState(NamedTuple):
     mean: Tree | None = None
 
 
-def _rmsprop_rule(
+def rmsprop_rule(
     who: str,
     decay: Hyperparam,
     eps: Hyperparam,
     eps_in_sqrt: bool,
     initial_scale: ArrayLike,
     centered: bool,
+    bias_correction: bool = False,
+    by_power: bool = False,
 ) -> Rule:
+    """Return the rule, for all optimizers that go in RMSProp's direction.
+
+    With `by_power` the bias is that of the present decay, 1 − βᵗ, where it changes.
+    """
+
     def leaf(g, slots, h, p):
         s, *m = slots
         g = squareable(g)
         s = average(h.decay, s, g * g)
-        variance = s
         if centered:
             m = [average(h.decay, m[0], g)]
-            variance = jnp.maximum(s - m[0] * m[0], 0)
+        weight = h.decay.correction if bias_correction else 1
+        variance = s / weight
+        if centered:
+            variance = jnp.maximum(variance - jnp.square(m[0] / weight), 0)
         root = jnp.sqrt(variance + h.eps) if eps_in_sqrt else jnp.sqrt(variance) + h.eps
         return g / root, (s, *m)
 
     _checks.check_number(who, "initial_scale", initial_scale, _checks.NONNEGATIVE)
     return Rule(
         state=ScaleByRmspropState,
-        hyperparams=Hyperparams(who, decay=decay_rate(decay), eps=number(eps)),
+        hyperparams=Hyperparams(
+            who,
+            decay=decay_rate(decay, bias_corrected=bias_correction, by_power=by_power),
+            eps=number(eps),
+        ),
         slots={"mean_square": slot(initial_scale)} | ({"mean": slot()} if centered else {}),
         leaf=leaf,
     )
@@ -84,6 +98,7 @@ def scale_by_rmsprop(
     eps_in_sqrt: bool = False,
     initial_scale: ArrayLike = 0.0,
     centered: bool = False,
+    bias_correction: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     """Divide gradients by the root of a moving average of their squares: g / (√s + ε).
 
@@ -93,6 +108,7 @@ def scale_by_rmsprop(
         eps_in_sqrt: whether to divide by √(s + ε).
         initial_scale: where s starts, ≥ 0, in the unit of the squared gradients.
         centered: whether to divide by the standard deviation, √(s − m²), instead.
+        bias_correction: whether to divide s and m by 1 − βᵗ.
 
     Returns:
         A transformation with state `ScaleByRmspropState`.
@@ -103,7 +119,10 @@ def scale_by_rmsprop(
     Reference:
         Tieleman & Hinton (2012); Graves, arXiv:1308.0850 (2013).
     """
-    return lift(_rmsprop_rule("scale_by_rmsprop", decay, eps, eps_in_sqrt, initial_scale, centered))
+    who = "scale_by_rmsprop"
+    return lift(
+        rmsprop_rule(who, decay, eps, eps_in_sqrt, initial_scale, centered, bias_correction)
+    )
 
 
 def rmsprop(
@@ -116,6 +135,7 @@ def rmsprop(
     centered: bool = False,
     momentum: Hyperparam | None = None,
     nesterov: bool = False,
+    bias_correction: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     """Descend with RMSProp: θ ← θ − αg / (√s + ε), with momentum where asked for.
 
@@ -128,6 +148,7 @@ def rmsprop(
         centered: whether to divide by the standard deviation instead.
         momentum: of a heavy ball fed with the divided gradients, in [0, 1); None for none.
         nesterov: whether that momentum is Nesterov's.
+        bias_correction: whether to divide s and m by 1 − βᵗ.
 
     Returns:
         The optimizer, with the states of `scale_by_rmsprop`, of `scale_by_momentum` where there is
@@ -140,6 +161,6 @@ def rmsprop(
         Tieleman & Hinton (2012); Graves, arXiv:1308.0850 (2013).
     """
     who = "rmsprop"
-    rules = [_rmsprop_rule(who, decay, eps, eps_in_sqrt, initial_scale, centered)]
+    rules = [rmsprop_rule(who, decay, eps, eps_in_sqrt, initial_scale, centered, bias_correction)]
     rules += momentum_rules(who, momentum, nesterov=nesterov)
     return lift(*rules, learning_rate_rule(who, learning_rate))

@@ -9,6 +9,7 @@
 β is `momentum`, τ `dampening`, lr `learning_rate`; v is `velocity` and starts at 0. The learning
 rate stands outside v, so that a change of rate acts at once on the whole velocity (Keras keeps it
 inside). Dampening acts from the first update on (PyTorch leaves the first gradient whole).
+`optlab.dialects` has the other frameworks' forms.
 
 Reference: Polyak, USSR Comput. Math. Math. Phys. 4 (1964); Sutskever, Martens, Dahl, Hinton,
 ICML (2013) for Nesterov's form.
@@ -17,6 +18,7 @@ ICML (2013) for Nesterov's form.
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from optlab import _checks
@@ -48,18 +50,24 @@ def _momentum_rule(
     dampening: Hyperparam,
     nesterov: bool,
     accumulator_dtype: DTypeLike | None,
+    first_undampened: bool,
 ) -> Rule:
-    def leaf(g, slots, h, p):
-        (v,) = slots
-        g = h.dampening.complement * g
-        v = h.momentum.value * v + g
-        return (h.momentum.value * v + g if nesterov else v), (v,)
+    def weights(h, gradients, t):
+        share = h.dampening.complement
+        return h.momentum.value, jnp.where(t == 1, 1, share) if first_undampened else share
+
+    def leaf(g, slots, weights, p):
+        (v,), (momentum, share) = slots, weights
+        g = share * g
+        v = momentum * v + g
+        return (momentum * v + g if nesterov else v), (v,)
 
     _checks.check_float_dtype(who, "accumulator_dtype", accumulator_dtype)
     return Rule(
         state=ScaleByMomentumState,
         hyperparams=Hyperparams(who, momentum=decay(momentum), dampening=decay(dampening)),
         slots={"velocity": slot(dtype=accumulator_dtype)},
+        prepare=weights,
         leaf=leaf,
     )
 
@@ -71,10 +79,16 @@ def momentum_rules(
     nesterov: bool,
     dampening: Hyperparam = 0.0,
     accumulator_dtype: DTypeLike | None = None,
+    first_undampened: bool = False,
 ) -> list[Rule]:
-    """Return momentum's rule, or none where `momentum` is None, for optimizers that offer it."""
+    """Return momentum's rule, or none where `momentum` is None, for optimizers that offer it.
+
+    Behind `learning_rate_rule` it keeps the rate inside the velocity.
+    """
     if momentum is not None:
-        return [_momentum_rule(who, momentum, dampening, nesterov, accumulator_dtype)]
+        return [
+            _momentum_rule(who, momentum, dampening, nesterov, accumulator_dtype, first_undampened)
+        ]
     if nesterov:
         _checks.fail(who, "nesterov needs momentum", "momentum=None", "pass momentum=0.9, say")
     _checks.check_float_dtype(who, "accumulator_dtype", accumulator_dtype)
@@ -108,9 +122,14 @@ def scale_by_momentum(
     Reference:
         Polyak (1964); Sutskever et al., ICML (2013).
     """
-    return lift(
-        _momentum_rule("scale_by_momentum", momentum, dampening, nesterov, accumulator_dtype)
+    rules = momentum_rules(
+        "scale_by_momentum",
+        momentum,
+        nesterov=nesterov,
+        dampening=dampening,
+        accumulator_dtype=accumulator_dtype,
     )
+    return lift(*rules)
 
 
 def sgd(

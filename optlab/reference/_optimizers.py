@@ -9,6 +9,7 @@ Every optimizer is θ ← θ − α·d with a direction d made from the gradient
     RMSProp     s ← βs + (1−β)g²            d = g / (√s + ε)
       ε inside                              d = g / √(s + ε)
       centered  m ← βm + (1−β)g             max(s − m², 0) in place of s
+      unbiased                              s / (1 − βᵗ), m / (1 − βᵗ) in place of s, m
       momentum  b ← μb + d                  d′ = b   (Nesterov: d′ = μb + d)
     Adam        m ← β₁m + (1−β₁)g           m̂ = m / (1 − β₁ᵗ)
                 v ← β₂v + (1−β₂)g²          v̂ = v / (1 − β₂ᵗ)
@@ -75,16 +76,17 @@ def scale_by_momentum(g, state, t, *, momentum=0.9, dampening=0.0, nesterov=Fals
     return direction, {"velocity": velocity}
 
 
-def scale_by_adagrad(g, state, t, *, eps=1e-8, initial_accumulator_value=0.0):
+def scale_by_adagrad(g, state, t, *, eps=1e-8, eps_in_sqrt=False, initial_accumulator_value=0.0):
     """Divide by the root of the sum of all squared gradients.
 
-    s ← s + g²; the direction is g / (√s + ε).
+    s ← s + g²; the direction is g / (√s + ε), or with `eps_in_sqrt` g / √(s + ε).
 
     Args:
         g: gradient, any shape.
         state: `sum_of_squares`; {} before the first update.
         t: number of this update, from 1; not used.
         eps: ε, ≥ 0; where it is 0, s must be > 0 (0/0 is NaN).
+        eps_in_sqrt: whether ε is added to s or to its root.
         initial_accumulator_value: s before the first update, ≥ 0.
 
     Returns:
@@ -92,38 +94,55 @@ def scale_by_adagrad(g, state, t, *, eps=1e-8, initial_accumulator_value=0.0):
     """
     g = _float64(g)
     s = state.get("sum_of_squares", initial_accumulator_value) + g**2
-    return g / (np.sqrt(s) + eps), {"sum_of_squares": s}
+    return g / (np.sqrt(s + eps) if eps_in_sqrt else np.sqrt(s) + eps), {"sum_of_squares": s}
 
 
 def scale_by_rmsprop(
-    g, state, t, *, decay=0.9, eps=1e-8, eps_in_sqrt=False, initial_scale=0.0, centered=False
+    g,
+    state,
+    t,
+    *,
+    decay=0.9,
+    eps=1e-8,
+    eps_in_sqrt=False,
+    initial_scale=0.0,
+    centered=False,
+    bias_correction=False,
 ):
     """Divide by the root of the average squared gradient, or by the standard deviation.
 
     s ← βs + (1−β)g²; the direction is g / (√s + ε), or with `eps_in_sqrt` g / √(s + ε).
-    Centered: m ← βm + (1−β)g, and max(s − m², 0) stands in place of s.
+    Centered: m ← βm + (1−β)g, and max(s − m², 0) stands in place of s. With `bias_correction`
+    s/(1−βᵗ) and m/(1−βᵗ) stand in place of s and m.
 
     Args:
         g: gradient, any shape.
-        state: `mean_square`, and `mean` if centered; {} before the first update.
-        t: number of this update, from 1; not used.
+        state: `mean_square`, `mean` if centered, and `mean_log_decay` with the correction (as
+            `mean_log_b2` of `scale_by_adam`); {} before the first update.
+        t: number of this update, from 1; used by the correction alone.
         decay: β, in [0, 1).
         eps: ε, ≥ 0; where it is 0, s must be > 0 (0/0 is NaN).
         eps_in_sqrt: whether ε is added to s or to its root.
         initial_scale: s before the first update, ≥ 0.
         centered: divide by the standard deviation.
+        bias_correction: free the averages of their bias.
 
     Returns:
         (direction, state).
     """
     g = _float64(g)
     s = decay * state.get("mean_square", initial_scale) + (1 - decay) * g**2
-    new_state = {"mean_square": s}
+    new_state, weight = {"mean_square": s}, 1.0
+    if bias_correction:
+        mean_log = _mean_log(decay, state.get("mean_log_decay"), t)
+        new_state["mean_log_decay"] = mean_log
+        weight = -np.expm1(t * mean_log)  # 1 − βᵗ
+    variance = s / weight
     if centered:
         m = decay * state.get("mean", 0.0) + (1 - decay) * g
         new_state["mean"] = m
-        s = np.maximum(s - m**2, 0.0)
-    return g / (np.sqrt(s + eps) if eps_in_sqrt else np.sqrt(s) + eps), new_state
+        variance = np.maximum(variance - (m / weight) ** 2, 0.0)
+    return g / (np.sqrt(variance + eps) if eps_in_sqrt else np.sqrt(variance) + eps), new_state
 
 
 def scale_by_adam(
@@ -195,7 +214,9 @@ def sgd(p, g, state, t, *, learning_rate, momentum=None, dampening=0.0, nesterov
     return _float64(p) - learning_rate * direction, state
 
 
-def adagrad(p, g, state, t, *, learning_rate, eps=1e-8, initial_accumulator_value=0.0):
+def adagrad(
+    p, g, state, t, *, learning_rate, eps=1e-8, eps_in_sqrt=False, initial_accumulator_value=0.0
+):
     """Step by AdaGrad: s ← s + g²; θ ← θ − αg/(√s + ε).
 
     Args:
@@ -205,13 +226,19 @@ def adagrad(p, g, state, t, *, learning_rate, eps=1e-8, initial_accumulator_valu
         t: number of this update, from 1; not used.
         learning_rate: α, ≥ 0.
         eps: ε, ≥ 0.
+        eps_in_sqrt: whether ε is added to s or to its root.
         initial_accumulator_value: s before the first update, ≥ 0.
 
     Returns:
         (new parameter, state).
     """
     direction, state = scale_by_adagrad(
-        g, state, t, eps=eps, initial_accumulator_value=initial_accumulator_value
+        g,
+        state,
+        t,
+        eps=eps,
+        eps_in_sqrt=eps_in_sqrt,
+        initial_accumulator_value=initial_accumulator_value,
     )
     return _float64(p) - learning_rate * direction, state
 
@@ -230,6 +257,7 @@ def rmsprop(
     centered=False,
     momentum=None,
     nesterov=False,
+    bias_correction=False,
 ):
     """Step by RMSProp: s ← βs + (1−β)g²; θ ← θ − αg/(√s + ε).
 
@@ -241,7 +269,7 @@ def rmsprop(
         g: gradient, of the parameter's shape.
         state: that of `scale_by_rmsprop`, and `velocity` with momentum; {} before the first
             update.
-        t: number of this update, from 1; not used.
+        t: number of this update, from 1; used by the correction of bias alone.
         learning_rate: α, ≥ 0.
         decay: β, in [0, 1).
         eps: ε, ≥ 0.
@@ -250,6 +278,7 @@ def rmsprop(
         centered: divide by the standard deviation.
         momentum: μ, in [0, 1); None for none.
         nesterov: look ahead along the velocity; without momentum it has no part.
+        bias_correction: free the averages of their bias.
 
     Returns:
         (new parameter, state).
@@ -263,6 +292,7 @@ def rmsprop(
         eps_in_sqrt=eps_in_sqrt,
         initial_scale=initial_scale,
         centered=centered,
+        bias_correction=bias_correction,
     )
     if momentum is not None:
         direction, buffer = scale_by_momentum(

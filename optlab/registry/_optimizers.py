@@ -14,12 +14,17 @@ RMSPROP = {"decay": (0.9, 0.99), "eps": (1e-8, 0.1)}
 ADAM = {"b1": (0.9, 0.5), "b2": (0.999, 0.9), "eps": (1e-8, 0.1), "eps_root": (0.0, 0.1)}
 
 MOMENTUM_SAMPLES = ({}, {"nesterov": True}, {"dampening": 0.3, "nesterov": True})
-ADAGRAD_SAMPLES = ({}, {"initial_accumulator_value": 0.1, "eps": 0.01})
+ADAGRAD_SAMPLES = (
+    {},
+    {"initial_accumulator_value": 0.1, "eps": 0.01},
+    {"eps_in_sqrt": True, "eps": 0.01},
+)
 RMSPROP_SAMPLES = (
     {},
     {"eps": 1e-3, "eps_in_sqrt": True, "initial_scale": 1.0},
     {"decay": 0.99, "centered": True, "eps": 1e-3},
     {"centered": True, "eps": 1e-3, "eps_in_sqrt": True},
+    {"bias_correction": True, "decay": 0.99},
 )
 ADAM_SAMPLES = (
     {},

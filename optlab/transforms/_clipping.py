@@ -12,6 +12,7 @@ pass unchanged: clipping cannot repair a NaN or an Inf, and must not hide it.
 Reference: Pascanu, Mikolov, Bengio, ICML (2013).
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -51,6 +52,48 @@ class ClipByGlobalNormState(NamedTuple):
     memory: Memory
 
 
+def value_rule(who: str, max_abs: Hyperparam) -> Rule:
+    """Return the rule that bounds every element."""
+    return Rule(
+        state=ClipByValueState,
+        hyperparams=Hyperparams(who, max_abs=number(max_abs)),
+        leaf=lambda g, slots, h, p: (jnp.clip(g, -h.max_abs, h.max_abs), slots),
+    )
+
+
+def global_norm_rule(who: str, max_norm: Hyperparam, eps: float = 0.0) -> Rule:
+    """Return the rule that bounds the norm of the tree, by g · min(1, c/(‖g‖ + eps))."""
+    return Rule(
+        state=ClipByGlobalNormState,
+        hyperparams=Hyperparams(who, max_norm=number(max_norm)),
+        prepare=lambda h, gradients, t: _factors(gradients, h.max_norm, eps),
+        leaf=lambda g, slots, factors, p: (_multiply(g, factors), slots),
+    )
+
+
+def leaf_norm_rule(who: str, max_norm: Hyperparam) -> Rule:
+    """Return the rule that bounds the norm of each leaf, as `global_norm_rule` that of all."""
+    return Rule(
+        state=ClipByGlobalNormState,
+        hyperparams=Hyperparams(who, max_norm=number(max_norm)),
+        leaf=lambda g, slots, h, p: (_multiply(g, _factors([g], h.max_norm)), slots),
+    )
+
+
+def _factors(gradients: Sequence[Array], max_norm: Array, eps: float = 0.0) -> tuple[Array, Array]:
+    """Return two numbers by whose product to multiply, in this order."""
+    # ‖g‖ = norm/scale may be out of range while norm and scale are not.
+    norm, scale = scaled_norm(gradients)
+    clip = (norm + eps * scale > max_norm * scale) & jnp.isfinite(norm)
+    factor = max_norm / (norm + eps * scale)
+    return jnp.where(clip, scale, 1.0), jnp.where(clip, factor, 1.0)
+
+
+def _multiply(g: Array, factors: tuple[Array, Array]) -> Array:
+    scale, factor = factors
+    return g * scale * factor
+
+
 def clip_by_value(max_abs: Hyperparam) -> optax.GradientTransformationExtraArgs:
     """Clip every element to [−max_abs, max_abs]; NaN stays NaN.
 
@@ -63,12 +106,7 @@ def clip_by_value(max_abs: Hyperparam) -> optax.GradientTransformationExtraArgs:
     Raises:
         ValueError: the bound is negative or not finite.
     """
-    rule = Rule(
-        state=ClipByValueState,
-        hyperparams=Hyperparams("clip_by_value", max_abs=number(max_abs)),
-        leaf=lambda g, slots, h, p: (jnp.clip(g, -h.max_abs, h.max_abs), slots),
-    )
-    return lift(rule)
+    return lift(value_rule("clip_by_value", max_abs))
 
 
 def clip_by_global_norm(max_norm: Hyperparam) -> optax.GradientTransformationExtraArgs:
@@ -94,21 +132,4 @@ def clip_by_global_norm(max_norm: Hyperparam) -> optax.GradientTransformationExt
     Reference:
         Pascanu, Mikolov, Bengio, ICML (2013).
     """
-
-    def factors(h, gradients, t):
-        # ‖g‖ = norm/scale may be out of range while norm and scale are not.
-        norm, scale = scaled_norm(gradients)
-        clip = (norm > h.max_norm * scale) & jnp.isfinite(norm)
-        return jnp.where(clip, scale, 1.0), jnp.where(clip, h.max_norm / norm, 1.0)
-
-    def leaf(g, slots, factors, p):
-        scale, factor = factors
-        return g * scale * factor, slots
-
-    rule = Rule(
-        state=ClipByGlobalNormState,
-        hyperparams=Hyperparams("clip_by_global_norm", max_norm=number(max_norm)),
-        prepare=factors,
-        leaf=leaf,
-    )
-    return lift(rule)
+    return lift(global_norm_rule("clip_by_global_norm", max_norm))

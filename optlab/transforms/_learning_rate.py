@@ -3,7 +3,7 @@
     u ← −lr · u
 
 lr is `learning_rate`, a number, an array or a schedule. The rate in force is in the state, as
-`state.hyperparams["learning_rate"]`.
+`state.hyperparams["learning_rate"]`. PyTorch's AdaGrad divides it by 1 + (t − 1)·`lr_decay`.
 """
 
 from typing import NamedTuple
@@ -20,8 +20,8 @@ class ScaleByLearningRateState(NamedTuple):
 
     Attributes:
         count: () int32; updates made.
-        hyperparams: the value in force: `learning_rate`.
-        memory: what keeps it alive between updates.
+        hyperparams: the value in force: `learning_rate`; `lr_decay` where there is one.
+        memory: what keeps them alive between updates.
     """
 
     count: Array
@@ -29,12 +29,29 @@ class ScaleByLearningRateState(NamedTuple):
     memory: Memory
 
 
-def learning_rate_rule(who: str, learning_rate: Hyperparam, flip_sign: bool = True) -> Rule:
-    """Return the rule, with which every optimizer ends."""
+def learning_rate_rule(
+    who: str,
+    learning_rate: Hyperparam,
+    flip_sign: bool = True,
+    *,
+    lr_decay: Hyperparam | None = None,
+) -> Rule:
+    """Return the rule, with which every optimizer ends.
+
+    With `lr_decay` the rate of update t is learning_rate / (1 + (t − 1)·lr_decay).
+    """
+    decay = {} if lr_decay is None else {"lr_decay": number(lr_decay)}
+
+    def factor(h, gradients, t):
+        rate = h.learning_rate
+        if lr_decay is not None:
+            rate = rate / (1 + (t - 1) * h.lr_decay)
+        return -rate if flip_sign else rate
+
     return Rule(
         state=ScaleByLearningRateState,
-        hyperparams=Hyperparams(who, learning_rate=number(learning_rate)),
-        prepare=lambda h, gradients, t: -h.learning_rate if flip_sign else h.learning_rate,
+        hyperparams=Hyperparams(who, learning_rate=number(learning_rate), **decay),
+        prepare=factor,
         leaf=lambda u, slots, factor, p: (factor * u, slots),
     )
 

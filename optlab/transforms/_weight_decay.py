@@ -36,12 +36,34 @@ class AddDecayedWeightsState(NamedTuple):
     memory: Memory
 
 
-def weight_decay_rule(who: str, weight_decay: Hyperparam, mask: Mask | None) -> Rule:
-    """Return the rule, for the optimizers that decay weights."""
+def weight_decay_rule(
+    who: str,
+    weight_decay: Hyperparam,
+    mask: Mask | None = None,
+    *,
+    of_step: bool = False,
+    times_rate: bool = False,
+) -> Rule:
+    """Return the rule, for the optimizers that decay weights.
+
+    Args:
+        who: the public name that errors begin with.
+        weight_decay: λ.
+        mask: which parameters are decayed.
+        of_step: whether the updates are steps already, so that λθ is to be subtracted.
+        times_rate: whether to multiply λ by the learning rate of a rule before this one.
+    """
+
+    def factor(h, gradients, t):
+        size = h.weight_decay * h.learning_rate if times_rate else h.weight_decay
+        return -size if of_step else size
+
     return Rule(
         state=AddDecayedWeightsState,
         hyperparams=Hyperparams(who, weight_decay=number(weight_decay)),
-        leaf=lambda u, slots, h, p: (u + h.weight_decay * p, slots),
+        prepare=factor,
+        reads=("learning_rate",) if times_rate else (),
+        leaf=lambda u, slots, factor, p: (u + factor * p, slots),
         needs_params=True,
         mask=mask,
     )
