@@ -27,12 +27,30 @@ def squareable(g: Array) -> Array:
     return jnp.where(jnp.isinf(g), g, jnp.clip(g, -bound, bound))
 
 
-def round_to(x: Array, dtype: DTypeLike) -> Array:
-    """Round to the values of a narrower type, keeping x's own type.
+def saturated(x: Array, g: Array) -> Array:
+    """Return x with overflowed elements at the largest finite number, where g is finite.
 
-    A pair of casts would do, but under `jit` XLA may drop it as excess precision.
+    What a rule gathers from finite gradients then stays finite, and can shrink again or at least
+    go on dividing; what gathers an Inf or a NaN shows it.
     """
-    info = jnp.finfo(dtype)
-    if info.bits >= jnp.finfo(x.dtype).bits:
+    largest = jnp.finfo(x.dtype).max
+    return jnp.where(jnp.isfinite(g), jnp.clip(x, -largest, largest), x)
+
+
+def round_to(x: Array, dtype: DTypeLike) -> Array:
+    """Round to the values of a narrower type, to nearest and ties to even, keeping x's own type.
+
+    A pair of casts would do, but under `jit` XLA may drop it as excess precision. Equal to the
+    casts bit for bit, below the narrower type's smallest normal number too.
+    """
+    narrow, own = jnp.finfo(dtype), jnp.finfo(x.dtype)
+    if narrow.bits >= own.bits:
         return x
-    return jax.lax.reduce_precision(x, info.nexp, info.nmant)
+    rounded = jax.lax.reduce_precision(x, narrow.nexp, narrow.nmant)
+    if narrow.minexp > own.minexp:
+        # There `reduce_precision` gives zero, but a cast keeps the subnormal numbers, which are the
+        # multiples of the smallest one, a power of two: all but `round` is exact.
+        unit = float(narrow.smallest_subnormal)
+        multiple = jax.lax.round(x / unit, jax.lax.RoundingMethod.TO_NEAREST_EVEN) * unit
+        rounded = jnp.where(jnp.abs(x) < float(narrow.tiny), multiple, rounded)
+    return rounded

@@ -125,7 +125,8 @@ def scale_by_adam(
         b1: β₁ in [0, 1), of the average of gradients.
         b2: β₂ in [0, 1), of the average of squared gradients.
         eps: ε ≥ 0 outside the root, in the unit of the gradients. With ε = 0 and ε_root = 0, a
-            coordinate whose gradient has always been zero is 0/0.
+            coordinate whose gradient has always been zero is 0/0, and one whose squares underflow
+            (|g| below 1e-17 in float32) infinite.
         eps_root: ε_root ≥ 0 inside the root, in the unit of the squared gradients; above 0 where
             one differentiates through the update.
         nesterov: whether to look one step ahead (NAdam).

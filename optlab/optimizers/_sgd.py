@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import optax
 
 from optlab import _checks
+from optlab._arithmetic import saturated
 from optlab._hyperparams import Hyperparams, Memory, decay
 from optlab._lift import Rule, lift, slot
 from optlab._types import Array, DTypeLike, Hyperparam, Tree
@@ -54,13 +55,17 @@ def _momentum_rule(
 ) -> Rule:
     def weights(h, gradients, t):
         share = h.dampening.complement
-        return h.momentum.value, jnp.where(t == 1, 1, share) if first_undampened else share
+        return h.momentum, jnp.where(t == 1, 1, share) if first_undampened else share
 
     def leaf(g, slots, weights, p):
         (v,), (momentum, share) = slots, weights
         g = share * g
-        v = momentum * v + g
-        return (momentum * v + g if nesterov else v), (v,)
+
+        def onward(v):
+            return saturated(momentum.value * v + (g + momentum.residue * v), g)
+
+        v = onward(v)
+        return (onward(v) if nesterov else v), (v,)
 
     _checks.check_float_dtype(who, "accumulator_dtype", accumulator_dtype)
     return Rule(
