@@ -28,10 +28,20 @@ from optlab.transforms import (
     reduce_on_plateau,
     scale_by_learning_rate,
 )
+from optlab.wrappers import (
+    accumulate,
+    dynamic_loss_scale,
+    kahan_summation,
+    loss_scale,
+    master_params,
+    skip_nonfinite,
+    stochastic_rounding,
+)
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "accumulate",
     "adagrad",
     "adam",
     "adamw",
@@ -39,8 +49,12 @@ __all__ = [
     "averaged_params",
     "clip_by_global_norm",
     "clip_by_value",
+    "dynamic_loss_scale",
     "global_norm",
     "hyperparams",
+    "kahan_summation",
+    "loss_scale",
+    "master_params",
     "params_ema",
     "reduce_on_plateau",
     "reference",
@@ -53,4 +67,6 @@ __all__ = [
     "scale_by_rmsprop",
     "schedules",
     "sgd",
+    "skip_nonfinite",
+    "stochastic_rounding",
 ]

@@ -31,6 +31,7 @@ UNIT = Domain("in [0, 1]", lambda x: (x >= 0) & (x <= 1))
 INSIDE = Domain("in (0, 1)", lambda x: (x > 0) & (x < 1))
 SHARE = Domain("in (0, 1]", lambda x: (x > 0) & (x <= 1))
 AT_LEAST_ONE = Domain("finite and >= 1", lambda x: np.isfinite(x) & (x >= 1))
+ABOVE_ONE = Domain("finite and > 1", lambda x: np.isfinite(x) & (x > 1))
 
 
 def fail(who: str, required: str, got: str, remedy: str = "") -> NoReturn:
@@ -134,6 +135,28 @@ def check_inexact(who: str, what: str, path: Any, leaf: Array) -> None:
         )
 
 
+def check_transformation(who: str, tx: Any) -> None:
+    """Require something to wrap."""
+    if not all(callable(getattr(tx, name, None)) for name in ("init", "update")):
+        fail(
+            who,
+            "tx must be an optax.GradientTransformation",
+            repr(tx),
+            "pass optlab.adam(1e-3), say",
+        )
+
+
+def check_state_kind(who: str, state: Any, kind: type) -> None:
+    """Require the NamedTuple that `init` returns."""
+    if not isinstance(state, kind):
+        fail(
+            who,
+            f"update must be given the state that init returned, a {kind.__name__}",
+            type(state).__name__,
+            "call update(gradients, state, params)",
+        )
+
+
 def check_state(who: str, state: Any, kind: type, fields: Mapping[str, Any]) -> None:
     """Require the state of this rule, made with the same options.
 
@@ -143,13 +166,7 @@ def check_state(who: str, state: Any, kind: type, fields: Mapping[str, Any]) -> 
         kind: the NamedTuple it must be.
         fields: the names of its hyperparameters under "hyperparams", of its slots under "slots".
     """
-    if not isinstance(state, kind):
-        fail(
-            who,
-            f"update must be given the state that init returned, a {kind.__name__}",
-            type(state).__name__,
-            "call update(gradients, state, params)",
-        )
+    check_state_kind(who, state, kind)
     missing = [name for name in fields["slots"] if getattr(state, name) is None]
     if missing or set(state.hyperparams) != set(fields["hyperparams"]):
         fail(

@@ -31,14 +31,15 @@ ROOMS = {
     "schedules": ["_checks"],
     "transforms": ["_lift"],
     "optimizers": ["transforms"],
+    "wrappers": ["_arithmetic", "_tree"],
     "reference": [],
-    "registry": ["optimizers", "schedules", "reference"],
+    "registry": ["optimizers", "wrappers", "schedules", "reference"],
     "lab": ["optimizers", "schedules"],
     "plots": ["lab"],
     "_expressions": [],
     "cli": ["registry", "plots", "_expressions"],
     "__main__": ["cli"],
-    "": ["_inspect", "optimizers", "schedules", "reference"],  # optlab/__init__.py
+    "": ["optimizers", "_inspect", "wrappers", "schedules", "reference"],  # optlab/__init__.py
 }
 CORE = {"jax", "numpy", "optax"}
 EXTRAS = {"flax", "matplotlib", "rich", "sklearn"}
@@ -105,7 +106,8 @@ def test_everything_can_be_imported_without_the_extras():
 
 
 def test_exports_are_sorted_and_complete():
-    for name in ("optlab", "optlab.optimizers", "optlab.schedules", "optlab.transforms"):
+    rooms = ("optimizers", "schedules", "transforms", "wrappers")
+    for name in ("optlab", *(f"optlab.{room}" for room in rooms)):
         module = importlib.import_module(name)
         assert list(module.__all__) == sorted(module.__all__)
         public = {
@@ -120,9 +122,9 @@ def test_exports_are_sorted_and_complete():
 
 
 def test_every_public_rule_has_a_row_and_every_row_is_public():
-    rows = {**registry.OPTIMIZERS, **registry.TRANSFORMATIONS}.values()
+    rows = {**registry.OPTIMIZERS, **registry.TRANSFORMATIONS, **registry.WRAPPERS}.values()
     helpers = {"averaged_params", "global_norm", "hyperparams", "reference"}
-    helpers |= {"replace_hyperparams", "schedules"}
+    helpers |= {"loss_scale", "replace_hyperparams", "schedules"}
     assert {row.constructor.__name__ for row in rows} == set(optlab.__all__) - helpers
     not_schedules = {"Curve", "OneCycle", "epochs_to_steps"}
     schedules = {name.split(".")[0] for name in registry.SCHEDULES}
@@ -161,16 +163,19 @@ def test_options_are_keyword_only_after_the_first_argument():
     for row in {**registry.OPTIMIZERS, **registry.TRANSFORMATIONS}.values():
         parameters = list(inspect.signature(row.constructor).parameters.values())
         assert all(p.kind is p.KEYWORD_ONLY for p in parameters[1:]), row.name
+    for row in registry.WRAPPERS.values():  # which take what they wrap before
+        parameters = list(inspect.signature(row.constructor).parameters.values())
+        assert all(p.kind is p.KEYWORD_ONLY for p in parameters[2:]), row.name
 
 
 def test_states_are_named_tuples_with_documented_fields():
     states = [
         value
-        for package in (optlab.optimizers, optlab.transforms)
+        for package in (optlab.optimizers, optlab.transforms, optlab.wrappers)
         for name in package.__all__
         if inspect.isclass(value := getattr(package, name))
     ]
-    assert len(states) == 10
+    assert len(states) == 16
     for state in states:
         text = inspect.getdoc(state).split("Attributes:")[1]
         assert all(f"    {field}: " in text for field in state._fields)

@@ -18,7 +18,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from optlab import registry
 
-ROWS = {**registry.OPTIMIZERS, **registry.TRANSFORMATIONS}
+ROWS = {**registry.OPTIMIZERS, **registry.TRANSFORMATIONS, **registry.WRAPPERS}
 UPDATES = 1000
 FLOAT_EPS = float(np.finfo(np.float32).eps)
 
@@ -41,7 +41,8 @@ GRADIENT = {k: g[0] for k, g in GRADIENTS.items()}
 
 def arguments(row, **options):
     """The constructor's arguments: an optimizer's learning rate is 0.1 unless said."""
-    rate = {"learning_rate": 0.1} if row.name in registry.OPTIMIZERS else {}
+    is_optimizer = row.wraps is not None or row.name in registry.OPTIMIZERS
+    rate = {"learning_rate": 0.1} if is_optimizer else {}
     return {**rate, **row.samples[0], **options}
 
 
@@ -422,7 +423,8 @@ def low_precision_keeps_types_and_computes_in_float32(row):
         tx = make(row)
         updates, state = tx.update(gradient, tx.init(params), params)
         assert all(u.dtype == dtype for u in updates.values())
-        assert all(s.dtype == jnp.float32 for s in jax.tree.leaves(state) if s.dtype != jnp.int32)
+        slots = [s for s in jax.tree.leaves(state) if jnp.issubdtype(s.dtype, jnp.inexact)]
+        assert all(s.dtype == jnp.float32 for s in slots)
         full = [{k: x.astype(jnp.float32) for k, x in tree.items()} for tree in (params, gradient)]
         exact, _ = tx.update(full[1], tx.init(full[0]), full[0])
         # One rounding, at the very end: half a unit in the last place, so the same after rounding.

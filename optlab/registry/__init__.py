@@ -8,5 +8,6 @@ from optlab.registry._optimizers import OPTIMIZERS
 from optlab.registry._row import Row, ScheduleRow
 from optlab.registry._schedules import SCHEDULES
 from optlab.registry._transformations import TRANSFORMATIONS
+from optlab.registry._wrappers import WRAPPERS
 
-__all__ = ["OPTIMIZERS", "SCHEDULES", "TRANSFORMATIONS", "Row", "ScheduleRow"]
+__all__ = ["OPTIMIZERS", "SCHEDULES", "TRANSFORMATIONS", "WRAPPERS", "Row", "ScheduleRow"]

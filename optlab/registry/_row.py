@@ -1,5 +1,6 @@
 """What a row holds, and short ways to write the bad arguments that must be refused."""
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,8 +25,10 @@ class Row:
     Attributes:
         name: unique among all rows.
         summary: one line for people.
-        constructor: makes the transformation; for an optimizer, from the learning rate first.
+        constructor: makes the transformation; for an optimizer, from the learning rate first; for a
+            wrapper, from the transformation to wrap.
         reference: the same on lists of float64 arrays.
+        wraps: for a wrapper, the constructor of the optimizer it is checked around.
         fixed: arguments that make this row of the constructor, such as `momentum` of "momentum".
         samples: further arguments, so that together they reach every branch of the arithmetic.
         hyperparams: for each that may be scheduled, two valid values of which the first is the
@@ -40,6 +43,7 @@ class Row:
     summary: str
     constructor: Callable[..., optax.GradientTransformationExtraArgs]
     reference: TreeReference
+    wraps: Callable[..., optax.GradientTransformation] | None = None
     fixed: Mapping[str, Any] = field(default_factory=dict)
     samples: tuple[Mapping[str, Any], ...] = ({},)
     hyperparams: Mapping[str, tuple[float, float]] = field(default_factory=dict)
@@ -49,8 +53,16 @@ class Row:
     exempt: Mapping[str, str] = field(default_factory=dict)
 
     def make(self, *args: Hyperparam, **options: Any) -> optax.GradientTransformationExtraArgs:
-        """Make the transformation, an optimizer from its learning rate."""
-        return self.constructor(*args, **{**self.fixed, **options})
+        """Make the transformation, an optimizer from its learning rate.
+
+        A wrapper takes the options that are its own, and leaves the rest to what it wraps.
+        """
+        if self.wraps is None:
+            return self.constructor(*args, **{**self.fixed, **options})
+        names = inspect.signature(self.constructor).parameters
+        own = {name: value for name, value in options.items() if name in names}
+        others = {name: value for name, value in options.items() if name not in names}
+        return self.constructor(self.wraps(*args, **others), **{**self.fixed, **own})
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,200 @@
+"""Scale the loss so that float16 gradients do not vanish, by as much as they bear.
+
+    loss′ = scale · loss                          g′ = ∂loss′/∂θ, by the user
+    g = g′ / scale                                in float32
+    scale ← scale · factor                        after `growth_interval` finite steps in a row
+    scale ← scale / factor, and the step skipped  if g, or the updates made of it, are not finite
+
+float16 ends at 65504 and below 6e-8 holds nothing but 0, where many gradients lie. The scale moves
+them up as a whole, and is taken back where there is room; as a power of two it costs no digit. It
+stays within [`min_scale`, `max_scale`].
+
+Reference: Micikevicius et al., Mixed Precision Training, ICLR 2018.
+"""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from optlab import _checks
+from optlab._types import Array, ArrayLike, Tree
+from optlab.wrappers._common import in_types, init_inner, map_inexact, wide
+from optlab.wrappers._skip_nonfinite import SkipNonfiniteState, skip_nonfinite
+
+
+class DynamicLossScaleState(NamedTuple):
+    """State of `dynamic_loss_scale`.
+
+    Attributes:
+        inner: the state of `skip_nonfinite` around the wrapped transformation.
+        loss_scale: () float32; what the next loss is to be multiplied by.
+        since_change: () int32; steps made since the scale last changed, or last tried to.
+    """
+
+    inner: SkipNonfiniteState
+    loss_scale: Array
+    since_change: Array
+
+    adapts_to_nonfinite = True
+
+
+def dynamic_loss_scale(
+    tx: optax.GradientTransformation,
+    *,
+    initial_scale: ArrayLike = 2.0**15,
+    growth_interval: int = 2000,
+    factor: ArrayLike = 2.0,
+    min_scale: ArrayLike = 1.0,
+    max_scale: ArrayLike = 2.0**24,
+    max_consecutive: int | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Divide gradients of a scaled loss by the scale, and keep the scale as large as they bear.
+
+    Multiply the loss, in float32, by `loss_scale(state)` before differentiating it. `tx` is given
+    gradients in float32, and its updates return in the gradients' type.
+
+    Steps are skipped, counted and given up as by `skip_nonfinite`, which is at work inside; one of
+    your own in `tx` would see no non-finite gradient, so give `max_consecutive` here. Nor may a
+    `skip_nonfinite` or an `accumulate` stand around, where they would keep from this wrapper the
+    overflow that it must answer: write `dynamic_loss_scale(accumulate(tx, every))`. `master_params`
+    and its like go around both.
+
+    Args:
+        tx: the transformation of the true gradients.
+        initial_scale: the first scale, best a power of two.
+        growth_interval: finite steps in a row after which the scale is multiplied, ≥ 1.
+        factor: what the scale is multiplied and divided by, > 1, best a power of two.
+        min_scale: the least scale, > 0.
+        max_scale: the largest scale.
+        max_consecutive: skipped steps in a row that set `gave_up`, ≥ 1; None for never.
+
+    Returns:
+        A transformation with state `DynamicLossScaleState`.
+
+    Raises:
+        ValueError: an argument is out of its range; as `skip_nonfinite`.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, optlab
+        >>> def loss(w):  # its gradient, 2.5e-8, is 0 in float16
+        ...     return 2.5e-8 * w.astype(jnp.float32)
+        >>> w = jnp.array(1.0, jnp.float16)
+        >>> print(jax.grad(loss)(w))
+        0.0
+        >>> tx = optlab.dynamic_loss_scale(optlab.sgd(1e7))
+        >>> state = tx.init(w)
+        >>> gradient = jax.grad(lambda w: loss(w) * optlab.loss_scale(state))(w)
+        >>> updates, state = tx.update(gradient, state, w)
+        >>> print(updates)
+        -0.25
+
+    Reference:
+        Micikevicius et al. (2018).
+    """
+    who = "dynamic_loss_scale"
+    _checks.check_transformation(who, tx)
+    bounds = {"min_scale": min_scale, "initial_scale": initial_scale, "max_scale": max_scale}
+    for name, value in bounds.items():
+        _checks.check_number(who, name, value, _checks.POSITIVE, dtype=jnp.float32)
+    _checks.check_number(who, "factor", factor, _checks.ABOVE_ONE, dtype=jnp.float32)
+    _checks.check_count(who, "growth_interval", growth_interval, 1)
+    if max_consecutive is not None:
+        _checks.check_count(who, "max_consecutive", max_consecutive, 1)
+    traced = any(isinstance(value, jax.core.Tracer) for value in bounds.values())
+    if not traced and not min_scale <= initial_scale <= max_scale:
+        _checks.fail(
+            who,
+            "initial_scale must be from min_scale to max_scale",
+            ", ".join(f"{name}={value}" for name, value in bounds.items()),
+        )
+    tx = optax.with_extra_args_support(tx)
+
+    def init(params: Tree) -> DynamicLossScaleState:
+        guarded = optax.GradientTransformation(partial(init_inner, who, tx), tx.update)
+        return DynamicLossScaleState(
+            inner=skip_nonfinite(guarded).init(params),
+            loss_scale=jnp.array(initial_scale, jnp.float32),
+            since_change=jnp.zeros((), jnp.int32),
+        )
+
+    def update(
+        updates: Tree, state: DynamicLossScaleState, params: Tree | None = None, **extra_args: Any
+    ) -> tuple[Tree, DynamicLossScaleState]:
+        _checks.check_state_kind(who, state, DynamicLossScaleState)
+
+        def narrow_update(gradients: Tree, *args: Any, **extra_args: Any) -> tuple[Tree, Any]:
+            # Within what is skipped, for an update finite in float32 may not be so in float16.
+            new_updates, inner = tx.update(gradients, *args, **extra_args)
+            return in_types(new_updates, updates), inner
+
+        guarded = skip_nonfinite(
+            optax.GradientTransformationExtraArgs(tx.init, narrow_update), max_consecutive
+        )
+        gradients = map_inexact(partial(_unscale, scale=state.loss_scale), updates)
+        new_updates, inner = guarded.update(gradients, state.inner, params, **extra_args)
+        made = inner.consecutive == 0
+        grow = made & (state.since_change >= growth_interval - 1)
+        scale = jnp.where(
+            made,
+            jnp.where(grow, jnp.minimum(state.loss_scale * factor, max_scale), state.loss_scale),
+            jnp.maximum(state.loss_scale / factor, min_scale),
+        )
+        new_state = DynamicLossScaleState(
+            inner=inner,
+            loss_scale=scale.astype(jnp.float32),
+            since_change=jnp.where(made & ~grow, state.since_change + 1, 0),
+        )
+        return new_updates, new_state
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def loss_scale(state: Any) -> Array:
+    """Return what to multiply the next loss by, from a state that holds a `dynamic_loss_scale`.
+
+    Args:
+        state: the state of a transformation in which it is nested anywhere: a chain, partition or
+            masked, the `opt_state` of a TrainState or of an `nnx.Optimizer`, or any tree of them.
+
+    Returns:
+        () float32; of a vmapped state, one value a lane.
+
+    Raises:
+        ValueError: the state holds no `dynamic_loss_scale`, or several.
+
+    Example:
+        >>> import jax.numpy as jnp, optlab
+        >>> tx = optlab.dynamic_loss_scale(optlab.adam(1e-3), initial_scale=1024.0)
+        >>> print(loss_scale(tx.init(jnp.zeros(3))))
+        1024.0
+    """
+    who = "loss_scale"
+    found = [node for node in jax.tree.leaves(state, is_leaf=_is_ours) if _is_ours(node)]
+    if not found:
+        _checks.fail(
+            who,
+            "the state must hold a dynamic_loss_scale",
+            type(state).__name__,
+            "wrap the transformation in optlab.dynamic_loss_scale",
+        )
+    if len(found) > 1:
+        _checks.fail(
+            who,
+            "the state must hold one dynamic_loss_scale",
+            f"{len(found)}",
+            "wrap the whole chain in one",
+        )
+    # Flax NNX wraps the array in a variable.
+    return jax.tree.leaves(found[0].loss_scale)[0]
+
+
+def _is_ours(node: Any) -> bool:
+    return isinstance(node, DynamicLossScaleState)
+
+
+def _unscale(g: Array, scale: Array) -> Array:
+    # In the gradients' own type the quotient would vanish again.
+    return g.astype(wide(g.dtype)) / scale

@@ -1,0 +1,121 @@
+"""Skip the steps that hold a NaN or an Inf, whole.
+
+    u, s′ = tx(g, s, θ)
+    made = g and u are finite everywhere
+    u ← u if made else −0.0
+    s ← s′ if made else s
+
+A skipped step changes no bit: not the parameters, nor the moments, nor the count that schedules and
+bias corrections go by. The updates are judged as well as the gradients, for a rule can make
+infinities of finite gradients. Both outcomes are formed and one is selected, so that no device
+waits for the host, and each lane under `vmap` has its own.
+
+Reference: Optax's `apply_if_finite`, which lets a step through after so many failures in a row.
+"""
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import optax
+
+from optlab import _checks
+from optlab._types import Array, Tree
+from optlab.wrappers._common import all_finite, in_layout, init_inner, select, update_if
+
+
+class SkipNonfiniteState(NamedTuple):
+    """State of `skip_nonfinite`.
+
+    Attributes:
+        inner: the state of the wrapped transformation, as of the last step made.
+        skipped: () int32; steps skipped so far; it stops at 2³¹ − 1.
+        consecutive: () int32; steps skipped since the last one made.
+        gave_up: () bool; whether `consecutive` has ever reached `max_consecutive`.
+    """
+
+    inner: Any
+    skipped: Array
+    consecutive: Array
+    gave_up: Array
+
+
+def skip_nonfinite(
+    tx: optax.GradientTransformation, max_consecutive: int | None = None
+) -> optax.GradientTransformationExtraArgs:
+    """Skip every step whose gradients, or the updates made of them, are not finite everywhere.
+
+    A skipped step returns updates of −0.0 and leaves the state of `tx` as it was. Put it around the
+    whole chain, so that all of it is skipped together. Around one group of `optax.partition` it
+    judges and skips that group alone, and under `shard_map` each device its own part.
+
+    Nothing stops by itself: once `max_consecutive` steps in a row were skipped, `gave_up` is set
+    and stays set, so that a loop that looks now and then will see it. Until the loop acts, the
+    wrapper goes on skipping what must be skipped, and making the other steps.
+
+    Args:
+        tx: the transformation to protect.
+        max_consecutive: skipped steps in a row that set `gave_up`, ≥ 1; None for never.
+
+    Returns:
+        A transformation with state `SkipNonfiniteState`; `optax.tree_utils.tree_get(state,
+        "gave_up")` reads a field of it wherever it is nested.
+
+    Raises:
+        ValueError: `tx` is no transformation, or `max_consecutive` no integer ≥ 1; at init, `tx`
+            holds a `dynamic_loss_scale`, which must see what would be skipped; at update, `tx`
+            changes the structure of its state.
+
+    Example:
+        A loop that goes back to the last good checkpoint when steps keep failing:
+
+        >>> import jax.numpy as jnp, optax, optlab
+        >>> tx = optlab.skip_nonfinite(optlab.sgd(0.5), max_consecutive=2)
+        >>> params = jnp.array(1.0)
+        >>> state = tx.init(params)
+        >>> checkpoint = params, state
+        >>> for gradient in (1.0, jnp.nan, 1.0, jnp.inf, jnp.inf, 1.0):
+        ...     updates, state = tx.update(jnp.array(gradient), state, params)
+        ...     params = optax.apply_updates(params, updates)
+        ...     print(params, state.skipped, state.consecutive, state.gave_up)
+        0.5 0 0 False
+        0.5 1 1 False
+        0.0 1 0 False
+        0.0 2 1 False
+        0.0 3 2 True
+        -0.5 3 0 True
+        >>> if state.gave_up:
+        ...     params, state = checkpoint
+    """
+    who = "skip_nonfinite"
+    _checks.check_transformation(who, tx)
+    if max_consecutive is not None:
+        _checks.check_count(who, "max_consecutive", max_consecutive, 1)
+    tx = optax.with_extra_args_support(tx)
+
+    def init(params: Tree) -> SkipNonfiniteState:
+        return SkipNonfiniteState(
+            inner=init_inner(who, tx, params),
+            skipped=jnp.zeros((), jnp.int32),
+            consecutive=jnp.zeros((), jnp.int32),
+            gave_up=jnp.zeros((), bool),
+        )
+
+    def update(
+        updates: Tree, state: SkipNonfiniteState, params: Tree | None = None, **extra_args: Any
+    ) -> tuple[Tree, SkipNonfiniteState]:
+        _checks.check_state_kind(who, state, SkipNonfiniteState)
+        new_updates, inner = tx.update(updates, state.inner, params, **extra_args)
+        made = all_finite(updates, new_updates)
+        consecutive = jnp.where(made, 0, optax.safe_increment(state.consecutive))
+        gave_up = state.gave_up
+        if max_consecutive is not None:
+            gave_up |= consecutive >= max_consecutive
+        new_state = SkipNonfiniteState(
+            inner=select(made, in_layout(who, inner, state.inner), state.inner),
+            skipped=jnp.where(made, state.skipped, optax.safe_increment(state.skipped)),
+            consecutive=consecutive,
+            gave_up=gave_up,
+        )
+        return update_if(made, new_updates), new_state
+
+    return optax.GradientTransformationExtraArgs(init, update)

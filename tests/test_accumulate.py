@@ -1,0 +1,457 @@
+"""`accumulate`: micro-batches averaged to one step, bad ones left out, the clock fixed."""
+
+import functools
+import pickle
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+import optlab
+
+rng = np.random.default_rng(0)
+TOP = np.int32(2**31 - 1)
+# An update is about ten operations of one rounding each, 6e-8, on numbers of order 1.
+FEW_ROUNDINGS = {"rtol": 1e-6, "atol": 1e-6}
+
+
+def random_tree():
+    return {k: rng.normal(size=s).astype(np.float32) for k, s in {"b": (4,), "w": (6, 4)}.items()}
+
+
+PARAMS = random_tree()
+PARAMS["b"][0] = -0.0
+GRADIENTS = [random_tree() for _ in range(6)]
+
+
+def spoiled(tree, value=np.nan):
+    w = np.array(tree["w"])
+    w[4, 2] = value
+    return {**tree, "w": w}
+
+
+def mean(*trees):
+    return jax.tree.map(lambda *g: np.mean(np.float64(g), axis=0).astype(np.float32), *trees)
+
+
+def seen():
+    """A transformation whose state is the gradients it was given last."""
+    return optax.GradientTransformation(
+        lambda params: jax.tree.map(lambda p: jnp.zeros_like(p, jnp.float32), params),
+        lambda updates, state, params=None: (updates, updates),
+    )
+
+
+def chain():
+    return optax.chain(
+        optlab.clip_by_global_norm(1.0),
+        optlab.adamw(lambda step: 0.1 / (1 + step)),
+        optlab.params_ema(0.9),
+    )
+
+
+def stepping(tx):
+    def step(g, params, state):
+        updates, state = tx.update(g, state, params)
+        return optax.apply_updates(params, updates), state
+
+    return step
+
+
+@functools.cache
+def compiled(make=chain, every=3):
+    """A transformation and its compiled step."""
+    tx = optlab.accumulate(make(), every)
+    return tx, jax.jit(stepping(tx))
+
+
+@functools.cache
+def plain():
+    return jax.jit(stepping(chain()))
+
+
+def run(tx, step, gradients, params=PARAMS, state=None):
+    state = tx.init(params) if state is None else state
+    for g in gradients:
+        params, state = step(g, params, state)
+    return params, state
+
+
+def assert_same_bits(a, b):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        assert x.dtype == y.dtype
+        assert np.asarray(x).tobytes() == np.asarray(y).tobytes()
+
+
+def assert_close(a, b):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_allclose(x, y, **FEW_ROUNDINGS)
+
+
+# The mean
+
+
+def test_windows_equal_large_batches():
+    tx, step = compiled()
+    params, state = run(tx, step, GRADIENTS)
+    want, want_state = run(chain(), plain(), [mean(*GRADIENTS[:3]), mean(*GRADIENTS[3:])])
+    assert_close((params, state.inner), (want, want_state))
+    assert (int(state.micro_step), int(state.finite), int(state.skipped)) == (0, 0, 0)
+
+
+def test_between_steps_no_bit_of_parameters_or_inner_state_changes():
+    tx, step = compiled()
+    params, state = run(tx, step, GRADIENTS[:3])
+    for i, g in enumerate(GRADIENTS[3:5]):
+        new_params, new_state = step(g, params, state)
+        assert_same_bits((new_params, new_state.inner), (params, state.inner))
+        assert new_state.micro_step == i + 1
+        params, state = new_params, new_state
+    updates, _ = jax.eval_shape(tx.update, GRADIENTS[0], state, params)
+    assert jax.tree.map(lambda u: u.dtype, updates) == jax.tree.map(lambda p: p.dtype, PARAMS)
+
+
+def test_a_window_of_one_is_the_transformation_itself():
+    gradients = [{**g, "b": np.float32([-0.0, 0.0, 1e-30, 3e38])} for g in GRADIENTS[:3]]
+    tx, step = compiled(every=1)
+    params, state = run(tx, step, gradients)
+    want, want_state = run(chain(), plain(), gradients)
+    assert_same_bits((params, state.inner), (want, want_state))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "gradients", "expected"),
+    [
+        ("float16", [6e4, 6e4, 6e4, 6.4e4], 6.1e4),  # the sum overflows
+        ("float16", [6e-8, 0.0, 0.0, 0.0], 2.0**-26),  # the share underflows
+        ("bfloat16", [256.0, 1.0, 1.0, 1.0], 64.75),  # 257 is none of its numbers
+        ("float32", [3e38, 3e38, 3e38, 3e38], 3e38),  # the sum overflows here too
+        ("float32", [3e38, -3e38, 3e38, 3e38], 1.5e38),
+    ],
+)
+def test_the_mean_is_formed_in_float32_and_overflows_no_sooner_than_it_must(
+    dtype, gradients, expected
+):
+    tx, step = compiled(seen, 4)
+    params = {"w": jnp.zeros((), dtype)}
+    _, state = run(tx, step, [{"w": jnp.asarray(g, dtype)} for g in gradients], params)
+    assert state.inner["w"].dtype == jnp.float32
+    np.testing.assert_allclose(state.inner["w"], expected, rtol=2e-7)
+
+
+def test_double_and_complex_parameters_keep_their_precision():
+    with jax.enable_x64(True):
+        params = {"d": jnp.zeros(()), "c": jnp.zeros((), jnp.complex64)}
+        tx = optlab.accumulate(optax.identity(), 3)
+        state = tx.init(params)
+        for d, c in ((0.1, 1 + 2j), (0.2, 3 - 1j), (0.4, -1 + 2j)):
+            g = {"d": jnp.array(d), "c": jnp.array(c, jnp.complex64)}
+            updates, state = tx.update(g, state)
+        assert updates["d"].dtype == jnp.float64
+        np.testing.assert_allclose(updates["d"], 0.7 / 3, rtol=1e-15)
+        assert updates["c"].dtype == jnp.complex64
+        np.testing.assert_allclose(updates["c"], 1 + 1j, rtol=3e-7)
+
+
+# Gradients that are not finite
+
+
+@pytest.mark.parametrize("bad", [0, 1, 2])
+def test_a_bad_micro_batch_is_left_out_of_the_mean(bad):
+    tx, step = compiled()
+    window = [spoiled(g) if i == bad else g for i, g in enumerate(GRADIENTS[:3])]
+    params, state = run(tx, step, window)
+    want, want_state = run(chain(), plain(), [mean(*(GRADIENTS[i] for i in range(3) if i != bad))])
+    assert_close((params, state.inner), (want, want_state))
+    assert (int(state.micro_step), int(state.finite), int(state.skipped)) == (0, 0, 1)
+
+
+def test_a_bad_micro_batch_leaves_no_trace_in_later_windows():
+    tx, step = compiled()
+    for value in (np.nan, np.inf):
+        params, state = run(tx, step, [GRADIENTS[0], spoiled(GRADIENTS[1], value), GRADIENTS[2]])
+        assert_same_bits(state.total, tx.init(PARAMS).total)
+        clean = tx.init(PARAMS)._replace(inner=state.inner)
+        later = run(tx, step, GRADIENTS[3:], params, state)
+        want = run(tx, step, GRADIENTS[3:], params, clean)
+        assert_same_bits((later[0], later[1].inner), (want[0], want[1].inner))
+
+
+def test_a_window_of_bad_micro_batches_makes_no_step_and_the_clock_goes_on():
+    tx, step = compiled()
+    bad = [
+        spoiled(g, value) for g, value in zip(GRADIENTS, (np.nan, np.inf, -np.inf), strict=False)
+    ]
+    params, state = run(tx, step, bad)
+    assert_same_bits((params, state.inner, state.total), (PARAMS, *tx.init(PARAMS)[:2]))
+    assert (int(state.micro_step), int(state.finite), int(state.skipped)) == (0, 0, 3)
+    later = run(tx, step, GRADIENTS[3:], params, state)
+    want = run(tx, step, GRADIENTS[3:])
+    assert_same_bits((later[0], later[1].inner), (want[0], want[1].inner))
+
+
+def test_with_skip_nonfinite_around_the_next_micro_batch_takes_its_place():
+    tx = optlab.skip_nonfinite(optlab.accumulate(chain(), 3))
+    step = jax.jit(stepping(tx))
+    params, state = run(tx, step, [GRADIENTS[0], spoiled(GRADIENTS[1]), *GRADIENTS[1:3]])
+    want, want_state = run(tx, step, GRADIENTS[:3])
+    assert_same_bits((params, state.inner), (want, want_state.inner))
+    assert (int(state.skipped), int(state.inner.skipped)) == (1, 0)
+
+
+def test_with_skip_nonfinite_within_a_bad_update_ends_its_window_like_any():
+    def reciprocal(updates, params):
+        return jax.tree.map(lambda u: 1 / u, updates)
+
+    tx = optlab.accumulate(optlab.skip_nonfinite(optax.stateless(reciprocal)), 2)
+    state, found = tx.init(jnp.zeros(())), []
+    for g in (1.0, -1.0, 1.0, 3.0):
+        updates, state = tx.update(jnp.array(g), state)
+        found.append(float(updates))
+    assert found == [0, 0, 0, 0.5]
+    assert state.inner.skipped == 1
+
+
+# The clock
+
+
+def test_counters_near_their_end_keep_running():
+    tx, step = compiled(functools.partial(optlab.adamw, 0.1))
+
+    def near_the_end(x):
+        return jnp.full_like(x, TOP - 2) if x.dtype == jnp.int32 else x
+
+    params, state = run(tx, step, GRADIENTS[:1], state=jax.tree.map(near_the_end, tx.init(PARAMS)))
+    assert state.micro_step == state.finite == 0
+    for window in range(4):
+        before = params
+        params, state = run(tx, step, [GRADIENTS[0], spoiled(GRADIENTS[1])], params, state)
+        assert_same_bits(params, before)
+        params, state = run(tx, step, GRADIENTS[2:3], params, state)
+        assert not np.array_equal(params["w"], before["w"])
+        assert state.skipped == min(int(TOP) - 1 + window, TOP)
+
+
+def test_every_kth_call_of_a_long_scan_makes_a_step():
+    tx = optlab.accumulate(optlab.sgd(1.0), 7)
+    g = jnp.ones(())
+
+    def body(carry, _):
+        params, state = carry
+        updates, state = tx.update(g, state, params)
+        return (params + updates, state), updates
+
+    run = jax.jit(lambda carry: jax.lax.scan(body, carry, length=7001))
+    (_, state), updates = run((jnp.zeros(()), tx.init(jnp.zeros(()))))
+    made = np.flatnonzero(updates)
+    np.testing.assert_array_equal(made, np.arange(6, 7001, 7))
+    np.testing.assert_allclose(np.asarray(updates)[made], -1.0, rtol=1e-6)
+    assert optax.tree_utils.tree_get(state, "count") == 1000
+    assert state.micro_step == 1
+
+
+def test_the_rule_runs_only_when_a_window_ends():
+    calls = []
+
+    def update(updates, state, params=None):
+        jax.debug.callback(lambda: calls.append(1))
+        return updates, state
+
+    tx, step = compiled(lambda: optax.GradientTransformation(lambda p: (), update))
+    run(tx, step, GRADIENTS)
+    run(tx, step, [spoiled(g) for g in GRADIENTS[:3]])
+    jax.effects_barrier()
+    assert len(calls) == 2
+
+
+# Execution
+
+
+def test_eager_equals_compiled():
+    tx, step = compiled()
+    gradients = [GRADIENTS[0], spoiled(GRADIENTS[1]), *GRADIENTS[2:4]]
+    assert_close(run(tx, stepping(tx), gradients), run(tx, step, gradients))
+
+
+def test_scan_equals_loop():
+    tx, step = compiled()
+    gradients = [GRADIENTS[0], spoiled(GRADIENTS[1]), *GRADIENTS[2:]]
+    stacked = jax.tree.map(lambda *g: np.stack(g), *gradients)
+
+    @jax.jit
+    def scan(params, state):
+        return jax.lax.scan(lambda c, g: (step(g, *c), None), (params, state), stacked)[0]
+
+    assert_close(scan(PARAMS, tx.init(PARAMS)), run(tx, step, gradients))
+
+
+def test_lanes_at_different_points_of_their_windows():
+    tx, step = compiled()
+    lanes = [run(tx, step, GRADIENTS[:i]) for i in range(4)]
+    bad_lane = run(tx, step, [spoiled(GRADIENTS[0], np.inf)] * 2)
+    lanes.append(bad_lane)
+    stacked = jax.tree.map(lambda *x: jnp.stack(x), *lanes)
+    many = jax.jit(jax.vmap(stepping(tx), in_axes=(None, 0, 0)))
+    for g in (GRADIENTS[4], spoiled(GRADIENTS[5]), GRADIENTS[3]):
+        stacked = many(g, *stacked)
+        lanes = [step(g, *lane) for lane in lanes]
+    for i, lane in enumerate(lanes):
+        assert_close(jax.tree.map(lambda x, i=i: x[i], stacked), lane)
+
+
+def test_sharded_equals_a_single_device():
+    mesh = jax.make_mesh((2,), ("data",))
+    sharding = NamedSharding(mesh, PartitionSpec("data"))
+    tx, step = compiled()
+    gradients = [GRADIENTS[0], spoiled(GRADIENTS[1]), GRADIENTS[2]]  # a NaN on the second device
+    params = jax.device_put(PARAMS, sharding)
+    got, state = run(tx, step, jax.device_put(gradients, sharding), params)
+    assert_close((got, state), run(tx, step, gradients))
+    for leaf in jax.tree.leaves((got, state.total)):
+        assert leaf.sharding.is_equivalent_to(sharding, leaf.ndim)
+
+
+def test_donation_is_safe():
+    tx, step = compiled()
+    donating = jax.jit(stepping(tx), donate_argnums=(1, 2))
+    got = run(tx, donating, GRADIENTS[:4], jax.tree.map(jnp.array, PARAMS))
+    assert_same_bits(got, run(tx, step, GRADIENTS[:4]))
+
+
+def test_a_window_resumes_bitwise_from_a_pickle():
+    tx, step = compiled()
+    params, state = run(tx, step, GRADIENTS[:4])
+    restored = pickle.loads(pickle.dumps(state))
+    assert_same_bits(
+        run(tx, step, GRADIENTS[4:], params, restored), run(tx, step, GRADIENTS[4:], params, state)
+    )
+
+
+def test_the_layout_of_the_state_never_changes():
+    # Optax's Adam keeps moments in the parameters' type, and lets wider gradients widen it.
+    params = jax.tree.map(lambda p: jnp.asarray(p, jnp.bfloat16), PARAMS)
+    tx = optlab.accumulate(optax.adam(0.1), 2)
+    state = tx.init(params)
+    _, new_state = jax.eval_shape(tx.update, params, state, params)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), new_state) == jax.tree.map(
+        lambda x: (x.shape, x.dtype), state
+    )
+
+
+# Company
+
+
+def test_averages_and_schedules_within_count_steps():
+    tx, step = compiled()
+    params, state = run(tx, step, GRADIENTS[:3])
+    first = optlab.averaged_params(state)
+    assert optlab.hyperparams(state)["learning_rate"] == np.float32(0.1)
+    params, state = run(tx, step, GRADIENTS[3:5], params, state)
+    assert_same_bits(optlab.averaged_params(state), first)
+    params, state = run(tx, step, GRADIENTS[5:], params, state)
+    assert optlab.hyperparams(state)["learning_rate"] == np.float32(0.05)
+    assert_close(
+        optlab.averaged_params(state),
+        jax.tree.map(lambda a, p: 0.9 * a + 0.1 * p, first, params),
+    )
+
+
+def test_hyperparameters_are_read_and_replaced_within_a_window():
+    tx, step = compiled(lambda: optlab.sgd(0.5), 2)
+    params, state = run(tx, step, GRADIENTS[:1])
+    assert optlab.hyperparams(state)["learning_rate"] == 0.5
+    state = optlab.replace_hyperparams(state, learning_rate=0.25)
+    params, state = run(tx, step, GRADIENTS[1:2], params, state)
+    g = mean(*GRADIENTS[:2])
+    assert_close(params, jax.tree.map(lambda p, g: p - 0.25 * g, PARAMS, g))
+    assert optlab.hyperparams(state)["learning_rate"] == 0.25
+
+
+def test_extra_arguments_are_those_of_the_call_that_ends_the_window():
+    inner = optax.chain(optlab.sgd(1.0), optlab.reduce_on_plateau(0.5, patience=1))
+    tx = optlab.accumulate(inner, 2)
+    update, state, found = jax.jit(tx.update), tx.init(jnp.zeros(())), []
+    for value in (0.0, 3.0, 0.0, 2.0, 0.0, 2.0):
+        updates, state = update(jnp.ones(()), state, value=value)
+        found.append(float(updates))
+    assert found == [0, -1, 0, -1, 0, -0.5]
+
+
+def test_in_a_chain_what_stands_before_it_sees_every_micro_batch():
+    tx = optax.chain(optlab.clip_by_value(1.0), optlab.accumulate(optlab.sgd(1.0), 2))
+    state = tx.init(jnp.zeros(()))
+    for g in (5.0, 0.5):
+        updates, state = tx.update(jnp.array(g), state)
+    assert updates == -0.75
+
+
+def test_groups_may_accumulate_over_different_windows():
+    tx = optax.partition(
+        {"slow": optlab.accumulate(optlab.sgd(1.0), 2), "fast": optlab.sgd(1.0)},
+        {"w": "slow", "b": "fast"},
+    )
+    params, _ = run(tx, jax.jit(stepping(tx)), GRADIENTS[:1])
+    assert_same_bits(params["w"], PARAMS["w"])
+    assert not np.array_equal(params["b"], PARAMS["b"])
+
+
+def test_master_params_around_it_lose_nothing_between_steps():
+    tx = optlab.master_params(optlab.accumulate(optlab.sgd(0.001), 2))
+    p = jnp.ones((), jnp.bfloat16)
+    state = tx.init(p)
+    for _ in range(20):
+        updates, state = tx.update(jnp.ones_like(p), state, p)
+        p = optax.apply_updates(p, updates)
+    assert state.master == pytest.approx(0.99, abs=1e-6)
+    assert float(p) == 0.98828125
+
+
+# Trees and errors
+
+
+def test_a_gradient_of_none_takes_no_part_in_the_step():
+    tx = optlab.accumulate(optlab.sgd(1.0, momentum=0.9), 2)
+    state = tx.init(PARAMS)
+    for g in GRADIENTS[:2]:
+        updates, state = tx.update({**g, "w": None}, state, PARAMS)
+        assert updates["w"] is None
+    np.testing.assert_allclose(updates["b"], -mean(*GRADIENTS[:2])["b"], rtol=1e-6)
+    assert_same_bits(state.total, tx.init(PARAMS).total)
+
+
+def test_gradients_that_do_not_fit_are_refused_before_the_window_ends():
+    tx = optlab.accumulate(optlab.sgd(1.0), 2)
+    state = tx.init(PARAMS)
+    for gradients, message in (
+        ({**GRADIENTS[0], "x": 1.0}, r"same structure, got \['x'\] only in the gradients"),
+        ({**GRADIENTS[0], "w": {"x": 1.0}}, r"same structure, got \['w'\]\['x'\] only in the grad"),
+        ({**GRADIENTS[0], "w": 1.0}, r"gradient at \['w'\] must have the shape \(6, 4\)"),
+        ({**GRADIENTS[0], "b": np.arange(4)}, r"gradients must be floating point or complex, got"),
+    ):
+        with pytest.raises(ValueError, match=f"^accumulate: .*{message}"):
+            tx.update(gradients, state, PARAMS)
+
+
+def test_what_cannot_be_wrapped_is_refused():
+    with pytest.raises(
+        ValueError, match=r"^accumulate: tx must be an optax\.GradientTransformation, got 0\.1"
+    ):
+        optlab.accumulate(0.1, 2)
+
+
+@pytest.mark.parametrize("every", [0, -3, 2.0, True, None, 2**31])
+def test_a_window_is_a_positive_integer(every):
+    with pytest.raises(ValueError, match=r"^accumulate: every must be "):
+        optlab.accumulate(optlab.sgd(0.1), every)
+
+
+def test_a_state_of_changing_structure_is_refused():
+    tx = optax.GradientTransformation(lambda p: {}, lambda g, state, params=None: (g, {"n": 1}))
+    tx = optlab.accumulate(tx, 1)
+    with pytest.raises(ValueError, match=r"^accumulate: tx must keep the structure of its state"):
+        tx.update(GRADIENTS[0], tx.init(PARAMS))
