@@ -1,11 +1,11 @@
 """Functional optimizers for JAX: composable, checked against float64 references, quick to read.
 
 Every optimizer and transformation is an `optax.GradientTransformation`; schedules are Optax's own
-type. `optlab.reference` holds the same rules in NumPy float64, `optlab.lab` the tools to choose
-between them.
+type. `optlab.dialects` has the rules as other frameworks write them, `optlab.reference` in NumPy
+float64; `optlab.lab` has the tools to choose between them.
 """
 
-from optlab import reference, schedules
+from optlab import dialects, reference, schedules
 from optlab._inspect import hyperparams, replace_hyperparams
 from optlab._tree import global_norm
 from optlab.optimizers import (
@@ -49,6 +49,7 @@ __all__ = [
     "averaged_params",
     "clip_by_global_norm",
     "clip_by_value",
+    "dialects",
     "dynamic_loss_scale",
     "global_norm",
     "hyperparams",

@@ -10,6 +10,7 @@ import inspect
 import io
 import math
 import os
+import shutil
 import sys
 import tempfile
 import time
@@ -23,6 +24,8 @@ import numpy as np
 from optlab import __version__, plots, schedules
 from optlab._expressions import evaluate, suggestions
 from optlab._types import Schedule
+from optlab.dialects._table import TABLES as DIALECT_TABLES
+from optlab.dialects._table import table as dialect_table
 from optlab.lab import Comparison, Task, compare, tasks
 from optlab.lab._extras import needs_extra
 from optlab.registry import OPTIMIZERS, SCHEDULES
@@ -108,6 +111,7 @@ def _parser() -> _Parser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     _add_compare(commands)
     _add_plot_schedule(commands)
+    _add_dialects(commands)
     return parser
 
 
@@ -294,6 +298,31 @@ def _plot_schedule(options: argparse.Namespace) -> int:
     with _write_errors(options.out, "file"):
         figure.savefig(options.out)
     print(*tables, f"Wrote {options.out}", sep="\n\n")
+    return OK
+
+
+def _add_dialects(commands: Any) -> None:
+    parser = commands.add_parser(
+        "dialects",
+        help="show how the frameworks differ in one rule",
+        description="Show rules as PyTorch, Keras 3, TensorFlow 1, Optax and optlab write them,\n"
+        "with the names and defaults of their arguments. optlab.dialects has them all.",
+        epilog=f"rules: {', '.join(DIALECT_TABLES)}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "rules", nargs="*", metavar="RULE", help="which rules to show (default: all)"
+    )
+    parser.set_defaults(run=_dialects)
+
+
+def _dialects(options: argparse.Namespace) -> int:
+    for name in options.rules:
+        _look_up("rule", name, DIALECT_TABLES)
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    tables = [dialect_table(name, width) for name in options.rules or DIALECT_TABLES]
+    print("\n\n\n".join(tables))
     return OK
 
 

@@ -32,14 +32,15 @@ ROOMS = {
     "transforms": ["_lift"],
     "optimizers": ["transforms"],
     "wrappers": ["_arithmetic", "_tree"],
+    "dialects": ["optimizers", "_inspect"],
     "reference": [],
     "registry": ["optimizers", "wrappers", "schedules", "reference"],
     "lab": ["optimizers", "schedules"],
     "plots": ["lab"],
     "_expressions": [],
-    "cli": ["registry", "plots", "_expressions"],
+    "cli": ["registry", "plots", "dialects", "_expressions"],
     "__main__": ["cli"],
-    "": ["optimizers", "_inspect", "wrappers", "schedules", "reference"],  # optlab/__init__.py
+    "": ["optimizers", "wrappers", "dialects", "schedules", "reference"],  # optlab/__init__.py
 }
 CORE = {"jax", "numpy", "optax"}
 EXTRAS = {"flax", "matplotlib", "rich", "sklearn"}
@@ -123,7 +124,7 @@ def test_exports_are_sorted_and_complete():
 
 def test_every_public_rule_has_a_row_and_every_row_is_public():
     rows = {**registry.OPTIMIZERS, **registry.TRANSFORMATIONS, **registry.WRAPPERS}.values()
-    helpers = {"averaged_params", "global_norm", "hyperparams", "reference"}
+    helpers = {"averaged_params", "dialects", "global_norm", "hyperparams", "reference"}
     helpers |= {"loss_scale", "replace_hyperparams", "schedules"}
     assert {row.constructor.__name__ for row in rows} == set(optlab.__all__) - helpers
     not_schedules = {"Curve", "OneCycle", "epochs_to_steps"}

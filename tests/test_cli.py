@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from optlab import __main__, __version__, cli
+from optlab import __main__, __version__, cli, dialects
 
 QUICK = ["compare", "--task", "valley", "--optimizers", "sgd,adam", "--rates", "1e-3,1e-2,1"]
 QUICK += ["--seeds", "2", "--steps", "5"]
@@ -227,3 +227,24 @@ def test_help_and_version(arguments, capsys):
 
 def test_the_console_script_finds_the_command():
     assert __main__.main is cli.main
+
+
+def test_dialects_prints_the_tables_that_are_asked_for(run):
+    status, out, err = run("dialects", "rmsprop")
+    assert (status, err) == (0, "")
+    assert out == dialects.table("rmsprop") + "\n"
+    assert run("dialects")[1].count("TensorFlow 1") >= len(cli.DIALECT_TABLES)
+
+
+def test_dialects_of_an_unknown_rule_is_one_line(run):
+    status, out, err = run("dialects", "adam", "rmprop")
+    assert (status, out) == (2, "")
+    assert err.startswith("optlab: unknown rule 'rmprop'; did you mean 'rmsprop'? (known: sgd, ")
+
+
+def test_dialects_fit_a_narrow_terminal(run, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    _, out, _ = run("dialects", "adam")
+    assert max(map(len, out.splitlines())) <= 100  # notes and formulas have their own length
+    assert "\nPyTorch\n  η " in out

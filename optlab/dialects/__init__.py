@@ -1,0 +1,24 @@
+"""The same rules as other frameworks write them: their arithmetic, argument names and defaults.
+
+`optlab.dialects.pytorch`, `.keras`, `.tensorflow1` and `.optax` each have `sgd`, `adagrad`,
+`rmsprop`, `adam`, `adamw` and the framework's clipping. They are built of the rules of
+`optlab.optimizers`, so that everything said of these holds: any hyperparameter may be a schedule,
+moments are at least float32, and `optlab.hyperparams` reads the state, under optlab's names.
+
+    tx = optlab.dialects.pytorch.adamw(lr=3e-4, betas=(0.9, 0.95), weight_decay=0.1)
+
+PyTorch, Keras and Optax are checked against trajectories recorded from them (`tests/golden`), over
+300 updates with a changing rate: to 1e-12 in float64. TensorFlow 1 follows its documented kernels
+and was not recorded. A run is carried over from PyTorch with `pytorch.from_state_dict` and
+`pytorch.to_state_dict`, from Optax with `optax.from_state` and `optax.to_state`.
+
+All dialects side by side, as `optlab dialects` prints them:
+
+"""
+
+from optlab.dialects import keras, optax, pytorch, tensorflow1
+from optlab.dialects._table import TABLES, table
+
+__all__ = ["keras", "optax", "pytorch", "table", "tensorflow1"]
+
+__doc__ = (__doc__ or "") + "\n\n".join(map(table, TABLES)) + "\n"

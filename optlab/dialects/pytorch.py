@@ -1,0 +1,494 @@
+"""PyTorch's optimizers (`torch.optim`), its clipping, and its optimizer state.
+
+    sgd       g ← ±g + λθ;  v ← g at update 1, then μv + (1 − τ)g;  θ ← θ − ηv, or θ − η(g + μv)
+    adagrad   g ← ±g + λθ;  s ← s + g²;             θ ← θ − η/(1 + (t − 1)·lr_decay) · g/(√s + ε)
+    rmsprop   g ← ±g + λθ;  s ← αs + (1 − α)g²;     b ← μb + g/(√s + ε);  θ ← θ − ηb
+    adam      g ← ±g + λθ;  m, v averages of g, g²; θ ← θ − η m̂/(√v̂ + ε)
+    adamw     g ← ±g;       m, v averages of g, g²; θ ← θ − η (m̂/(√v̂ + ε) + λθ)
+
+η is `lr`, λ `weight_decay`, μ `momentum`, τ `dampening`, α `alpha`, ε `eps`; the sign is − with
+`maximize`. m̂ = m/(1 − β₁ᵗ) and v̂ = v/(1 − β₂ᵗ) with the present betas, where these are changed
+during a run. AMSGrad takes the maximum of v, not of v̂.
+
+Arguments have PyTorch's names, order and defaults. Those that do not change the arithmetic
+(`foreach`, `fused`, `capturable`, `differentiable`) have no place here. Every number may be a
+schedule of the count before the update; in the state, `lr` is `learning_rate` and so on, as
+everywhere in optlab.
+
+What differs, where PyTorch fails: the variance of centered RMSProp is clamped at 0, where rounding
+makes it negative and PyTorch's root NaN; finite gradients whose squares overflow count as 2⁶³
+(PyTorch's coordinate stops for ever); gradients whose norm is not finite pass the clip unchanged
+(PyTorch zeroes the finite ones).
+
+Reference: pytorch.org/docs/stable/optim.html, and the single-tensor functions in `torch/optim`.
+Trajectories are checked against PyTorch 2.13.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+from optlab import _checks
+from optlab._lift import lift
+from optlab._types import Array, ArrayLike, Hyperparam, Tree
+from optlab.dialects import _carry
+from optlab.dialects._common import check, decay_rules, flip_sign_rules, is_zero, pair
+from optlab.optimizers._adagrad import adagrad_rule
+from optlab.optimizers._adam import adam_rule
+from optlab.optimizers._rmsprop import rmsprop_rule
+from optlab.optimizers._sgd import momentum_rules
+from optlab.transforms._clipping import global_norm_rule, value_rule
+from optlab.transforms._learning_rate import learning_rate_rule
+
+__all__ = [
+    "adagrad",
+    "adam",
+    "adamw",
+    "clip_grad_norm",
+    "clip_grad_value",
+    "from_state_dict",
+    "rmsprop",
+    "sgd",
+    "to_state_dict",
+]
+
+_NONNEGATIVE, _DECAY = _checks.NONNEGATIVE, _checks.DECAY
+
+_KEYS = {
+    "velocity": "momentum_buffer",
+    "sum_of_squares": "sum",
+    "mean_square": "square_avg",
+    "mean": "grad_avg",
+    "mu": "exp_avg",
+    "nu": "exp_avg_sq",
+    "raw_nu_max": "max_exp_avg_sq",
+}
+"""What PyTorch calls the fields of our states."""
+
+
+def sgd(
+    lr: Hyperparam = 1e-3,
+    momentum: Hyperparam = 0.0,
+    dampening: Hyperparam = 0.0,
+    weight_decay: Hyperparam = 0.0,
+    nesterov: bool = False,
+    *,
+    maximize: bool = False,
+) -> optax.GradientTransformationExtraArgs:
+    """Descend as `torch.optim.SGD`: the first gradient enters the velocity undampened.
+
+    Args:
+        lr: η ≥ 0, outside the velocity.
+        momentum: μ in [0, 1); 0 keeps no velocity.
+        dampening: τ in [0, 1), from the second update on.
+        weight_decay: λ ≥ 0 of an L2 penalty ½λ‖θ‖², added to the gradient.
+        nesterov: whether to look ahead; needs momentum and no dampening.
+        maximize: whether to ascend.
+
+    Returns:
+        The optimizer.
+
+    Raises:
+        ValueError: a number is out of its range, or Nesterov's momentum has none or is dampened.
+    """
+    who = "dialects.pytorch.sgd"
+    check(
+        who,
+        lr=(lr, _NONNEGATIVE),
+        momentum=(momentum, _DECAY),
+        dampening=(dampening, _DECAY),
+        weight_decay=(weight_decay, _NONNEGATIVE),
+    )
+    if nesterov and (is_zero(momentum) or not is_zero(dampening)):
+        got = f"momentum={momentum}, dampening={dampening}"
+        _checks.fail(who, "nesterov needs momentum and no dampening", got)
+    velocity = (
+        []
+        if is_zero(momentum)
+        else momentum_rules(
+            who, momentum, nesterov=nesterov, dampening=dampening, first_undampened=True
+        )
+    )
+    return lift(
+        *flip_sign_rules(who, maximize),
+        *decay_rules(who, weight_decay),
+        *velocity,
+        learning_rate_rule(who, lr),
+    )
+
+
+def adagrad(
+    lr: Hyperparam = 1e-2,
+    lr_decay: Hyperparam = 0.0,
+    weight_decay: Hyperparam = 0.0,
+    initial_accumulator_value: ArrayLike = 0.0,
+    eps: Hyperparam = 1e-10,
+    *,
+    maximize: bool = False,
+) -> optax.GradientTransformationExtraArgs:
+    """Descend as `torch.optim.Adagrad`, whose rate falls with the updates too.
+
+    Args:
+        lr: η ≥ 0.
+        lr_decay: ≥ 0; update t has the rate η/(1 + (t − 1)·lr_decay).
+        weight_decay: λ ≥ 0 of an L2 penalty ½λ‖θ‖².
+        initial_accumulator_value: where s starts, ≥ 0.
+        eps: ε ≥ 0, outside the root.
+        maximize: whether to ascend.
+
+    Returns:
+        The optimizer.
+
+    Raises:
+        ValueError: a number is out of its range.
+    """
+    who = "dialects.pytorch.adagrad"
+    check(
+        who,
+        lr=(lr, _NONNEGATIVE),
+        lr_decay=(lr_decay, _NONNEGATIVE),
+        weight_decay=(weight_decay, _NONNEGATIVE),
+        eps=(eps, _NONNEGATIVE),
+    )
+    return lift(
+        *flip_sign_rules(who, maximize),
+        *decay_rules(who, weight_decay),
+        adagrad_rule(who, eps, False, initial_accumulator_value),
+        learning_rate_rule(who, lr, lr_decay=None if is_zero(lr_decay) else lr_decay),
+    )
+
+
+def rmsprop(
+    lr: Hyperparam = 1e-2,
+    alpha: Hyperparam = 0.99,
+    eps: Hyperparam = 1e-8,
+    weight_decay: Hyperparam = 0.0,
+    momentum: Hyperparam = 0.0,
+    centered: bool = False,
+    *,
+    maximize: bool = False,
+) -> optax.GradientTransformationExtraArgs:
+    """Descend as `torch.optim.RMSprop`: ε outside the root, the rate outside the velocity.
+
+    Args:
+        lr: η ≥ 0.
+        alpha: α in [0, 1), of the average of squared gradients.
+        eps: ε ≥ 0, outside the root.
+        weight_decay: λ ≥ 0 of an L2 penalty ½λ‖θ‖².
+        momentum: μ in [0, 1); 0 keeps no velocity.
+        centered: whether to divide by the standard deviation.
+        maximize: whether to ascend.
+
+    Returns:
+        The optimizer.
+
+    Raises:
+        ValueError: a number is out of its range.
+    """
+    who = "dialects.pytorch.rmsprop"
+    check(
+        who,
+        lr=(lr, _NONNEGATIVE),
+        alpha=(alpha, _DECAY),
+        eps=(eps, _NONNEGATIVE),
+        weight_decay=(weight_decay, _NONNEGATIVE),
+        momentum=(momentum, _DECAY),
+    )
+    velocity = [] if is_zero(momentum) else momentum_rules(who, momentum, nesterov=False)
+    return lift(
+        *flip_sign_rules(who, maximize),
+        *decay_rules(who, weight_decay),
+        rmsprop_rule(who, alpha, eps, False, 0.0, centered),
+        *velocity,
+        learning_rate_rule(who, lr),
+    )
+
+
+def adam(
+    lr: Hyperparam = 1e-3,
+    betas: tuple[Hyperparam, Hyperparam] = (0.9, 0.999),
+    eps: Hyperparam = 1e-8,
+    weight_decay: Hyperparam = 0.0,
+    amsgrad: bool = False,
+    *,
+    maximize: bool = False,
+    decoupled_weight_decay: bool = False,
+) -> optax.GradientTransformationExtraArgs:
+    """Descend as `torch.optim.Adam`.
+
+    Args:
+        lr: η ≥ 0.
+        betas: β₁ and β₂ in [0, 1).
+        eps: ε ≥ 0, outside the root.
+        weight_decay: λ ≥ 0 of an L2 penalty ½λ‖θ‖², which enters the averages.
+        amsgrad: whether to divide by the root of the largest v so far.
+        maximize: whether to ascend.
+        decoupled_weight_decay: whether to decay the weights as `adamw` does.
+
+    Returns:
+        The optimizer.
+
+    Raises:
+        ValueError: a number is out of its range.
+    """
+    return _adam(
+        "dialects.pytorch.adam",
+        lr,
+        betas,
+        eps,
+        weight_decay,
+        amsgrad,
+        maximize,
+        decoupled_weight_decay,
+    )
+
+
+def adamw(
+    lr: Hyperparam = 1e-3,
+    betas: tuple[Hyperparam, Hyperparam] = (0.9, 0.999),
+    eps: Hyperparam = 1e-8,
+    weight_decay: Hyperparam = 1e-2,
+    amsgrad: bool = False,
+    *,
+    maximize: bool = False,
+) -> optax.GradientTransformationExtraArgs:
+    """Descend as `torch.optim.AdamW`.
+
+    Args:
+        lr: η ≥ 0.
+        betas: β₁ and β₂ in [0, 1).
+        eps: ε ≥ 0, outside the root.
+        weight_decay: λ ≥ 0; each update takes the share ηλ of the weights.
+        amsgrad: whether to divide by the root of the largest v so far.
+        maximize: whether to ascend.
+
+    Returns:
+        The optimizer.
+
+    Raises:
+        ValueError: a number is out of its range.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> tx = adamw(lr=0.1, betas=(0.9, 0.95), weight_decay=0.5)
+        >>> params = jnp.array([4.0, -4.0])
+        >>> print(tx.update(jnp.array([3.0, 0.0]), tx.init(params), params)[0])
+        [-0.3  0.2]
+    """
+    return _adam("dialects.pytorch.adamw", lr, betas, eps, weight_decay, amsgrad, maximize, True)
+
+
+def _adam(who, lr, betas, eps, weight_decay, amsgrad, maximize, decoupled):
+    check(
+        who,
+        lr=(lr, _NONNEGATIVE),
+        eps=(eps, _NONNEGATIVE),
+        weight_decay=(weight_decay, _NONNEGATIVE),
+    )
+    b1, b2 = pair(who, "betas", betas)
+    decay = decay_rules(who, weight_decay)
+    return lift(
+        *flip_sign_rules(who, maximize),
+        *([] if decoupled else decay),
+        adam_rule(who, b1, b2, eps, amsgrad=amsgrad, raw_max=True, by_power=True),
+        *(decay if decoupled else []),
+        learning_rate_rule(who, lr),
+    )
+
+
+def clip_grad_norm(max_norm: Hyperparam) -> optax.GradientTransformationExtraArgs:
+    """Clip as `torch.nn.utils.clip_grad_norm_`: g · min(1, c/(‖g‖ + 10⁻⁶)).
+
+    Args:
+        max_norm: c ≥ 0, a bound on √(Σ g²) over all leaves.
+
+    Returns:
+        The transformation, for the front of a chain.
+
+    Raises:
+        ValueError: the bound is negative or not finite.
+    """
+    return lift(global_norm_rule("dialects.pytorch.clip_grad_norm", max_norm, eps=1e-6))
+
+
+def clip_grad_value(clip_value: Hyperparam) -> optax.GradientTransformationExtraArgs:
+    """Clip every element to [−clip_value, clip_value], as `torch.nn.utils.clip_grad_value_`.
+
+    Args:
+        clip_value: ≥ 0.
+
+    Returns:
+        The transformation, for the front of a chain.
+
+    Raises:
+        ValueError: the bound is negative or not finite.
+    """
+    check("dialects.pytorch.clip_grad_value", clip_value=(clip_value, _NONNEGATIVE))
+    return lift(value_rule("dialects.pytorch.clip_grad_value", clip_value))
+
+
+def from_state_dict(
+    tx: optax.GradientTransformation,
+    params: Tree,
+    state_dict: Mapping[str, Any],
+    *,
+    step: int | None = None,
+) -> Any:
+    """Return the state of `tx` that goes on where an optimizer of PyTorch stopped.
+
+    Args:
+        tx: the optimizer to go on with, built with the options of PyTorch's, as by
+            `adamw(lr=…, betas=…)`; also within a chain.
+        params: the parameters to go on with. A leaf's name is its path joined by dots, such as
+            "encoder.0.weight" for params["encoder"][0]["weight"], or the key itself in a flat dict.
+        state_dict: {name: {key: array}}, such as {"encoder.0.weight": {"step": …, "exp_avg": …}},
+            in arrays that NumPy can read, of the parameters' shapes. Where you transpose a weight
+            (Flax's kernels are (in, out), PyTorch's weights (out, in)), transpose its state too. Or
+            the whole `optimizer.state_dict()` of an optimizer made from `model.named_parameters()`,
+            which tells the names.
+        step: updates made; needed where PyTorch keeps no count, which is in SGD.
+
+    Returns:
+        The state. Schedules and hyperparameters are those of `tx`; nothing is read from PyTorch's
+        `param_groups` but names.
+
+    Raises:
+        ValueError: the state does not fit; the message names the parameter and what was expected.
+
+    Example:
+        >>> import jax.numpy as jnp, numpy as np
+        >>> params = {"weight": jnp.ones(2)}
+        >>> recorded = {"weight": {"momentum_buffer": np.array([1.0, 2.0])}}
+        >>> state = from_state_dict(sgd(0.1, momentum=0.5), params, recorded, step=50)
+        >>> print(state[0].count, state[0].velocity["weight"])
+        50 [1. 2.]
+    """
+    who = "dialects.pytorch.from_state_dict"
+    named = _by_name(who, state_dict)
+    states = _carry.rule_states(jax.eval_shape(tx.init, params))
+    _check_fields(who, states)
+    wanted = {_KEYS[field] for node in states for field in _carry.slots(node)}
+    if wanted:
+        _check_names(who, params, named, wanted)
+    counts = {name: own["step"] for name, own in named.items() if "step" in own}
+    step = _carry.settle_step(who, counts, step, "PyTorch's SGD")
+
+    def slot(node: Any, field: str, tree: Tree) -> Tree:
+        key = _KEYS[field]
+
+        def leaf(path: Any, like: Array) -> Array:
+            name = _name(path)
+            return _carry.fitted(who, name, key, named[name][key], like)
+
+        return jax.tree_util.tree_map_with_path(leaf, tree)
+
+    return _carry.resume(who, tx, params, step, slot)
+
+
+def to_state_dict(state: Any) -> dict[str, dict[str, np.ndarray]]:
+    """Return a state as PyTorch keeps it: {name: {key: array}}.
+
+    Args:
+        state: of an optimizer of this dialect, or of a chain with one in it.
+
+    Returns:
+        What `from_state_dict` reads, in float32 (double for double parameters), with PyTorch's
+        keys. To go on there, put it into `optimizer.state_dict()["state"]`, in the order of the
+        parameters, with `torch.from_numpy`.
+
+    Raises:
+        ValueError: the state holds nothing that PyTorch could, or keeps it in another form.
+    """
+    who = "dialects.pytorch.to_state_dict"
+    states = _carry.rule_states(state)
+    if not states:
+        _checks.fail(who, "the state must be of an optimizer of optlab", type(state).__name__)
+    _check_fields(who, states)
+    found: dict[str, dict[str, np.ndarray]] = {}
+    for node in states:
+        if not int(node.count):
+            continue  # PyTorch makes its state in the first update.
+        for field, tree in _carry.slots(node).items():
+            for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+                own = found.setdefault(_name(path), {})
+                if field != "velocity":
+                    own["step"] = np.asarray(node.count, np.float32)
+                if _KEYS[field] in own:
+                    got = f"two of {_name(path)}"
+                    _checks.fail(who, f"the state must hold one {_KEYS[field]}", got)
+                own[_KEYS[field]] = np.array(leaf)
+    return found
+
+
+def _by_name(who: str, state_dict: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
+    """Return {name: {key: array}}, also from a whole `state_dict()`, without what is None."""
+    if not isinstance(state_dict, Mapping):
+        got = type(state_dict).__name__
+        _checks.fail(who, "state_dict must be a mapping by parameter name", got)
+    if set(state_dict) == {"state", "param_groups"}:
+        groups = state_dict["param_groups"]
+        if not all("param_names" in group for group in groups):
+            _checks.fail(
+                who,
+                "the optimizer must know its parameters' names",
+                "param_groups without param_names",
+                "make it from model.named_parameters(), or pass {name: {key: array}}",
+            )
+        names = {
+            index: name
+            for group in groups
+            for index, name in zip(group["params"], group["param_names"], strict=True)
+        }
+        state_dict = {names[index]: own for index, own in state_dict["state"].items()}
+    for name, own in state_dict.items():
+        if not isinstance(own, Mapping):
+            _checks.fail(who, f"the state of {name} must be a mapping", type(own).__name__)
+    return {
+        name: {key: value for key, value in own.items() if value is not None}
+        for name, own in state_dict.items()
+    }
+
+
+def _check_fields(who: str, states: list[Any]) -> None:
+    """Require states that mean what PyTorch's mean."""
+    remedy = "build the optimizer with optlab.dialects.pytorch"
+    if _carry.rate_is_inside(states):
+        _checks.fail(who, "the rate must stand outside the velocity", "a rate inside", remedy)
+    if any("nu_max" in _carry.slots(node) for node in states):
+        _checks.fail(
+            who, "AMSGrad must take the maximum of v", "the maximum of v freed of bias", remedy
+        )
+
+
+def _check_names(
+    who: str, params: Tree, named: Mapping[str, Mapping[str, Any]], wanted: set[str]
+) -> None:
+    """Require of each parameter the keys that its slots need, and no others."""
+    ours = [_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    for name in ours:
+        if name not in named:
+            held = ", ".join(list(named)[:5]) or "nothing"
+            _checks.fail(
+                who,
+                f"the state must hold {name}, with {', '.join(sorted(wanted))}",
+                f"{held}",
+                "name the parameters as the leaves of params",
+            )
+        for key in sorted(wanted ^ (set(named[name]) - {"step"})):
+            expected = "must have" if key in wanted else "must not have"
+            _checks.fail(
+                who,
+                f"{name} {expected} {key}",
+                f"{', '.join(sorted(named[name])) or 'nothing'}",
+                "build the optimizer with the options that PyTorch's had",
+            )
+    for name in named:
+        if name not in ours:
+            _checks.fail(who, "the state must hold the parameters in params alone", name)
+
+
+def _name(path: Any) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator=".")
