@@ -328,8 +328,8 @@ def test_two_updates_in_one_compilation_equal_two_compilations(wrap, dtype):
     """Within one XLA may hand on more digits of the parameters than their type holds."""
     tx = wrap(optlab.sgd(1.0))
     rng = np.random.default_rng(0)
-    p = jnp.asarray(rng.normal(size=256), dtype)
-    g = jnp.asarray(rng.normal(size=256) * 8, dtype)  # beyond Sterbenz' lemma
+    sizes = 10.0 ** rng.uniform(-2, 2, (2, 4096))  # many beyond Sterbenz' lemma
+    p, g = (jnp.asarray(x, dtype) for x in sizes * rng.normal(size=sizes.shape))
 
     def step(params, state):
         updates, state = tx.update(g, state, params)
