@@ -6,9 +6,9 @@
 
 p are the parameters, in bfloat16 or float16, and c is `compensation`, in the same type. u is the
 update of the wrapped transformation, which sees p + c and float32 gradients in place of p and g.
-Since c is small, p and c together hold twice as many digits as p: 16 bits in bfloat16, where
-updates down to about |p|·2⁻¹⁸ count, though those near it with an error as large as their half; 22
-bits in float16, unless c is below its smallest number, 2⁻²⁴.
+Since c is small, p and c together hold twice as many digits as p. Rounding c errs by up to |p|·2⁻¹⁷
+in bfloat16, where many equal updates of less come to a stop, and the sum of somewhat larger ones is
+off by some percent; in float16 by up to |p|·2⁻²³, or 2⁻²⁵ if that is more.
 
 The update returned is round(θ) − p. Where p's type cannot hold it (never if p/2 ≤ round(θ) ≤ 2p),
 p lands beside round(θ), and c is what is missing from there. round(θ) is the nearest number of p's
