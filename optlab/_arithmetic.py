@@ -37,6 +37,14 @@ def saturated(x: Array, g: Array) -> Array:
     return jnp.where(jnp.isfinite(g), jnp.clip(x, -largest, largest), x)
 
 
+def narrowed(x: Array, dtype: DTypeLike) -> Array:
+    """Cast what a rule keeps; a finite element beyond a narrower type's end takes that end."""
+    if jnp.iscomplexobj(x) or jnp.finfo(dtype).bits >= jnp.finfo(x.dtype).bits:
+        return x.astype(dtype)
+    largest = float(jnp.finfo(dtype).max)
+    return jnp.where(jnp.isinf(x), x, jnp.clip(x, -largest, largest)).astype(dtype)
+
+
 def round_to(x: Array, dtype: DTypeLike) -> Array:
     """Round to the values of a narrower type, to nearest and ties to even, keeping x's own type.
 

@@ -25,7 +25,7 @@ import numpy as np
 import optax
 
 from optlab import _checks
-from optlab._arithmetic import round_to
+from optlab._arithmetic import narrowed, round_to
 from optlab._hyperparams import Hyperparams
 from optlab._tree import as_array, compute_dtype, is_none
 from optlab._types import Array, ArrayLike, DTypeLike, Mask, Tree
@@ -275,7 +275,7 @@ class _Step:
 
     def store(self, index: int, new: tuple[Array, ...]) -> None:
         for leaves, leaf in zip(self._slots.values(), new, strict=True):
-            leaves[index] = leaf.astype(leaves[index].dtype)
+            leaves[index] = narrowed(leaf, leaves[index].dtype)
 
     def new_state(self) -> Any:
         slots = {name: self._structure.unflatten(leaves) for name, leaves in self._slots.items()}

@@ -47,19 +47,19 @@ def test_inputs_are_the_same_numbers_in_both_precisions():
 # The largest error of a coordinate or a leaf at any checkpoint, with 1.4 to 1.9 times as much room;
 # `python tests/long_runs/record.py --report` measures it. New cases keep to AIM. A rule without
 # state rounds once or twice (6e-8 each), an average of decay rate β gathers the random sum of
-# 1/(1 − β) roundings. AdaGrad alone misses the aim, by 2e-6 after 10⁴ updates, 1e-5 after 10⁵ and
-# 5e-4 after 10⁶: a square below 2⁻²⁵ of the sum so far is rounded away, and the smallest squares of
-# normal numbers are the most frequent.
+# 1/(1 − β) roundings. AdaGrad misses the aim unless it is compensated (2e-6 after 10⁴ updates, 1e-5
+# after 10⁵, 5e-4 after 10⁶): a square below 2⁻²⁵ of the sum so far is rounded away, and of normal
+# numbers the small squares are the most frequent.
 AIM = 1e-5
 _BY_SAMPLE = {
     "sgd": (1e-7,),
     "momentum": (4e-7, 4e-7, 4e-7),
-    "adagrad": (8e-4, 8e-4, 8e-4),
+    "adagrad": (8e-4, 8e-4, 8e-4, 3e-7),
     "rmsprop": (2e-7, 8e-7, 4e-7),
     "adam": (8e-7, 4e-7),
     "adamw": (8e-7, 4e-7),
     "scale_by_momentum": (4e-7, 4e-7, 4e-7),
-    "scale_by_adagrad": (8e-4, 8e-4, 8e-4),
+    "scale_by_adagrad": (8e-4, 8e-4, 8e-4, 3e-7),
     "scale_by_rmsprop": (2.5e-7, 2e-7, 6e-7, 2.5e-7, 4e-7),
     "scale_by_adam": (8e-7, 8e-7, 4e-7, 1.5e-7),
     "scale_by_learning_rate": (1e-7,),

@@ -6,8 +6,12 @@
 s is `sum_of_squares` and starts at `initial_accumulator_value` (Optax, Keras: 0.1), lr is
 `learning_rate`. eps stands outside the root by default (Optax, Keras: inside). A finite gradient
 beyond 2⁶³, whose square would overflow float32, counts as 2⁶³ (2⁵¹¹ in float64), and s ends at the
-largest finite number. In float32 a square below 2⁻²⁵ s is lost in s: after 10⁶ updates with normal
-gradients s is up to a thousandth too small.
+largest finite number.
+
+In float32 a square below 2⁻²⁵ s is lost in s: after 10⁶ updates with normal gradients s is up to a
+thousandth too small. With `compensated` the rule keeps what rounding took (Kahan), in `lost`:
+
+    a = g² + lost;  s′ = s + a;  lost ← a − (s′ − s);  s ← s′
 
 Reference: Duchi, Hazan, Singer, JMLR 12 (2011).
 """
@@ -33,24 +37,33 @@ class ScaleByAdagradState(NamedTuple):
         sum_of_squares: s, like the parameters.
         hyperparams: the value in force: `eps`.
         memory: what keeps it alive between updates.
+        lost: what rounding took from s, like the parameters; None unless compensated.
     """
 
     count: Array
     sum_of_squares: Tree
     hyperparams: dict[str, Array]
     memory: Memory
+    lost: Tree | None = None
 
 
 def adagrad_rule(
-    who: str, eps: Hyperparam, eps_in_sqrt: bool, initial_accumulator_value: ArrayLike
+    who: str,
+    eps: Hyperparam,
+    eps_in_sqrt: bool,
+    initial_accumulator_value: ArrayLike,
+    compensated: bool = False,
 ) -> Rule:
     """Return the rule, for all optimizers that go in AdaGrad's direction."""
 
     def leaf(g, slots, h, p):
-        (s,) = slots
+        old, *lost = slots
         g = squareable(g)
-        s = saturated(s + g * g, g)
-        return g / (jnp.sqrt(s + h.eps) if eps_in_sqrt else jnp.sqrt(s) + h.eps), (s,)
+        square = g * g + lost[0] if compensated else g * g
+        s = saturated(old + square, g)
+        if compensated:
+            lost = [square - (s - old)]
+        return g / (jnp.sqrt(s + h.eps) if eps_in_sqrt else jnp.sqrt(s) + h.eps), (s, *lost)
 
     _checks.check_number(
         who, "initial_accumulator_value", initial_accumulator_value, _checks.NONNEGATIVE
@@ -58,7 +71,8 @@ def adagrad_rule(
     return Rule(
         state=ScaleByAdagradState,
         hyperparams=Hyperparams(who, eps=number(eps)),
-        slots={"sum_of_squares": slot(initial_accumulator_value)},
+        slots={"sum_of_squares": slot(initial_accumulator_value)}
+        | ({"lost": slot()} if compensated else {}),
         leaf=leaf,
     )
 
@@ -68,6 +82,7 @@ def scale_by_adagrad(
     eps: Hyperparam = 1e-8,
     eps_in_sqrt: bool = False,
     initial_accumulator_value: ArrayLike = 0.0,
+    compensated: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     """Divide gradients by the root of the sum of all their squares: g / (√s + ε).
 
@@ -77,6 +92,7 @@ def scale_by_adagrad(
             0/0, and one whose squares underflow (|g| below 1e-19 in float32) infinite.
         eps_in_sqrt: whether to divide by √(s + ε).
         initial_accumulator_value: where s starts, ≥ 0, in the unit of the squared gradients.
+        compensated: whether to keep what rounding takes from s, for long runs; as many bytes as s.
 
     Returns:
         A transformation with state `ScaleByAdagradState`.
@@ -87,7 +103,9 @@ def scale_by_adagrad(
     Reference:
         Duchi, Hazan, Singer, JMLR 12 (2011).
     """
-    return lift(adagrad_rule("scale_by_adagrad", eps, eps_in_sqrt, initial_accumulator_value))
+    return lift(
+        adagrad_rule("scale_by_adagrad", eps, eps_in_sqrt, initial_accumulator_value, compensated)
+    )
 
 
 def adagrad(
@@ -96,6 +114,7 @@ def adagrad(
     eps: Hyperparam = 1e-8,
     eps_in_sqrt: bool = False,
     initial_accumulator_value: ArrayLike = 0.0,
+    compensated: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     """Descend with AdaGrad: θ ← θ − αg / (√s + ε).
 
@@ -104,6 +123,7 @@ def adagrad(
         eps: ε ≥ 0; outside the root by default (Optax: inside). See `scale_by_adagrad`.
         eps_in_sqrt: whether to divide by √(s + ε).
         initial_accumulator_value: where s starts, ≥ 0 (Optax: 0.1).
+        compensated: whether to keep what rounding takes from s; see `scale_by_adagrad`.
 
     Returns:
         The optimizer, with the states of `scale_by_adagrad` and `scale_by_learning_rate`.
@@ -115,6 +135,6 @@ def adagrad(
         Duchi, Hazan, Singer, JMLR 12 (2011).
     """
     return lift(
-        adagrad_rule("adagrad", eps, eps_in_sqrt, initial_accumulator_value),
+        adagrad_rule("adagrad", eps, eps_in_sqrt, initial_accumulator_value, compensated),
         learning_rate_rule("adagrad", learning_rate),
     )

@@ -72,7 +72,7 @@ def adam_rule(
     The last three are other frameworks': AMSGrad's maximum of v in place of v̂, the ε of Kingma &
     Ba's efficient form, an ε/√(1 − β₂ᵗ), and biases of the present decays, where these change.
     """
-    max_slot = {(True, False): "nu_max", (True, True): "raw_nu_max"}.get((amsgrad, raw_max))
+    max_slot = ("raw_nu_max" if raw_max else "nu_max") if amsgrad else None
 
     def leaf(g, slots, h, p):
         mu, nu, *nu_max = slots

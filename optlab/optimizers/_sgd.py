@@ -55,7 +55,9 @@ def _momentum_rule(
 ) -> Rule:
     def weights(h, gradients, t):
         share = h.dampening.complement
-        return h.momentum, jnp.where(t == 1, 1, share) if first_undampened else share
+        if first_undampened:  # as PyTorch, which has no dampening without momentum either
+            share = jnp.where((t == 1) | (h.momentum.value == 0), 1, share)
+        return h.momentum, share
 
     def leaf(g, slots, weights, p):
         (v,), (momentum, share) = slots, weights

@@ -76,7 +76,16 @@ def scale_by_momentum(g, state, t, *, momentum=0.9, dampening=0.0, nesterov=Fals
     return direction, {"velocity": velocity}
 
 
-def scale_by_adagrad(g, state, t, *, eps=1e-8, eps_in_sqrt=False, initial_accumulator_value=0.0):
+def scale_by_adagrad(
+    g,
+    state,
+    t,
+    *,
+    eps=1e-8,
+    eps_in_sqrt=False,
+    initial_accumulator_value=0.0,
+    compensated=False,
+):
     """Divide by the root of the sum of all squared gradients.
 
     s ← s + g²; the direction is g / (√s + ε), or with `eps_in_sqrt` g / √(s + ε).
@@ -88,6 +97,7 @@ def scale_by_adagrad(g, state, t, *, eps=1e-8, eps_in_sqrt=False, initial_accumu
         eps: ε, ≥ 0; where it is 0, s must be > 0 (0/0 is NaN).
         eps_in_sqrt: whether ε is added to s or to its root.
         initial_accumulator_value: s before the first update, ≥ 0.
+        compensated: a way to sum in few digits, which makes no difference to the sum itself.
 
     Returns:
         (direction, state).
@@ -215,7 +225,16 @@ def sgd(p, g, state, t, *, learning_rate, momentum=None, dampening=0.0, nesterov
 
 
 def adagrad(
-    p, g, state, t, *, learning_rate, eps=1e-8, eps_in_sqrt=False, initial_accumulator_value=0.0
+    p,
+    g,
+    state,
+    t,
+    *,
+    learning_rate,
+    eps=1e-8,
+    eps_in_sqrt=False,
+    initial_accumulator_value=0.0,
+    compensated=False,
 ):
     """Step by AdaGrad: s ← s + g²; θ ← θ − αg/(√s + ε).
 
@@ -228,6 +247,7 @@ def adagrad(
         eps: ε, ≥ 0.
         eps_in_sqrt: whether ε is added to s or to its root.
         initial_accumulator_value: s before the first update, ≥ 0.
+        compensated: a way to sum in few digits, which makes no difference to the sum itself.
 
     Returns:
         (new parameter, state).

@@ -18,6 +18,7 @@ ADAGRAD_SAMPLES = (
     {},
     {"initial_accumulator_value": 0.1, "eps": 0.01},
     {"eps_in_sqrt": True, "eps": 0.01},
+    {"compensated": True},
 )
 RMSPROP_SAMPLES = (
     {},
