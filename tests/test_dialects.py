@@ -183,7 +183,7 @@ def test_a_whole_state_dict_tells_its_names():
     assert int(state[0].count) == 3
     np.testing.assert_array_equal(state[0].nu["body"]["weight"], 4.0)
     del whole["param_groups"][0]["param_names"]
-    with pytest.raises(ValueError, match="make it from model"):
+    with pytest.raises(ValueError, match="make the optimizer from model"):
         dialects.pytorch.from_state_dict(dialects.pytorch.adamw(), params, whole)
 
 
@@ -264,6 +264,13 @@ def test_fifty_updates_in_optax_and_fifty_here_are_a_hundred_in_optax(name):
 
 PARAMS = {"a": np.ones(3, np.float32), "b": np.ones((2, 2), np.float32)}
 ADAM = {name: {"step": 3, "exp_avg": p, "exp_avg_sq": p} for name, p in PARAMS.items()}
+
+
+def changed(name, **values):
+    """The state of a parameter with other values."""
+    return {**ADAM[name], **values}
+
+
 FROM_PYTORCH = "dialects.pytorch.from_state_dict: "
 FROM_OPTAX = "dialects.optax.from_state: "
 
@@ -272,24 +279,63 @@ FROM_OPTAX = "dialects.optax.from_state: "
     ("state", "options", "message"),
     [
         ({"a": ADAM["a"]}, {}, "the state must hold b, with exp_avg, exp_avg_sq, got a"),
-        ({**ADAM, "c": ADAM["a"]}, {}, "must hold the parameters in params alone, got c"),
+        ({**ADAM, "c": ADAM["a"]}, {}, r"must be those in params \(a, b, …\), got c"),
         ({**ADAM, "b": ADAM["a"]}, {}, r"exp_avg of b must have the shape \(2, 2\) .* got \(3,\)"),
         (
             {**ADAM, "b": {**ADAM["b"], "max_exp_avg_sq": PARAMS["b"]}},
             {},
-            "b must not have max_exp_avg_sq, got exp_avg, exp_avg_sq, max_exp_avg_sq, step",
+            "b must not have max_exp_avg_sq, got exp_avg, exp_avg_sq, max_exp_avg_sq",
         ),
         (ADAM, {"amsgrad": True}, "a must have max_exp_avg_sq"),
         (
             {**ADAM, "b": {**ADAM["b"], "step": 4}},
             {},
-            "the same number of updates, got 3 at a, 4 at b",
+            "all must have made the same number of updates, got 3 at a, 4 at b",
         ),
         (
             {**ADAM, "b": {**ADAM["b"], "exp_avg": np.ones((2, 2), int)}},
             {},
-            "exp_avg of b must be floating point, got int64",
+            "exp_avg of b must be floating point, as the parameter, got int64",
         ),
+        ({**ADAM, "b": changed("b", step=2.5)}, {}, "at b must be an integer >= 0, got 2.5"),
+        ({**ADAM, "b": changed("b", step=-3)}, {}, "at b must be an integer >= 0, got -3"),
+        ({**ADAM, "b": changed("b", step="x")}, {}, "at b must be an array of numbers, got <U1"),
+        ({**ADAM, "b": changed("b", step=None)}, {}, "b must have step, as the other parameters"),
+        (
+            {**ADAM, "b": changed("b", exp_avg_sq=-PARAMS["b"])},
+            {},
+            "exp_avg_sq of b, of squares, must be >= 0, got -1.0",
+        ),
+        (
+            {**ADAM, "b": changed("b", exp_avg=1j * PARAMS["b"])},
+            {},
+            "exp_avg of b must be floating point, as the parameter, got complex64",
+        ),
+        (
+            {**ADAM, "b": changed("b", exp_avg=np.full((2, 2), 1e300))},
+            {},
+            r"exp_avg of b must be finite in float32, got 1e\+300",
+        ),
+        (
+            {**ADAM, "b": changed("b", exp_avg=[[1.0], [2.0, 3.0]])},
+            {},
+            "exp_avg of b must be an array of numbers",
+        ),
+        ({0: ADAM["a"]}, {}, "parameters must be named by strings, got 0; make the optimizer"),
+        (
+            {"state": {0: ADAM["a"], 1: ADAM["b"]}, "param_groups": [{"params": [0, 1]}]},
+            {},
+            "must know its parameters' names, got param_groups without param_names",
+        ),
+        (
+            {
+                "state": {0: ADAM["a"], 1: ADAM["b"]},
+                "param_groups": [{"params": [0], "param_names": ["a"]}],
+            },
+            {},
+            "every parameter must have a name, got none for 1",
+        ),
+        ({}, {}, "got nothing; start with tx.init"),
         ([], {}, "state_dict must be a mapping by parameter name, got list"),
         ({"a": 3}, {}, "the state of a must be a mapping, got int"),
     ],
@@ -302,7 +348,7 @@ def test_a_state_of_pytorch_that_does_not_fit_names_the_parameter(state, options
 def test_a_step_is_needed_where_none_is_kept_and_must_agree_where_one_is():
     buffers = {name: {"momentum_buffer": p} for name, p in PARAMS.items()}
     tx = dialects.pytorch.sgd(0.1, momentum=0.9)
-    with pytest.raises(ValueError, match="step must be given, since PyTorch's SGD keeps no count"):
+    with pytest.raises(ValueError, match="step must be given, since SGD keeps no count"):
         dialects.pytorch.from_state_dict(tx, PARAMS, buffers)
     with pytest.raises(ValueError, match="step must be an integer >= 0, got step=-1"):
         dialects.pytorch.from_state_dict(tx, PARAMS, buffers, step=-1)
@@ -336,6 +382,177 @@ def test_states_that_mean_something_else_are_refused():
         )
     with pytest.raises(ValueError, match="freed of their bias by a product must be constant"):
         dialects.pytorch.from_state_dict(optlab.adam(0.1, b1=lambda t: 0.9), PARAMS, ADAM)
+
+
+def test_a_state_of_pytorch_with_more_than_the_optimizer_keeps_is_refused():
+    buffers = {name: {"momentum_buffer": p} for name, p in PARAMS.items()}
+    plain = dialects.pytorch.sgd(0.1)
+    with pytest.raises(ValueError, match="a must not have momentum_buffer, got momentum_buffer"):
+        dialects.pytorch.from_state_dict(plain, PARAMS, buffers, step=3)
+    assert int(dialects.pytorch.from_state_dict(plain, PARAMS, {}, step=3).count) == 3
+    with pytest.raises(ValueError, match="step must be at least 1 where there is a state, got 0"):
+        dialects.pytorch.from_state_dict(
+            dialects.pytorch.sgd(momentum=0.9), PARAMS, buffers, step=0
+        )
+
+
+@pytest.mark.parametrize(
+    ("tx", "message"),
+    [
+        (optax.adam(1e-3), "tx must hold an optimizer of optlab, got none of its rules"),
+        (dialects.pytorch.adam, "tx must be an optax.GradientTransformation"),
+        (
+            optlab.accumulate(optlab.adam(0.1), 4),
+            r"tx must make a step in every update, .* _replace\(inner=state\)",
+        ),
+        (optax.MultiSteps(optlab.adam(0.1), 4), "tx must make a step in every update"),
+        (
+            optax.chain(dialects.pytorch.adam(), optax.contrib.reduce_on_plateau()),
+            "tx must update from gradients and parameters alone, got .*value",
+        ),
+        (
+            optax.chain(optlab.scale_by_adam(), dialects.pytorch.adam()),
+            "the optimizer must keep one exp_avg, got two of a",
+        ),
+    ],
+)
+def test_a_transformation_that_cannot_be_carried_to_is_refused(tx, message):
+    with pytest.raises(ValueError, match=FROM_PYTORCH + message):
+        dialects.pytorch.from_state_dict(tx, PARAMS, ADAM)
+
+
+def test_parameters_of_one_name_are_refused():
+    params = {"a.b": np.ones(3, np.float32), "a": {"b": np.ones(3, np.float32)}}
+    with pytest.raises(ValueError, match=r"different names, got a\.b twice"):
+        dialects.pytorch.from_state_dict(dialects.pytorch.adam(), params, {"a.b": ADAM["a"]})
+
+
+def test_frozen_parameters_and_groups_carry_over_what_they_have():
+    """PyTorch keeps nothing of a frozen parameter; groups may keep different things."""
+    tx = optax.multi_transform(
+        {"adam": dialects.pytorch.adamw(), "sgd": dialects.pytorch.sgd(0.1, momentum=0.9)},
+        {"a": "adam", "b": "sgd"},
+    )
+    buffer = {"momentum_buffer": PARAMS["b"]}
+    state = dialects.pytorch.from_state_dict(tx, PARAMS, {"a": ADAM["a"], "b": buffer})
+    back = dialects.pytorch.to_state_dict(state)
+    assert set(back["a"]) == {"step", "exp_avg", "exp_avg_sq"}
+    np.testing.assert_array_equal(back["b"]["momentum_buffer"], buffer["momentum_buffer"])
+    frozen = optax.multi_transform(
+        {"adam": dialects.pytorch.adamw(), "frozen": optax.set_to_zero()},
+        {"a": "adam", "b": "frozen"},
+    )
+    state = dialects.pytorch.from_state_dict(frozen, PARAMS, {"a": ADAM["a"]})
+    assert set(dialects.pytorch.to_state_dict(state)) == {"a"}
+    mixed = optax.multi_transform(
+        {
+            "torch": dialects.pytorch.sgd(0.1, momentum=0.9),
+            "keras": dialects.keras.rmsprop(momentum=0.9),
+        },
+        {"a": "torch", "b": "keras"},
+    )
+    with pytest.raises(ValueError, match="the rate must stand outside the velocity"):
+        dialects.pytorch.to_state_dict(mixed.init(PARAMS))
+
+
+@pytest.mark.parametrize("foreign", ["inject_hyperparams", "scale_by_schedule"])
+def test_counts_of_other_rules_go_on_too(foreign):
+    def rate(count):
+        return 1.0 / (1 + count)
+
+    if foreign == "inject_hyperparams":
+        tx = optax.inject_hyperparams(dialects.pytorch.adam)(rate)
+    else:
+        tx = optax.chain(dialects.pytorch.adam(1.0), optax.scale_by_schedule(rate))
+    state = dialects.pytorch.from_state_dict(tx, PARAMS, ADAM)
+    updates, _ = tx.update(PARAMS, state, PARAMS)
+    wanted = dialects.pytorch.adam(0.25)
+    state = dialects.pytorch.from_state_dict(wanted, PARAMS, ADAM)
+    np.testing.assert_allclose(
+        updates["a"], wanted.update(PARAMS, state, PARAMS)[0]["a"], rtol=1e-6
+    )
+
+
+def test_a_state_of_a_flax_model_goes_by_the_names_of_its_variables():
+    from flax import nnx
+
+    linear = nnx.Linear(2, 3, rngs=nnx.Rngs(0))
+    params = nnx.state(linear, nnx.Param)
+    given = {
+        "kernel": {"step": 3, "exp_avg": np.ones((2, 3)), "exp_avg_sq": np.ones((2, 3))},
+        "bias": {"step": 3, "exp_avg": np.ones(3), "exp_avg_sq": np.ones(3)},
+    }
+    state = dialects.pytorch.from_state_dict(dialects.pytorch.adam(), params, given)
+    assert set(dialects.pytorch.to_state_dict(state)) == {"kernel", "bias"}
+
+
+class Tensor:
+    """What of a tensor of PyTorch counts here: NumPy cannot read it before it is a float32."""
+
+    dtype = "torch.bfloat16"
+
+    def __init__(self, array):
+        self.array = array
+
+    def detach(self):
+        return self
+
+    cpu = detach
+
+    def float(self):
+        other = Tensor(self.array)
+        other.numpy = lambda: self.array
+        return other
+
+
+def test_bfloat16_tensors_are_read():
+    own = {"step": 3, "exp_avg": Tensor(PARAMS["a"]), "exp_avg_sq": Tensor(PARAMS["a"])}
+    state = dialects.pytorch.from_state_dict(
+        dialects.pytorch.adam(), {"a": PARAMS["a"]}, {"a": own}
+    )
+    np.testing.assert_array_equal(state[0].mu["a"], PARAMS["a"])
+
+
+def test_states_of_several_lanes_are_refused():
+    lanes = {"a": jnp.ones((2, 3))}
+    tx = dialects.pytorch.adam()
+    with pytest.raises(ValueError, match="the state must be a single one, of arrays"):
+        dialects.pytorch.to_state_dict(jax.vmap(tx.init)(lanes))
+
+
+@pytest.mark.parametrize(
+    "theirs",
+    [
+        optax.chain(optax.adam(0.1), optax.ema(0.9)),
+        optax.MultiSteps(optax.adam(0.1), 4),
+        optax.chain(optax.adam(0.1), optax.add_noise(0.1, 0.5, 0)),
+    ],
+    ids=["ema", "mid-window", "noise"],
+)
+def test_what_optax_keeps_beside_our_rules_is_not_dropped(theirs):
+    _, state = theirs.update(PARAMS, theirs.init(PARAMS), PARAMS)
+    with pytest.raises(ValueError, match="all that Optax keeps must have its place in ours, got"):
+        dialects.optax.from_state(dialects.optax.adam(0.1), PARAMS, state, step=1)
+
+
+def test_an_average_of_optax_does_not_start_anew_on_the_way_back():
+    ours = dialects.optax.adam(0.1)
+    theirs = optax.chain(optax.adam(0.1), optax.ema(0.9))
+    with pytest.raises(ValueError, match="all that Optax keeps must have its place in ours"):
+        dialects.optax.to_state(ours.init(PARAMS), theirs, PARAMS)
+    with pytest.raises(ValueError, match=r"tx must be an optax\.GradientTransformation"):
+        dialects.optax.to_state(theirs, ours.init(PARAMS), PARAMS)
+
+
+def test_dampening_without_momentum_is_none_whatever_says_so():
+    """As in PyTorch, where a momentum of 0 keeps no velocity to dampen."""
+    g = {"a": jnp.ones(3)}
+    for momentum in (0.0, jnp.array(0.0), np.float32(0), lambda count: 0.0):
+        tx = dialects.pytorch.sgd(0.1, momentum, 0.3)
+        state = tx.init(g)
+        for _ in range(3):
+            updates, state = tx.update(g, state, g)
+            np.testing.assert_allclose(updates["a"], -0.1, rtol=1e-6)
 
 
 def test_a_state_of_optax_that_does_not_fit_says_what_was_expected():

@@ -1,11 +1,11 @@
 """Carrying a run over: what the states of other frameworks' optimizers and of ours have in common.
 
 Our rules keep what theirs keep, under other names; `SLOTS` says which fields those are. The rest of
-a state (hyperparameters in force, products of decay rates) follows from the transformation itself
-and from the number of updates made.
+a state (hyperparameters in force, products of decay rates, counts) follows from the transformation
+itself and from the number of updates made.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -31,11 +31,28 @@ SLOTS: Mapping[type, tuple[str, ...]] = {
     ScaleByAdamState: ("mu", "nu", "nu_max", "raw_nu_max"),
 }
 
+SQUARES = ("sum_of_squares", "mean_square", "nu", "nu_max", "raw_nu_max")
+"""The fields that are sums or averages of squares."""
+
 
 def rule_states(state: Any) -> list[Any]:
     """List the states of rules, in the order in which they act."""
     nodes = jax.tree.leaves(state, is_leaf=is_rule_state)
     return [node for node in nodes if is_rule_state(node)]
+
+
+def states_of(who: str, tx: optax.GradientTransformation, params: Tree) -> list[Any]:
+    """List the states of the rules in `tx`, abstract; require that there are some."""
+    _checks.check_transformation(who, tx)
+    states = rule_states(jax.eval_shape(tx.init, params))
+    if not states:
+        _checks.fail(
+            who,
+            "tx must hold an optimizer of optlab",
+            "none of its rules",
+            "build it with optlab.dialects",
+        )
+    return states
 
 
 def slots(node: Any) -> dict[str, Tree]:
@@ -44,12 +61,22 @@ def slots(node: Any) -> dict[str, Tree]:
     return {name: getattr(node, name) for name in names if getattr(node, name) is not None}
 
 
-def rate_is_inside(states: Iterable[Any]) -> bool:
-    """Whether a velocity is fed with gradients already multiplied by the learning rate."""
-    kinds = [type(node) for node in states]
-    if ScaleByMomentumState not in kinds or ScaleByLearningRateState not in kinds:
-        return False
-    return kinds.index(ScaleByMomentumState) > kinds.index(ScaleByLearningRateState)
+def velocities(state: Any) -> Iterator[tuple[bool, bool]]:
+    """Yield for each velocity whether the rate is inside it, and whether RMSProp comes before.
+
+    The rate is inside where the velocity is fed with gradients already multiplied by it. What
+    belongs together are rules in one tuple, as an optimizer and a chain of rules keep them.
+    """
+
+    def together(node: Any) -> bool:
+        return type(node) is tuple and bool(node) and all(map(is_rule_state, node))
+
+    for group in jax.tree.leaves(state, is_leaf=together):
+        kinds = [type(node) for node in group] if together(group) else []
+        if ScaleByMomentumState in kinds and ScaleByLearningRateState in kinds:
+            velocity = kinds.index(ScaleByMomentumState)
+            inside = velocity > kinds.index(ScaleByLearningRateState)
+            yield inside, ScaleByRmspropState in kinds[:velocity]
 
 
 def resume(
@@ -69,30 +96,27 @@ def resume(
         slot: (state of a rule as `init` makes it, field, tree to be replaced) → the field's tree.
     """
     start = tx.init(params)
-    _, once = tx.update(jax.tree.map(jnp.zeros_like, params), start, params)
-    logs = iter([node.memory.log_products for node in rule_states(once)])
+    # One update tells the logarithms of the decay rates as exactly as the rules know them.
+    once = iter(_after_one(who, tx, params, start))
 
     def filled(node: Any) -> Any:
         if not is_rule_state(node):
             return node
-        new = {name: slot(node, name, tree) for name, tree in slots(node).items()}
-        products = tuple(_times(log, step) for log in next(logs))
-        if products and np.isnan(np.asarray(node.memory.given)).any():
+        logs = next(once).memory.log_products
+        if logs and np.isnan(np.asarray(node.memory.given)).any():
             _checks.fail(
                 who,
                 "decay rates freed of their bias by a product must be constant",
                 "a schedule",
                 "build the optimizer with this dialect",
             )
-        return node._replace(
-            count=jnp.full_like(node.count, step),
-            memory=node.memory._replace(log_products=products),
-            **new,
-        )
+        new = {name: slot(node, name, tree) for name, tree in slots(node).items()}
+        products = tuple(_times(log, step) for log in logs)
+        return node._replace(memory=node.memory._replace(log_products=products), **new)
 
-    state = jax.tree.map(filled, start, is_leaf=is_rule_state)
+    state = with_counts(jax.tree.map(filled, start, is_leaf=is_rule_state), step)
     # The values that the next update will use, of schedules too.
-    ahead = iter(rule_states(tx.update(jax.tree.map(jnp.zeros_like, params), state, params)[1]))
+    ahead = iter(_after_one(who, tx, params, state))
     return jax.tree.map(
         lambda node: (
             node._replace(hyperparams=next(ahead).hyperparams) if is_rule_state(node) else node
@@ -102,37 +126,116 @@ def resume(
     )
 
 
-def fitted(who: str, name: str, key: str, array: Any, like: Array) -> Array:
-    """Return an array for a leaf of a slot; require the leaf's shape."""
-    array = np.asarray(array)
-    if array.shape != np.shape(like):
+def _after_one(who: str, tx: optax.GradientTransformation, params: Tree, state: Any) -> list[Any]:
+    """Return the states of the rules after one more update, which all of them must take part in."""
+    before = rule_states(state)
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    try:
+        after = rule_states(tx.update(zeros, state, params)[1])
+    except TypeError as error:  # an argument that only a loop could give
         _checks.fail(
             who,
-            f"{key} of {name} must have the shape {np.shape(like)} of the parameter",
-            f"{array.shape}",
+            "tx must update from gradients and parameters alone",
+            str(error),
+            "carry the optimizer without what needs more, and put its state into the chain's",
         )
-    if array.dtype.kind not in "fc" and array.dtype != jnp.bfloat16:
-        _checks.fail(who, f"{key} of {name} must be floating point", f"{array.dtype}")
-    return jnp.array(array, like.dtype, copy=True)
+    last = 2**31 - 1  # where a count stays
+    for old, new in zip(before, after, strict=True):
+        if int(new.count) == int(old.count) != last:
+            _checks.fail(
+                who,
+                "tx must make a step in every update",
+                f"{type(new).__name__} which made none",
+                "carry the optimizer within, and put its state into init's of what accumulates: "
+                "accumulate(tx, every).init(params)._replace(inner=state)",
+            )
+    return after
 
 
-def settle_step(who: str, counts: Mapping[str, Any], step: int | None, what: str) -> int:
-    """Return the one number of updates made that a foreign state tells, or that was passed."""
-    seen = {name: int(np.asarray(count)) for name, count in counts.items()}
-    if len(set(seen.values())) > 1:
-        got = ", ".join(f"{count} at {name}" for name, count in list(seen.items())[:4])
-        _checks.fail(who, "all parameters must have made the same number of updates", got)
-    if step is not None:
-        _checks.check_count(who, "step", step, 0)
-        seen["step"] = step
-    if not seen:
+def with_counts(state: Any, step: int) -> Any:
+    """Return a state with all its counts of updates, those of foreign rules too, at `step`."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, x: jnp.full_like(x, step) if is_count(path, x) else x, state
+    )
+
+
+def is_count(path: Any, leaf: Any) -> bool:
+    """Whether a leaf is a NamedTuple's `count`."""
+    return jax.tree_util.keystr(path[-1:]) == ".count" and jnp.shape(leaf) == ()
+
+
+def as_numpy(who: str, what: str, value: Any) -> np.ndarray:
+    """Return an array of numbers, also of a tensor of PyTorch."""
+    try:
+        if hasattr(value, "detach"):
+            value = value.detach().cpu()
+            # NumPy has no bfloat16 of its own.
+            value = (value.float() if "bfloat16" in str(value.dtype) else value).numpy()
+        array = np.asarray(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        _checks.fail(who, f"{what} must be an array of numbers", f"{error}")
+    if array.dtype.kind not in "iufc" and array.dtype != jnp.bfloat16:
+        _checks.fail(who, f"{what} must be an array of numbers", f"{array.dtype}")
+    return array
+
+
+def fitted(who: str, name: str, key: str, array: Any, like: Array, *, square: bool) -> Array:
+    """Return an array for a leaf of a slot; require what belongs there.
+
+    Args:
+        who: the public name that errors begin with.
+        name: of the parameter.
+        key: what the other framework calls the slot.
+        array: what it keeps there.
+        like: the leaf to replace.
+        square: whether it is a sum of squares.
+    """
+    what = f"{key} of {name}"
+    array = as_numpy(who, what, array)
+    if array.shape != np.shape(like):
         _checks.fail(
-            who, f"step must be given, since {what} keeps no count of its updates", "step=None"
+            who, f"{what} must have the shape {np.shape(like)} of the parameter", f"{array.shape}"
         )
+    if array.dtype.kind in "iu" or (array.dtype.kind == "c" and not jnp.iscomplexobj(like)):
+        _checks.fail(who, f"{what} must be floating point, as the parameter", f"{array.dtype}")
+    if square and array.dtype.kind != "c" and (array < 0).any():
+        _checks.fail(who, f"{what}, of squares, must be >= 0", f"{array.min()}")
+    with np.errstate(over="ignore"):
+        new = array.astype(like.dtype)
+    if (np.isfinite(array) & ~np.isfinite(new)).any():
+        _checks.fail(who, f"{what} must be finite in {like.dtype}", f"{np.abs(array).max()}")
+    return jnp.array(new, copy=True)
+
+
+def settle_step(who: str, counts: Mapping[str, Any], step: int | None, no_count: str) -> int:
+    """Return the one number of updates made that a foreign state tells, or that was passed.
+
+    Args:
+        who: the public name that errors begin with.
+        counts: what the state tells, by where it stands.
+        step: what was passed.
+        no_count: why the state may tell none.
+    """
+    seen = {}
+    for place, count in counts.items():
+        count = as_numpy(who, f"the number of updates at {place}", count)
+        if count.shape or count != np.floor(count) or not 0 <= count < 2**31:
+            _checks.fail(
+                who, f"the number of updates at {place} must be an integer >= 0", f"{count}"
+            )
+        seen[place] = int(count)
     if len(set(seen.values())) > 1:
+        got = ", ".join(f"{count} at {place}" for place, count in list(seen.items())[:4])
+        _checks.fail(who, "all must have made the same number of updates", got)
+    if step is None:
+        if not seen:
+            _checks.fail(who, f"step must be given, since {no_count}", "step=None")
+        return next(iter(seen.values()))
+    _checks.check_count(who, "step", step, 0)
+    if seen and step not in seen.values():
         told = next(iter(seen.values()))
         _checks.fail(who, f"step must be {told}, which the state tells", f"step={step}")
-    return next(iter(seen.values()))
+    return step
 
 
 def _times(log: Array, step: int) -> Array:

@@ -2,6 +2,9 @@
 
 from typing import Any, NamedTuple
 
+import jax
+import numpy as np
+
 from optlab import _checks
 from optlab._checks import Domain
 from optlab._hyperparams import Hyperparams, Memory
@@ -42,7 +45,9 @@ def pair(who: str, name: str, value: Any) -> tuple[Hyperparam, Hyperparam]:
 
 def is_zero(value: Hyperparam | None) -> bool:
     """Whether an argument says that a term is not there, so that no rule need be."""
-    return value is None or (isinstance(value, int | float) and value == 0)
+    if value is None or callable(value) or isinstance(value, jax.core.Tracer):
+        return value is None
+    return bool(np.all(np.asarray(value) == 0))
 
 
 def flip_sign_rules(who: str, maximize: bool) -> list[Rule]:

@@ -206,7 +206,7 @@ TABLES: Mapping[str, Comparison] = {
                 "=b1, =b2",
                 "=eps",
                 "√(v̂ + eps_root) + ε",
-                "max v̂ (amsgrad)",
+                "max v̂ (optax.amsgrad)",
                 "power",
                 "chain it",
             ),
@@ -233,7 +233,7 @@ TABLES: Mapping[str, Comparison] = {
         {
             OPTLAB: ("clip_by_global_norm", "g·min(1, c/‖g‖)", "unchanged"),
             PYTORCH: ("clip_grad_norm", "g·min(1, c/(‖g‖ + 1e-6))", "finite elements 0 or all NaN"),
-            KERAS: ("global_clipnorm=, clipnorm=", "g·c/max(‖g‖, c)", "all NaN"),
+            KERAS: ("global_clipnorm=", "g·c/max(‖g‖, c)", "all NaN"),
             TENSORFLOW1: ("clip_by_global_norm", "g·c/max(‖g‖, c)", "all NaN"),
             OPTAX: (
                 "clip_by_global_norm",
@@ -242,7 +242,9 @@ TABLES: Mapping[str, Comparison] = {
             ),
         },
         "In the dialects, too, gradients of a non-finite norm pass unchanged, for\n"
-        "optlab.skip_nonfinite to see. Keras' clipnorm is a bound on each leaf's own norm.",
+        "optlab.skip_nonfinite to see. Keras' clipnorm is a bound on each leaf's own norm. Where\n"
+        "squares overflow though gradients are finite, all frameworks clip to 0 or NaN, and\n"
+        "optlab and its dialects to c.",
     ),
 }
 
@@ -265,7 +267,7 @@ def table(rule: str, width: int | None = None) -> str:
         >>> print(table("adamw").splitlines()[4])  # doctest: +NORMALIZE_WHITESPACE
         PyTorch lr=0.001 betas=(0.9, 0.999) eps=1e-08 weight_decay=0.01 ηλθ
     """
-    if rule not in TABLES:
+    if rule not in list(TABLES):
         known = ", ".join(TABLES)
         _checks.fail("dialects.table", f"rule must be one of {known}", f"rule={rule!r}")
     comparison = TABLES[rule]

@@ -11,17 +11,18 @@ every rule; m̂ = m/(1 − β₁ᵗ), v̂ = v/(1 − β₂ᵗ). The rate stands 
 `rmsprop`, so a change of rate acts on new gradients only. AMSGrad takes the maximum of v, not of v̂.
 
 Arguments have the names, order and defaults of Keras. `use_ema` is `optlab.params_ema`,
-`gradient_accumulation_steps` is `optlab.accumulate`, `loss_scale_factor` is
-`optlab.dynamic_loss_scale`; they have no place here. Every number may be a schedule of the count
-before the update. Gradients are clipped first, by at most one of
+`gradient_accumulation_steps` is `optlab.accumulate`, and for `exclude_from_weight_decay` there is
+`optlab.add_decayed_weights` with a mask; they and `loss_scale_factor` have no place here. Every
+number may be a schedule of the count before the update. Gradients are clipped first, by at most
+one of
 
     clipnorm          each leaf g · c/max(‖g‖, c), with its own norm
     clipvalue         each element to [−c, c]
     global_clipnorm   all leaves by the norm of the tree
 
 What differs, where Keras fails: the variance of centered RMSProp is clamped at 0, and finite
-gradients whose squares overflow count as 2⁶³; gradients whose norm is not finite pass the clip
-unchanged (Keras makes all NaN).
+gradients whose squares overflow count as 2⁶³ and are clipped to the bound; gradients whose norm is
+not finite pass the clip unchanged (Keras makes all, or all of the leaf, NaN or 0).
 
 Reference: keras.io/api/optimizers, and `keras/src/optimizers`. Trajectories are checked against
 Keras 3.15 on JAX.

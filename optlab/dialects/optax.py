@@ -12,13 +12,15 @@ stands outside the velocity of `sgd` and *inside* that of `rmsprop`.
 
 Arguments have Optax's names, order and defaults; every number may be a schedule. The variance of
 centered RMSProp is clamped at 0, and finite gradients whose squares overflow count as 2⁶³ (Optax's
-second moment stays infinite for ever); gradients whose norm is not finite pass the clip unchanged.
+second moment stays infinite for ever) and are clipped to the bound (Optax: to 0); gradients whose
+norm is not finite pass the clip unchanged. Moments are at least float32 unless `mu_dtype` or
+`accumulator_dtype` ask for less, and computed in float32 even then (Optax: in their own type).
 
 Reference: optax.readthedocs.io. Trajectories are checked against Optax 0.2.8, whose bias
 corrections in float32 are themselves off by up to 2e-5.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -27,6 +29,7 @@ import optax
 
 from optlab import _checks
 from optlab._lift import lift
+from optlab._tree import as_array
 from optlab._types import Array, ArrayLike, DTypeLike, Hyperparam, Mask, Tree
 from optlab.dialects import _carry
 from optlab.dialects._common import check
@@ -269,9 +272,10 @@ def from_state(
     Args:
         tx: the transformation to go on with, of this dialect, or `optlab`'s own where it is the
             same rule (`sgd`, `adam` with or without `amsgrad`, `adamw`, RMSProp without momentum);
-            also a chain, with rules in the order they have in Optax's.
+            also a chain or a partition, with rules in the order they have in Optax's.
         params: the parameters to go on with.
-        state: Optax's state.
+        state: Optax's state, of the same rules. Optax keeps the same for all of Adam's relatives
+            (`adamax`, `radam`, `yogi`, …), so they cannot be told apart here.
         step: updates made; needed where Optax keeps no count, as in SGD at a constant rate.
 
     Returns:
@@ -290,19 +294,18 @@ def from_state(
         1 [0.1 0.1]
     """
     who = "dialects.optax.from_state"
-    theirs = _their_states(state)
-    states = _carry.rule_states(jax.eval_shape(tx.init, params))
-    ours = _match(who, states, theirs)
-    step = _carry.settle_step(who, _counts(state), step, "this state")
-    sources = iter(ours)
+    states = _carry.states_of(who, tx, params)
+    matched = iter(_match(who, states, jax.eval_shape(tx.init, params), state))
+    _check_nothing_left(who, state, _has_memory)
+    step = _carry.settle_step(who, _counts(state), step, "this state keeps no count of its updates")
     source: dict[int, Any] = {}
 
     def slot(node: Any, field: str, like: Tree) -> Tree:
         if id(node) not in source:
-            source[id(node)] = next(sources)
+            source[id(node)] = next(matched)
         other = source[id(node)]
         tree = getattr(other, _FIELDS[type(other).__name__][field])
-        return _fit(who, field, tree, like)
+        return _fit(who, field, tree, like, square=field in _carry.SQUARES)
 
     return _carry.resume(who, tx, params, step, slot)
 
@@ -316,38 +319,35 @@ def to_state(state: Any, tx: optax.GradientTransformation, params: Tree) -> Any:
         params: the parameters to go on with.
 
     Returns:
-        The state of `tx`, in its own types.
+        The state of `tx`, in its own types. What Optax's transformation has no place for, such as
+        an average of parameters, is left out.
 
     Raises:
         ValueError: the state does not fit; the message names the parameter and what was expected.
     """
     who = "dialects.optax.to_state"
+    _checks.check_transformation(who, tx)
+    states = _carry.rule_states(state)
+    if not states:
+        _checks.fail(who, "the state must be of an optimizer of optlab", type(state).__name__)
+    counts = {f"rule {i}": node.count for i, node in enumerate(states)}
+    step = _carry.settle_step(who, counts, None, "")
     start = tx.init(params)
-    states = [node for node in _carry.rule_states(state) if _carry.slots(node)]
-    theirs = _their_states(start)
-    matched = _match(who, _carry.rule_states(state), theirs)
-    counts = {int(node.count) for node in _carry.rule_states(state)}
-    if len(counts) != 1:
-        got = f"counts {sorted(counts)}"
-        _checks.fail(who, "all rules in the state must have made the same number of updates", got)
-    ours = {id(other): node for other, node in zip(matched, states, strict=True)}
+    matched = _match(who, states, state, start)
+    _check_nothing_left(who, start, lambda x: jnp.issubdtype(x.dtype, jnp.inexact))
+    keeping = [node for node in states if _carry.slots(node)]
+    ours = {id(other): node for other, node in zip(matched, keeping, strict=True)}
 
     def filled(node: Any) -> Any:
         if id(node) not in ours:
             return node
-        fields = _FIELDS[type(node).__name__]
-        return node._replace(
-            **{
-                theirs: _fit(who, theirs, getattr(ours[id(node)], field), getattr(node, theirs))
-                for field, theirs in fields.items()
-            }
-        )
+        new = {}
+        for field, theirs in _FIELDS[type(node).__name__].items():
+            tree, like = getattr(ours[id(node)], field), getattr(node, theirs)
+            new[theirs] = _fit(who, theirs, tree, like, square=False)
+        return node._replace(**new)
 
-    new = jax.tree.map(filled, start, is_leaf=_is_theirs)
-    (count,) = counts
-    return jax.tree_util.tree_map_with_path(
-        lambda path, x: jnp.full_like(x, count) if _is_count(path, x) else x, new
-    )
+    return _carry.with_counts(jax.tree.map(filled, start, is_leaf=_is_theirs), step)
 
 
 def _is_theirs(node: Any) -> bool:
@@ -358,51 +358,67 @@ def _their_states(state: Any) -> list[Any]:
     return [node for node in jax.tree.leaves(state, is_leaf=_is_theirs) if _is_theirs(node)]
 
 
-def _is_count(path: Any, leaf: Any) -> bool:
-    return jax.tree_util.keystr(path[-1:]) == ".count" and jnp.shape(leaf) == ()
-
-
 def _counts(state: Any) -> dict[str, Any]:
     leaves = jax.tree_util.tree_leaves_with_path(state)
-    return {jax.tree_util.keystr(path): leaf for path, leaf in leaves if _is_count(path, leaf)}
+    return {
+        jax.tree_util.keystr(path): leaf for path, leaf in leaves if _carry.is_count(path, leaf)
+    }
 
 
-def _match(who: str, states: list[Any], theirs: list[Any]) -> list[Any]:
+def _match(who: str, states: list[Any], ours: Any, theirs: Any) -> list[Any]:
     """Return Optax's state for each of our rules that keeps something, in the order of ours."""
-    fields = [(type(node).__name__, set(_carry.slots(node))) for node in states]
-    wanted = [(name, own) for name, own in fields if own]
-    left, matched = list(theirs), []
-    for name, own in wanted:
-        found = [node for node in left if set(_FIELDS[type(node).__name__]) == own]
-        if not found:
+    remedy = "build both with the same options, ours with optlab.dialects.optax"
+    for inside, is_rmsprop in _carry.velocities(ours):
+        if inside != is_rmsprop:
             _checks.fail(
                 who,
-                f"Optax's state must hold what {name} keeps, {', '.join(sorted(own))}",
-                ", ".join(type(node).__name__ for node in theirs) or "nothing of the kind",
-                "build both with the same options, ours with optlab.dialects.optax",
+                f"the rate must stand {'inside' if is_rmsprop else 'outside'} the velocity, as in "
+                "Optax",
+                f"a rate {'inside' if inside else 'outside'}",
+                "build ours with optlab.dialects.optax",
             )
+    left, matched = _their_states(theirs), []
+    kinds = ", ".join(type(node).__name__ for node in left) or "nothing of the kind"
+    for node in states:
+        own = set(_carry.slots(node))
+        if not own:
+            continue
+        found = [other for other in left if set(_FIELDS[type(other).__name__]) == own]
+        if not found:
+            needs = f"what {type(node).__name__} keeps, {', '.join(sorted(own))}"
+            _checks.fail(who, f"Optax's state must hold {needs}", kinds, remedy)
         matched.append(found[0])
-        left = [node for node in left if node is not found[0]]
+        left = [other for other in left if other is not found[0]]
     if left:
-        _checks.fail(
-            who,
-            "every state of Optax must have its place in ours",
-            f"none for {', '.join(type(node).__name__ for node in left)}",
-            "build both with the same options, ours with optlab.dialects.optax",
-        )
-    kinds = [type(node).__name__ for node in theirs]
-    rms = any(name.startswith(("ScaleByRms", "ScaleByRStd")) for name in kinds)
-    if "TraceState" in kinds and rms != _carry.rate_is_inside(states):
-        _checks.fail(
-            who,
-            f"the rate must stand {'inside' if rms else 'outside'} the velocity, as in Optax",
-            f"a rate {'outside' if rms else 'inside'}",
-            "build ours with optlab.dialects.optax",
-        )
+        got = f"none for {', '.join(type(node).__name__ for node in left)}"
+        _checks.fail(who, "every state of Optax must have its place in ours", got, remedy)
     return matched
 
 
-def _fit(who: str, key: str, tree: Tree, like: Tree) -> Tree:
+def _has_memory(leaf: Array) -> bool:
+    """Whether a leaf says what the start of a run does not; a flag may say what it will."""
+    if jnp.issubdtype(leaf.dtype, jnp.number):
+        return bool((leaf != 0).any())
+    return not jnp.issubdtype(leaf.dtype, jnp.bool_)  # a random key
+
+
+def _check_nothing_left(who: str, state: Any, matters: Callable[[Array], bool]) -> None:
+    """Require that what Optax keeps beside the rules we know is nothing that matters."""
+    for path, node in jax.tree_util.tree_leaves_with_path(state, is_leaf=_is_theirs):
+        # inject_hyperparams keeps the values it was given, which are here those of our arguments.
+        is_argument = any(str(key).startswith(".hyperparams") for key in path)
+        if _is_theirs(node) or is_argument or _carry.is_count(path, node):
+            continue
+        if matters(as_array(node)):
+            _checks.fail(
+                who,
+                "all that Optax keeps must have its place in ours",
+                f"{jax.tree_util.keystr(path)}, which has none",
+                "carry the optimizer alone, at the end of a window where gradients accumulate",
+            )
+
+
+def _fit(who: str, key: str, tree: Tree, like: Tree, *, square: bool) -> Tree:
     """Return the arrays of `tree` in the place of those of `like`."""
     given = {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
     paths, structure = jax.tree_util.tree_flatten_with_path(like)
@@ -411,8 +427,8 @@ def _fit(who: str, key: str, tree: Tree, like: Tree) -> Tree:
         got = "none" if name in expected else f"one of {name}"
         required = f"{key} of {name}" if name in expected else f"no {key} of {name}"
         _checks.fail(who, f"the state must hold {required}, as the parameters do", got)
-    leaves: list[Array] = [
-        _carry.fitted(who, name, key, given[name], leaf)
+    leaves = [
+        _carry.fitted(who, name, key, given[name], leaf, square=square)
         for name, (_, leaf) in zip(expected, paths, strict=True)
     ]
     return structure.unflatten(leaves)

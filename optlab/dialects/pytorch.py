@@ -17,8 +17,11 @@ everywhere in optlab.
 
 What differs, where PyTorch fails: the variance of centered RMSProp is clamped at 0, where rounding
 makes it negative and PyTorch's root NaN; finite gradients whose squares overflow count as 2⁶³
-(PyTorch's coordinate stops for ever); gradients whose norm is not finite pass the clip unchanged
-(PyTorch zeroes the finite ones).
+(PyTorch's coordinate stops for ever) and are clipped to the bound (PyTorch: to 0); gradients whose
+norm is not finite pass the clip unchanged (PyTorch zeroes the finite ones). Updates are counted for
+the optimizer, not for each parameter, so a parameter that starts late, its gradient None before, is
+freed of less bias. Moments of bfloat16 parameters are float32 (PyTorch: bfloat16). Of
+`clip_grad_norm_` only `norm_type=2` is there.
 
 Reference: pytorch.org/docs/stable/optim.html, and the single-tensor functions in `torch/optim`.
 Trajectories are checked against PyTorch 2.13.
@@ -341,13 +344,14 @@ def from_state_dict(
 
     Args:
         tx: the optimizer to go on with, built with the options of PyTorch's, as by
-            `adamw(lr=…, betas=…)`; also within a chain.
+            `adamw(lr=…, betas=…)`; also within a chain, and by groups as in `optax.partition`,
+            which may leave parameters out. What has no part in PyTorch's state starts anew.
         params: the parameters to go on with. A leaf's name is its path joined by dots, such as
             "encoder.0.weight" for params["encoder"][0]["weight"], or the key itself in a flat dict.
         state_dict: {name: {key: array}}, such as {"encoder.0.weight": {"step": …, "exp_avg": …}},
-            in arrays that NumPy can read, of the parameters' shapes. Where you transpose a weight
-            (Flax's kernels are (in, out), PyTorch's weights (out, in)), transpose its state too. Or
-            the whole `optimizer.state_dict()` of an optimizer made from `model.named_parameters()`,
+            in arrays or tensors of the parameters' shapes. Where you transpose a weight (Flax's
+            kernels are (in, out), PyTorch's weights (out, in)), transpose its state too. Or the
+            whole `optimizer.state_dict()` of an optimizer made from `model.named_parameters()`,
             which tells the names.
         step: updates made; needed where PyTorch keeps no count, which is in SGD.
 
@@ -367,21 +371,31 @@ def from_state_dict(
         50 [1. 2.]
     """
     who = "dialects.pytorch.from_state_dict"
+    states = _carry.states_of(who, tx, params)
+    _check_meaning(who, states, jax.eval_shape(tx.init, params))
     named = _by_name(who, state_dict)
-    states = _carry.rule_states(jax.eval_shape(tx.init, params))
-    _check_fields(who, states)
-    wanted = {_KEYS[field] for node in states for field in _carry.slots(node)}
-    if wanted:
-        _check_names(who, params, named, wanted)
+    ours = [_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    for name in ours:
+        if ours.count(name) > 1:
+            _checks.fail(who, "parameters must have different names", f"{name} twice")
+    wanted = _wanted(who, states)
+    _check_keys(who, ours, named, wanted)
     counts = {name: own["step"] for name, own in named.items() if "step" in own}
-    step = _carry.settle_step(who, counts, step, "PyTorch's SGD")
+    for name, keys in wanted.items():
+        # SGD, whose only key this is, keeps no count.
+        if counts and name not in counts and keys != {_KEYS["velocity"]}:
+            _checks.fail(who, f"{name} must have step, as the other parameters", "none")
+    no_count = "SGD keeps no count of its updates" if wanted else "the state is empty"
+    step = _carry.settle_step(who, counts, step, no_count)
+    if wanted and not step:
+        _checks.fail(who, "step must be at least 1 where there is a state", f"{step}")
 
     def slot(node: Any, field: str, tree: Tree) -> Tree:
-        key = _KEYS[field]
+        key, square = _KEYS[field], field in _carry.SQUARES
 
         def leaf(path: Any, like: Array) -> Array:
             name = _name(path)
-            return _carry.fitted(who, name, key, named[name][key], like)
+            return _carry.fitted(who, name, key, named[name][key], like, square=square)
 
         return jax.tree_util.tree_map_with_path(leaf, tree)
 
@@ -396,8 +410,9 @@ def to_state_dict(state: Any) -> dict[str, dict[str, np.ndarray]]:
 
     Returns:
         What `from_state_dict` reads, in float32 (double for double parameters), with PyTorch's
-        keys. To go on there, put it into `optimizer.state_dict()["state"]`, in the order of the
-        parameters, with `torch.from_numpy`.
+        keys; nothing before the first update. To go on there, put it into
+        `optimizer.state_dict()["state"]`, in the order of the parameters, with `torch.from_numpy`.
+        What PyTorch's optimizer has no place for, such as an average of parameters, is left out.
 
     Raises:
         ValueError: the state holds nothing that PyTorch could, or keeps it in another form.
@@ -406,19 +421,20 @@ def to_state_dict(state: Any) -> dict[str, dict[str, np.ndarray]]:
     states = _carry.rule_states(state)
     if not states:
         _checks.fail(who, "the state must be of an optimizer of optlab", type(state).__name__)
-    _check_fields(who, states)
+    if any(isinstance(node.count, jax.core.Tracer) or np.ndim(node.count) for node in states):
+        got = "one that is traced or mapped over lanes"
+        _checks.fail(who, "the state must be a single one, of arrays", got)
+    _check_meaning(who, states, state)
+    _wanted(who, states)
     found: dict[str, dict[str, np.ndarray]] = {}
     for node in states:
-        if not int(node.count):
-            continue  # PyTorch makes its state in the first update.
         for field, tree in _carry.slots(node).items():
             for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+                if not int(node.count):
+                    continue
                 own = found.setdefault(_name(path), {})
                 if field != "velocity":
                     own["step"] = np.asarray(node.count, np.float32)
-                if _KEYS[field] in own:
-                    got = f"two of {_name(path)}"
-                    _checks.fail(who, f"the state must hold one {_KEYS[field]}", got)
                 own[_KEYS[field]] = np.array(leaf)
     return found
 
@@ -428,22 +444,22 @@ def _by_name(who: str, state_dict: Mapping[str, Any]) -> Mapping[str, Mapping[st
     if not isinstance(state_dict, Mapping):
         got = type(state_dict).__name__
         _checks.fail(who, "state_dict must be a mapping by parameter name", got)
-    if set(state_dict) == {"state", "param_groups"}:
-        groups = state_dict["param_groups"]
-        if not all("param_names" in group for group in groups):
-            _checks.fail(
-                who,
-                "the optimizer must know its parameters' names",
-                "param_groups without param_names",
-                "make it from model.named_parameters(), or pass {name: {key: array}}",
-            )
-        names = {
-            index: name
-            for group in groups
-            for index, name in zip(group["params"], group["param_names"], strict=True)
-        }
-        state_dict = {names[index]: own for index, own in state_dict["state"].items()}
+    remedy = "make the optimizer from model.named_parameters(), or pass {name: {key: array}}"
+    if "param_groups" in state_dict:
+        groups, states = state_dict["param_groups"], state_dict.get("state", {})
+        names = {}
+        for group in groups:
+            if group.get("param_names") is None:
+                got = "param_groups without param_names"
+                _checks.fail(who, "the optimizer must know its parameters' names", got, remedy)
+            names |= dict(zip(group["params"], group["param_names"], strict=False))
+        for index in states:
+            if index not in names:
+                _checks.fail(who, "every parameter must have a name", f"none for {index}", remedy)
+        state_dict = {names[index]: own for index, own in states.items()}
     for name, own in state_dict.items():
+        if not isinstance(name, str):
+            _checks.fail(who, "parameters must be named by strings", f"{name!r}", remedy)
         if not isinstance(own, Mapping):
             _checks.fail(who, f"the state of {name} must be a mapping", type(own).__name__)
     return {
@@ -452,10 +468,10 @@ def _by_name(who: str, state_dict: Mapping[str, Any]) -> Mapping[str, Mapping[st
     }
 
 
-def _check_fields(who: str, states: list[Any]) -> None:
+def _check_meaning(who: str, states: list[Any], state: Any) -> None:
     """Require states that mean what PyTorch's mean."""
     remedy = "build the optimizer with optlab.dialects.pytorch"
-    if _carry.rate_is_inside(states):
+    if any(inside for inside, _ in _carry.velocities(state)):
         _checks.fail(who, "the rate must stand outside the velocity", "a rate inside", remedy)
     if any("nu_max" in _carry.slots(node) for node in states):
         _checks.fail(
@@ -463,32 +479,52 @@ def _check_fields(who: str, states: list[Any]) -> None:
         )
 
 
-def _check_names(
-    who: str, params: Tree, named: Mapping[str, Mapping[str, Any]], wanted: set[str]
+def _wanted(who: str, states: list[Any]) -> dict[str, set[str]]:
+    """Return the keys that each parameter's slots need, where it has any."""
+    wanted: dict[str, set[str]] = {}
+    for node in states:
+        for field, tree in _carry.slots(node).items():
+            for path, _ in jax.tree_util.tree_leaves_with_path(tree):
+                own = wanted.setdefault(_name(path), set())
+                if _KEYS[field] in own:
+                    got = f"two of {_name(path)}"
+                    _checks.fail(who, f"the optimizer must keep one {_KEYS[field]}", got)
+                own.add(_KEYS[field])
+    return wanted
+
+
+def _check_keys(
+    who: str,
+    ours: list[str],
+    named: Mapping[str, Mapping[str, Any]],
+    wanted: Mapping[str, set[str]],
 ) -> None:
     """Require of each parameter the keys that its slots need, and no others."""
-    ours = [_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    for name in named:
+        if name not in ours:
+            known = ", ".join(ours[:5])
+            _checks.fail(who, f"parameters must be those in params ({known}, …)", name)
+    remedy = "build the optimizer with the options that PyTorch's had"
     for name in ours:
-        if name not in named:
+        need = wanted.get(name, set())
+        if need and not named.get(name):
             held = ", ".join(list(named)[:5]) or "nothing"
             _checks.fail(
                 who,
-                f"the state must hold {name}, with {', '.join(sorted(wanted))}",
-                f"{held}",
-                "name the parameters as the leaves of params",
+                f"the state must hold {name}, with {', '.join(sorted(need))}",
+                held,
+                "leave parameters that PyTorch did not update out with optax.partition"
+                if named
+                else "start with tx.init(params) where no update was made",
             )
-        for key in sorted(wanted ^ (set(named[name]) - {"step"})):
-            expected = "must have" if key in wanted else "must not have"
-            _checks.fail(
-                who,
-                f"{name} {expected} {key}",
-                f"{', '.join(sorted(named[name])) or 'nothing'}",
-                "build the optimizer with the options that PyTorch's had",
-            )
-    for name in named:
-        if name not in ours:
-            _checks.fail(who, "the state must hold the parameters in params alone", name)
+        held = set(named.get(name, {})) - {"step"}
+        for key in sorted(need ^ held):
+            required = f"{name} must have {key}" if key in need else f"{name} must not have {key}"
+            _checks.fail(who, required, ", ".join(sorted(held)) or "nothing", remedy)
 
 
 def _name(path: Any) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator=".")
+    # Flax NNX keeps an array as the `value` of a variable.
+    if path and isinstance(path[-1], jax.tree_util.GetAttrKey) and path[-1].name == "value":
+        path = path[:-1]
+    return jax.tree_util.keystr(path, simple=True, separator=".") or "the root"

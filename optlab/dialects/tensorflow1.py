@@ -181,6 +181,7 @@ def adamw(
         ValueError: a number is out of its range.
     """
     who = "dialects.tensorflow1.adamw"
+    check(who, weight_decay=(weight_decay, _NONNEGATIVE))
     return lift(
         _adam_rule(who, learning_rate, beta1, beta2, epsilon),
         learning_rate_rule(who, learning_rate),
