@@ -34,6 +34,7 @@ from optlab.wrappers import (
     kahan_summation,
     loss_scale,
     master_params,
+    skip_counts,
     skip_nonfinite,
     stochastic_rounding,
 )
@@ -68,6 +69,7 @@ __all__ = [
     "scale_by_rmsprop",
     "schedules",
     "sgd",
+    "skip_counts",
     "skip_nonfinite",
     "stochastic_rounding",
 ]

@@ -108,7 +108,13 @@ def _number_dtype(value: Any) -> np.dtype | None:
 def check_count(who: str, name: str, value: Any, minimum: int) -> None:
     """Require an integer number of updates, known at construction, of at least `minimum`."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < minimum:
-        fail(who, f"{name} must be an integer >= {minimum}", f"{name}={value!r}")
+        remedy = "pass a Python int (inject_hyperparams: name it in static_args)"
+        fail(
+            who,
+            f"{name} must be an integer >= {minimum}",
+            f"{name}={value!r}",
+            remedy if isinstance(value, (jax.Array, np.ndarray)) else "",
+        )
     if value >= 2**31:
         fail(who, f"{name} must be below 2**31, where int32 ends", f"{name}={value}")
 

@@ -217,6 +217,67 @@ def test_with_skip_nonfinite_within_a_bad_update_ends_its_window_like_any():
     assert state.inner.skipped == 1
 
 
+def skipping(make, every):
+    """As `compiled`, with `skip_nonfinite` around."""
+    tx = optlab.skip_nonfinite(optlab.accumulate(make(), every))
+    return tx, jax.jit(stepping(tx))
+
+
+@pytest.mark.parametrize("compile", [jax.jit, lambda f: f])
+def test_a_window_with_an_infinite_update_is_dropped_and_later_ones_go_on(compile):
+    inner = optax.chain(optax.trace(0.5), optax.sgd(1e10))
+    tx = optlab.skip_nonfinite(optlab.accumulate(inner, 2))
+    update, state, found = compile(tx.update), tx.init(jnp.zeros(())), []
+    for g in (1.0, 1.0, 1e30, 1.0, 1.0, 1.0, 1.0, 1.0):
+        updates, state = update(jnp.array(g), state)
+        found.append(float(updates))
+    want = [0, -1e10, 0, 0, 0, -1.5e10, 0, -1.75e10]  # as if the second window had not been
+    np.testing.assert_allclose(found, want, rtol=1e-6)
+    assert (int(state.inner.skipped), int(state.skipped)) == (2, 1)
+
+
+def test_a_dropped_window_changes_no_bit():
+    tx, step = skipping(lambda: optax.sgd(1e10, momentum=0.9), 2)
+    params = {**PARAMS, "w": np.full((6, 4), -0.0, np.float32)}
+    params, state = run(tx, step, [jax.tree.map(np.zeros_like, PARAMS)] * 2, params)
+    huge = spoiled(GRADIENTS[0], 1e30)
+    after, new_state = run(tx, step, [huge, GRADIENTS[1]], params, state)
+    old, new = state.inner, new_state.inner
+    assert_same_bits((after, new.inner), (params, old.inner))
+    assert_same_bits(new.total, tx.init(PARAMS).inner.total)
+    assert (int(new.micro_step), int(new.finite), int(new.skipped)) == (0, 0, 2)
+
+
+def test_a_window_that_makes_the_state_infinite_is_dropped():
+    tx, step = skipping(lambda: optax.adam(0.1), 2)
+    params, state = run(tx, step, GRADIENTS[:2])
+    after, new_state = run(tx, step, [spoiled(GRADIENTS[2], 1e30), GRADIENTS[3]], params, state)
+    assert_same_bits((after, new_state.inner.inner), (params, state.inner.inner))
+    assert new_state.inner.skipped == 2
+    after, new_state = run(tx, step, GRADIENTS[4:], after, new_state)
+    assert new_state.inner.skipped == 2
+    assert np.all(np.asarray(after["w"]) != params["w"])
+
+
+def test_the_count_of_dropped_micro_batches_saturates():
+    tx, step = skipping(lambda: optax.sgd(1e10), 3)
+    window = [spoiled(GRADIENTS[0], 1e30), *GRADIENTS[1:3]]
+    _, state = run(tx, step, window)
+    assert state.inner.skipped == 3
+    state = state._replace(inner=state.inner._replace(skipped=jnp.array(TOP - 1)))
+    _, state = run(tx, step, window, PARAMS, state)
+    assert state.inner.skipped == TOP
+
+
+def test_lanes_drop_their_own_windows():
+    tx = optlab.skip_nonfinite(optlab.accumulate(optax.sgd(1e10), 2))
+    state, update = jax.vmap(tx.init)(jnp.zeros(3)), jax.jit(jax.vmap(tx.update))
+    for g in ([1, 1e30, 1], [1, 1, 3]):
+        updates, state = update(jnp.array(g, jnp.float32), state)
+    np.testing.assert_allclose(updates, [-1e10, 0, -2e10], rtol=1e-6)
+    np.testing.assert_array_equal(state.inner.skipped, [0, 2, 0])
+
+
 # The clock
 
 

@@ -125,7 +125,7 @@ def test_exports_are_sorted_and_complete():
 def test_every_public_rule_has_a_row_and_every_row_is_public():
     rows = {**registry.OPTIMIZERS, **registry.TRANSFORMATIONS, **registry.WRAPPERS}.values()
     helpers = {"averaged_params", "dialects", "global_norm", "hyperparams", "reference"}
-    helpers |= {"loss_scale", "replace_hyperparams", "schedules"}
+    helpers |= {"loss_scale", "replace_hyperparams", "schedules", "skip_counts"}
     assert {row.constructor.__name__ for row in rows} == set(optlab.__all__) - helpers
     not_schedules = {"Curve", "OneCycle", "epochs_to_steps"}
     schedules = {name.split(".")[0] for name in registry.SCHEDULES}
@@ -176,7 +176,7 @@ def test_states_are_named_tuples_with_documented_fields():
         for name in package.__all__
         if inspect.isclass(value := getattr(package, name))
     ]
-    assert len(states) == 16
+    assert len(states) == 17
     for state in states:
         text = inspect.getdoc(state).split("Attributes:")[1]
         assert all(f"    {field}: " in text for field in state._fields)

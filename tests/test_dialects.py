@@ -403,7 +403,7 @@ def test_a_state_of_pytorch_with_more_than_the_optimizer_keeps_is_refused():
         (dialects.pytorch.adam, "tx must be an optax.GradientTransformation"),
         (
             optlab.accumulate(optlab.adam(0.1), 4),
-            r"tx must make a step in every update, .* _replace\(inner=state\)",
+            r"tx must make a step in every update, .*_replace\(inner=state\)",
         ),
         (optax.MultiSteps(optlab.adam(0.1), 4), "tx must make a step in every update"),
         (

@@ -162,7 +162,7 @@ def test_it_gives_up_like_skip_nonfinite():
     state, flags = tx.init(jnp.zeros((), jnp.float16)), []
     for g in (BAD, GOOD, BAD, BAD, GOOD):
         _, state = tx.update(g, state)
-        flags.append(bool(optax.tree_utils.tree_get(state, "gave_up")))
+        flags.append(bool(optlab.skip_counts(state).gave_up))
     assert flags == [False, False, False, True, True]
 
 
@@ -201,6 +201,31 @@ def test_accumulate_goes_inside_where_a_bad_micro_batch_does_not_count():
         found.append(float(updates))
     assert found == [0, 0, -2, 0, -1]
     assert state.loss_scale == 16  # cut by the ∞, grown after three finite micro-batches
+
+
+def test_a_window_whose_update_is_too_large_for_its_type_is_dropped():
+    # Only behind `accumulate`, which sees float32, is the update too large: 4·(6e4 + 1)/2.
+    options = {"initial_scale": 1.0, "min_scale": 2.0**-8, "growth_interval": 100}
+    tx = compiled(lambda: optlab.accumulate(optlab.sgd(4.0), 2), **options)
+    state, found = tx.init(jnp.zeros((), jnp.float16)), []
+    for g in (6e4, 1.0, 0.5, 0.5, 1.0, 0.5):  # scaled by 1, then by ½
+        updates, state = tx.update(np.float16(g), state)
+        found.append(float(updates))
+    assert found == [0, 0, 0, -4, 0, -6]
+    assert (int(optlab.skip_counts(state).skipped), int(state.inner.inner.skipped)) == (1, 2)
+    assert state.loss_scale == 0.5
+
+
+def test_a_state_that_becomes_infinite_is_skipped():
+    tx = compiled(lambda: optax.adam(0.1, mu_dtype=jnp.float16), initial_scale=4.0)
+    params = jnp.zeros(2)
+    state = tx.init(params)
+    updates, new_state = tx.update(jnp.array([4e7, 4.0]), state, params)
+    assert not np.any(updates)
+    assert [x.tobytes() for x in jax.tree.leaves(new_state.inner.inner)] == [
+        x.tobytes() for x in jax.tree.leaves(state.inner.inner)
+    ]
+    assert optlab.skip_counts(new_state) == (1, 1, False)
 
 
 def test_master_params_go_around_it():

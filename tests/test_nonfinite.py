@@ -8,7 +8,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 import optlab
-from optlab.wrappers import SkipNonfiniteState, _common
+from optlab.wrappers import SkipCounts, SkipNonfiniteState, _common
 
 rng = np.random.default_rng(0)
 TOP = np.int32(2**31 - 1)
@@ -127,6 +127,69 @@ def test_gradients_that_are_not_finite_are_skipped_whatever_is_made_of_them():
     tx = optlab.skip_nonfinite(optax.chain(optlab.clip_by_value(0.1), optlab.sgd(1.0)))
     params, state = run(tx, [spoiled(GOOD[0], np.inf)])
     assert_same_bits(params, PARAMS)
+    assert state.skipped == 1
+
+
+@pytest.mark.parametrize(
+    ("tx", "gradient"),
+    [
+        (optax.adam(0.1), 1e30),  # whose square is infinite
+        (optax.adam(0.1, mu_dtype=jnp.float16), 1e6),
+        (optax.sgd(0.1, momentum=0.9, accumulator_dtype=jnp.float16), 1e6),
+        (optax.adam(0.1, mu_dtype=jnp.bfloat16), float(jnp.finfo(jnp.float32).max)),
+    ],
+)
+@pytest.mark.parametrize("compiled", [True, False])
+def test_finite_gradients_that_make_the_state_infinite_are_skipped(tx, gradient, compiled):
+    params = jnp.zeros(2)
+    tx = optlab.skip_nonfinite(tx)
+    one_step, state = jax.jit(stepping(tx)) if compiled else stepping(tx), tx.init(params)
+    params, state = one_step(jnp.array([1.0, -1.0]), params, state)
+    new_params, new_state = one_step(jnp.array([gradient, 1.0]), params, state)
+    assert_same_bits((new_params, new_state.inner), (params, state.inner))
+    assert new_state.skipped == 1
+    after, state = one_step(jnp.array([1.0, -1.0]), new_params, new_state)
+    assert state.skipped == 1
+    assert np.all(np.asarray(after) != np.asarray(params))
+
+
+def test_a_state_may_start_with_what_is_not_finite():
+    # A best value of Inf that is lowered, one of Inf that stays, and a NaN.
+    def update(updates, state, params=None):
+        low, stays, odd = state
+        return updates, (jnp.minimum(low, updates), stays, odd)
+
+    tx = optax.GradientTransformation(
+        lambda p: tuple(map(jnp.array, (jnp.inf,) * 2 + (0.0,))), update
+    )
+    tx = optlab.skip_nonfinite(tx)
+    state = tx.init(PARAMS)
+    state = state._replace(inner=(*state.inner[:2], jnp.array(jnp.nan)))
+    _, state = tx.update(jnp.array(2.0), state)
+    assert state.skipped == 0
+    assert state.inner[0] == 2
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, jnp.array(-np.inf), np.float64(np.nan)])
+def test_an_extra_argument_that_is_not_finite_skips_the_step(value):
+    tx = optlab.skip_nonfinite(
+        optax.chain(optlab.sgd(1.0), optlab.reduce_on_plateau(0.5, patience=1))
+    )
+    state = tx.init(PARAMS)
+    _, state = tx.update(GOOD[0], state, PARAMS, value=1.0)
+    updates, new_state = tx.update(GOOD[0], state, PARAMS, value=value)
+    assert_same_bits(new_state.inner, state.inner)
+    assert new_state.skipped == 1
+    assert not np.any(updates["w"])
+
+
+def test_extra_arguments_that_are_no_numbers_are_not_judged():
+    tx = optlab.skip_nonfinite(optlab.sgd(1.0))
+    odd = {"value_fn": lambda p: jnp.nan, "name": "nan", "none": None, "step": 3, "key": None}
+    odd["key"] = jax.random.key(0)
+    _, state = tx.update(GOOD[0], tx.init(PARAMS), PARAMS, **odd)
+    assert state.skipped == 0
+    _, state = tx.update(GOOD[0], state, PARAMS, **odd, losses={"a": jnp.array([1.0, np.nan])})
     assert state.skipped == 1
 
 
@@ -280,6 +343,33 @@ def test_inside_multi_steps_a_bad_window_is_skipped():
     assert optax.tree_utils.tree_get(state, "skipped") == 1
 
 
+def test_a_window_whose_update_is_spoiled_behind_accumulate_is_dropped():
+    tx = optlab.skip_nonfinite(
+        optax.chain(optlab.accumulate(optlab.sgd(1.0), 2), optax.scale(1e20))
+    )
+    update, state, found = jax.jit(tx.update), tx.init(jnp.zeros(())), []
+    for g in (1e30, 1.0, 1.0, np.nan, 3.0, 1.0, 1.0):
+        updates, state = update(jnp.array(g), state)
+        found.append(float(updates))
+    np.testing.assert_allclose(found, [0, 0, 0, 0, -2e20, 0, -1e20], rtol=1e-6)
+    within = state.inner[0]
+    assert (int(state.skipped), int(within.skipped)) == (2, 2)
+    assert optax.tree_utils.tree_get(within, "count") == 2
+
+
+def test_a_window_under_way_stays_when_another_group_is_not_finite():
+    tx = optax.partition(
+        {"slow": optlab.accumulate(optlab.sgd(1.0), 3), "fast": optax.sgd(1e10)},
+        {"b": "slow", "w": "fast"},
+    )
+    tx = optlab.skip_nonfinite(tx)
+    ones = jax.tree.map(np.ones_like, PARAMS)
+    params, state = run(tx, [ones, {**ones, "w": 1e30 * ones["w"]}, ones])
+    assert_same_bits(params["b"], PARAMS["b"])
+    within = state.inner.inner_states["slow"].inner_state
+    assert (int(within.micro_step), int(within.skipped), int(state.skipped)) == (2, 0, 1)
+
+
 @pytest.mark.parametrize("outermost", [True, False])
 def test_groups_skip_together_only_if_wrapped_together(outermost):
     one = optlab.adam(0.1) if outermost else optlab.skip_nonfinite(optlab.adam(0.1))
@@ -329,6 +419,75 @@ def test_random_keys_in_a_state_stay_too():
     _, after_good = one_step(GOOD[0], PARAMS, state)
     key, new_key = state.inner.rng_key, after_good.inner.rng_key
     assert bits(key) != bits(new_key)
+
+
+# Reading the counts
+
+
+def test_the_counts_are_found_however_deeply_nested():
+    mask = {"b": True, "w": False}
+    tx = optlab.skip_nonfinite(optlab.sgd(0.1), 1)
+    labels = {"b": "one", "w": "other"}
+    for nested in (
+        tx,
+        optax.chain(optax.identity(), tx),
+        optax.masked(optax.chain(tx), mask),
+        optax.partition({"one": tx, "other": optlab.sgd(0.1)}, labels),
+        optlab.master_params(tx),
+        optlab.accumulate(tx, 1),
+        optlab.skip_nonfinite(tx, 1),
+    ):
+        _, state = nested.update(GOOD[0], nested.init(PARAMS), PARAMS)
+        counts = optlab.skip_counts({"opt_state": state, "step": 1})
+        assert counts == SkipCounts(0, 0, False)
+        assert isinstance(counts, SkipCounts)
+    for nested in (optax.chain(tx), optlab.dynamic_loss_scale(optlab.sgd(0.1), max_consecutive=1)):
+        _, state = nested.update(BAD, nested.init(PARAMS), PARAMS)
+        assert optlab.skip_counts(state) == (1, 1, True)
+
+
+def test_of_one_around_another_the_outer_counts():
+    tx = optlab.dynamic_loss_scale(optlab.skip_nonfinite(optlab.sgd(0.1)))
+    _, state = tx.update(BAD, tx.init(PARAMS), PARAMS)
+    assert optlab.skip_counts(state).skipped == 1
+    assert optlab.skip_counts(state.inner.inner).skipped == 0
+
+
+def test_counts_of_none_and_of_several_are_errors():
+    with pytest.raises(
+        ValueError,
+        match=r"^skip_counts: the state must hold a skip_nonfinite or .*, got tuple; wrap",
+    ):
+        optlab.skip_counts(optlab.adam(0.1).init(PARAMS))
+    tx = optlab.skip_nonfinite(optlab.sgd(0.1))
+    tx = optax.partition({"one": tx, "other": tx}, {"b": "one", "w": "other"})
+    _, state = tx.update(BAD, tx.init(PARAMS), PARAMS)
+    with pytest.raises(
+        ValueError, match=r"^skip_counts: .* must hold one .*, got 2 side by side; pass a part of"
+    ):
+        optlab.skip_counts(state)
+    assert optlab.skip_counts(state.inner_states["one"]).skipped == 0
+    assert optlab.skip_counts(state.inner_states["other"]).skipped == 1
+
+
+def test_counts_of_a_vmapped_state_are_one_a_lane():
+    tx = optlab.skip_nonfinite(optlab.sgd(0.1), 1)
+    state = jax.vmap(tx.init)(jnp.zeros(3))
+    _, state = jax.vmap(tx.update)(jnp.array([1.0, np.nan, 1.0]), state)
+    for counts, want in zip(optlab.skip_counts(state), ([0, 1, 0],) * 3, strict=True):
+        np.testing.assert_array_equal(counts, want)
+
+
+def test_counts_in_flax_nnx_are_arrays():
+    nnx = pytest.importorskip("flax.nnx")
+    model = nnx.Linear(2, 1, rngs=nnx.Rngs(0))
+    optimizer = nnx.Optimizer(model, optlab.skip_nonfinite(optlab.adam(0.1), 1), wrt=nnx.Param)
+    grads = nnx.grad(lambda model: jnp.sum(model(jnp.full((3, 2), jnp.nan))))(model)
+    optimizer.update(model, grads)
+    counts = optlab.skip_counts(optimizer.opt_state)
+    assert all(isinstance(x, jax.Array) for x in counts)
+    assert bool(counts.gave_up)
+    assert counts == (1, 1, True)
 
 
 # Trees and types
@@ -388,6 +547,25 @@ def test_a_maximum_is_a_positive_integer(count):
         ValueError, match=r"^skip_nonfinite: max_consecutive must be an integer >= 1"
     ):
         optlab.skip_nonfinite(optlab.sgd(0.1), count)
+
+
+def test_a_count_given_as_an_array_is_told_to_be_a_python_int():
+    remedy = (
+        r"got {}=Array\(2.*\); pass a Python int \(inject_hyperparams: name it in static_args\)$"
+    )
+    tx = optlab.sgd(0.1)
+    for make, name in (
+        (optlab.skip_nonfinite, "max_consecutive"),
+        (optlab.accumulate, "every"),
+        (optlab.dynamic_loss_scale, "growth_interval"),
+    ):
+        who = f"^{make.__name__}: {name} must be an integer >= 1, "
+        with pytest.raises(ValueError, match=who + remedy.format(name)):
+            make(tx, **{name: jnp.array(2)})
+        with pytest.raises(ValueError, match=who + remedy.format(name)):
+            optax.inject_hyperparams(make)(tx, **{name: 2}).init(PARAMS)
+        injected = optax.inject_hyperparams(make, static_args=(name,))(tx, **{name: 2})
+        injected.update(GOOD[0], injected.init(PARAMS), PARAMS)
 
 
 def test_a_state_of_changing_structure_is_refused():

@@ -4,7 +4,12 @@ from optlab.wrappers._accumulate import AccumulateState, accumulate
 from optlab.wrappers._kahan_summation import KahanSummationState, kahan_summation
 from optlab.wrappers._loss_scale import DynamicLossScaleState, dynamic_loss_scale, loss_scale
 from optlab.wrappers._master_params import MasterParamsState, master_params
-from optlab.wrappers._skip_nonfinite import SkipNonfiniteState, skip_nonfinite
+from optlab.wrappers._skip_nonfinite import (
+    SkipCounts,
+    SkipNonfiniteState,
+    skip_counts,
+    skip_nonfinite,
+)
 from optlab.wrappers._stochastic_rounding import StochasticRoundingState, stochastic_rounding
 
 __all__ = [
@@ -12,6 +17,7 @@ __all__ = [
     "DynamicLossScaleState",
     "KahanSummationState",
     "MasterParamsState",
+    "SkipCounts",
     "SkipNonfiniteState",
     "StochasticRoundingState",
     "accumulate",
@@ -19,6 +25,7 @@ __all__ = [
     "kahan_summation",
     "loss_scale",
     "master_params",
+    "skip_counts",
     "skip_nonfinite",
     "stochastic_rounding",
 ]

@@ -17,12 +17,13 @@ import optax
 
 from optlab import _checks
 from optlab._tree import as_array, compute_dtype, is_none
-from optlab._types import Array, Tree
+from optlab._types import Array, ArrayLike, Tree
 from optlab.wrappers._common import (
     all_finite,
     in_layout,
     in_types,
     init_inner,
+    keep,
     no_update,
     nothing,
     wide,
@@ -38,7 +39,8 @@ class AccumulateState(NamedTuple):
             least float32; −0.0 where there is none.
         micro_step: () int32; calls in this window, from 0 to every − 1; 0 after the last of one.
         finite: () int32; those of them whose gradients were finite.
-        skipped: () int32; gradients left out so far, in all windows; it stops at 2³¹ − 1.
+        skipped: () int32; micro-batches so far whose gradients took part in no step: they were not
+            finite, or a wrapper around dropped their window; it stops at 2³¹ − 1.
     """
 
     inner: Any
@@ -46,6 +48,20 @@ class AccumulateState(NamedTuple):
     micro_step: Array
     finite: Array
     skipped: Array
+
+    def settled(self, made: Array, sound: Array, old: "AccumulateState") -> "AccumulateState":
+        """Return this state, or the old one, as a wrapper around judged (`_common.settle`)."""
+        at_fault = sound & (self.micro_step == 0)
+        window, old_window = ((s.total, s.micro_step, s.finite) for s in (self, old))
+        total, micro_step, finite = keep(made | at_fault, sound, window, old_window)
+        lost = _plus(_plus(old.skipped, old.finite), 1)
+        return AccumulateState(
+            inner=keep(made, at_fault, self.inner, old.inner),
+            total=total,
+            micro_step=micro_step,
+            finite=finite,
+            skipped=jnp.where(made, self.skipped, jnp.where(at_fault, lost, old.skipped)),
+        )
 
 
 def accumulate(
@@ -58,11 +74,14 @@ def accumulate(
     `tx` is given the mean in float32, and the extra arguments of the call that ends the window; its
     updates return in the gradients' type.
 
-    A gradient that is not finite costs its window one micro-batch. To have the next one take its
-    place write `skip_nonfinite(accumulate(tx, every))`, and `accumulate(skip_nonfinite(tx), every)`
-    to skip updates that are not finite. `dynamic_loss_scale`, `master_params`, `kahan_summation`
-    and `stochastic_rounding` go around it. Under `vmap`, where lanes may differ, `tx` runs in every
-    call.
+    A gradient that is not finite costs its window one micro-batch; to have the next one take its
+    place write `skip_nonfinite(accumulate(tx, every))`, which drops a whole window where the step
+    made of finite gradients is not finite. `dynamic_loss_scale`, `master_params`, `kahan_summation`
+    and `stochastic_rounding` go around it. With bfloat16 parameters a `params_ema` within averages
+    them as they are before the last rounding: put `master_params` around, or the average outside.
+
+    Under `vmap`, where lanes may differ, `tx` runs in every call. Without `jit` it runs, and checks
+    its arguments, only when a window ends.
 
     Args:
         tx: the transformation of the mean gradients.
@@ -160,11 +179,16 @@ def accumulate(
             total=total,
             micro_step=jnp.where(ends, 0, state.micro_step + 1),
             finite=jnp.where(ends, 0, finite),
-            skipped=jnp.where(counts, state.skipped, optax.safe_increment(state.skipped)),
+            skipped=_plus(state.skipped, jnp.where(counts, 0, 1)),
         )
         return new_updates, new_state
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _plus(count: Array, more: ArrayLike) -> Array:
+    """Return the sum of two int32 numbers ≥ 0, at most 2³¹ − 1."""
+    return jnp.minimum(count, jnp.iinfo(jnp.int32).max - more) + more
 
 
 def _nothing_like(param: Array) -> Array:

@@ -1,4 +1,4 @@
-"""What wrappers share: updates that change nothing, choices between trees, and finite trees.
+"""What wrappers share: which steps are made, and updates that change nothing.
 
 The update that changes nothing is −0.0: p + (−0.0) is p bit for bit, where +0.0 would turn a
 parameter of −0.0 into +0.0. (A device that flushes subnormal numbers to zero does so in any sum.)
@@ -40,6 +40,43 @@ def init_inner(who: str, tx: optax.GradientTransformation, params: Tree) -> Any:
     return state
 
 
+def settle(given: Tree, updates: Tree, new: Any, old: Any) -> tuple[Array, Tree, Any]:
+    """Judge a step, and take it back where it is not to be made.
+
+    It is made if no number is NaN or Inf in what was given nor in the updates, and none in the
+    state has become so. (One that was so before stays allowed, as the best value of a plateau
+    starts at Inf.) If not, the updates change nothing and the state is the old one; where it is not
+    for what was given, windows of `accumulate` that end with this step are over all the same, or
+    what they gathered would spoil every later step too.
+
+    Args:
+        given: what goes into the step: the gradients, and extra arguments that matter.
+        updates: what it makes of them, in the types in which they are returned.
+        new: the state after the step, in the layout of the old one.
+        old: the state before it.
+
+    Returns:
+        (whether the step is made, a () bool; the updates; the state).
+    """
+    sound = all_finite(given)
+    made = sound & all_finite(updates) & _stay_finite(new, old)
+    return made, _update_if(made, updates), keep(made, sound, new, old)
+
+
+def keep(made: Array, sound: Array, new: Any, old: Any) -> Any:
+    """Return the new state if the step is made, else the old one, as `settle` describes.
+
+    Leaves may be random keys too. A part of the state with a method `settled` chooses for itself.
+    """
+
+    def choose(n: Any, o: Any) -> Any:
+        if _settles(n):
+            return n.settled(made, sound, o)
+        return jnp.where(made, n, o) if isinstance(n, jax.Array) else n
+
+    return jax.tree.map(choose, new, old, is_leaf=_settles)
+
+
 def all_finite(*trees: Tree) -> Array:
     """Return whether the trees hold no NaN and no Inf, a () bool."""
     finite = [jnp.isfinite(x).all() for x in jax.tree.leaves(trees) if _is_inexact(x)]
@@ -56,18 +93,6 @@ def nothing(dtype: DTypeLike) -> np.ndarray:
 def no_update(tree: Tree) -> Tree:
     """Return updates in the structure and the types of a tree that change nothing."""
     return _map_numbers(lambda x: jnp.full_like(x, nothing(x.dtype)), tree)
-
-
-def update_if(made: Array, updates: Tree) -> Tree:
-    """Return the updates, or such as change nothing."""
-    return _map_numbers(lambda x: jnp.where(made, x, nothing(x.dtype)), updates)
-
-
-def select(made: Array, new: Any, old: Any) -> Any:
-    """Return one of two states of the same layout, whose leaves may be random keys too."""
-    return jax.tree.map(
-        lambda n, o: jnp.where(made, n, o) if isinstance(n, jax.Array) else n, new, old
-    )
 
 
 def in_layout(who: str, new: Any, old: Any) -> Any:
@@ -96,6 +121,25 @@ def map_inexact(function: Callable[[Array], Array], tree: Tree) -> Tree:
 def wide(dtype: DTypeLike) -> jnp.dtype:
     """Return the type itself, or float32 where it is narrower."""
     return jnp.dtype(dtype) if jnp.issubdtype(dtype, jnp.complexfloating) else compute_dtype(dtype)
+
+
+def _stay_finite(new: Any, old: Any) -> Array:
+    """Return whether no finite number of the old state is NaN or Inf in the new one, a () bool."""
+    stay = [
+        (jnp.isfinite(n) | ~jnp.isfinite(o)).all()
+        for n, o in zip(jax.tree.leaves(new), jax.tree.leaves(old), strict=True)
+        if _is_inexact(n) and _is_inexact(o)
+    ]
+    return reduce(jnp.logical_and, stay, jnp.array(True))
+
+
+def _update_if(made: Array, updates: Tree) -> Tree:
+    """Return the updates, or such as change nothing."""
+    return _map_numbers(lambda x: jnp.where(made, x, nothing(x.dtype)), updates)
+
+
+def _settles(node: Any) -> bool:
+    return hasattr(node, "settled")
 
 
 def _map_numbers(function: Callable[..., Array], tree: Tree, *others: Tree) -> Tree:

@@ -11,8 +11,9 @@ in bfloat16, where many equal updates of less come to a stop, and the sum of som
 off by some percent; in float16 by up to |p|·2⁻²³, or 2⁻²⁵ if that is more.
 
 The update returned is round(θ) − p. Where p's type cannot hold it (never if p/2 ≤ round(θ) ≤ 2p),
-p lands beside round(θ), and c is what is missing from there. round(θ) is the nearest number of p's
-type; where that would be infinite, the largest finite one.
+p lands beside round(θ), and c is what is missing from there, until the next update, be that of a
+step skipped inside. round(θ) is the nearest number of p's type, of two equally near rather p; where
+that would be infinite, the largest finite one.
 
 References: Kahan, "Further remarks on reducing truncation errors", Comm. ACM 8 (1965); for training
 in bfloat16, Zamirai et al., "Revisiting BFloat16 training", arXiv:2010.06192 (2020).
@@ -40,6 +41,8 @@ class KahanSummationState(NamedTuple):
     inner: Any
     compensation: Tree
 
+    keeps_narrow = True
+
 
 def kahan_summation(tx: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
     """Add updates to bfloat16 and float16 parameters by Kahan's compensated summation.
@@ -58,8 +61,9 @@ def kahan_summation(tx: optax.GradientTransformation) -> optax.GradientTransform
         extra arguments on, and returns updates in the gradients' types.
 
     Raises:
-        ValueError: `tx` is no transformation; at init, a parameter has less than 16 bits; at
-            update, the parameters are missing or of other types than at init.
+        ValueError: `tx` is no transformation; at init, a parameter has less than 16 bits, or `tx`
+            holds another wrapper for low precision; at update, the parameters are missing, or of
+            other types or shapes than at init.
 
     Example:
         A weight of 1 in bfloat16 is 0.0039 from its neighbour below: ten updates of 0.001 are lost
@@ -87,7 +91,12 @@ def kahan_summation(tx: optax.GradientTransformation) -> optax.GradientTransform
     def init(params: Tree) -> KahanSummationState:
         _rounding.check_types(who, params)
         compensation = _rounding.start(jnp.zeros_like, params)
-        return KahanSummationState(inner.init(_rounding.widened(params)), compensation)
+        return KahanSummationState(_rounding.init_inner(who, inner, params), compensation)
+
+    def near(theta: Array, p: Array, dtype: DTypeLike, index: int) -> Array:
+        # Rounding may make c half the way to p's neighbour, and nothing shall move p by itself.
+        target = _rounding.nearest(theta, dtype)
+        return jnp.where(jnp.abs(theta - p) == jnp.abs(theta - target), p, target)
 
     def lost(theta: Array, landed: Array, dtype: DTypeLike) -> Array:
         # ∞ − ∞ would make an infinite parameter NaN, and stay when it is replaced.
@@ -108,6 +117,7 @@ def kahan_summation(tx: optax.GradientTransformation) -> optax.GradientTransform
             kept=state.compensation,
             see=lambda p, c: p + c.astype(jnp.float32),
             keep=lost,
+            aim=near,
         )
         return updates, KahanSummationState(inner_state, compensation)
 

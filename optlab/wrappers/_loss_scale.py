@@ -3,7 +3,7 @@
     loss′ = scale · loss                          g′ = ∂loss′/∂θ, by the user
     g = g′ / scale                                in float32
     scale ← scale · factor                        after `growth_interval` finite steps in a row
-    scale ← scale / factor, and the step skipped  if g, or the updates made of it, are not finite
+    scale ← scale / factor, and the step skipped  if g, or what is made of it, is not finite
 
 float16 ends at 65504 and below 6e-8 holds nothing but 0, where many gradients lie. The scale moves
 them up as a whole, and is taken back where there is room; as a power of two it costs no digit. It
@@ -60,7 +60,8 @@ def dynamic_loss_scale(
     your own in `tx` would see no non-finite gradient, so give `max_consecutive` here. Nor may a
     `skip_nonfinite` or an `accumulate` stand around, where they would keep from this wrapper the
     overflow that it must answer: write `dynamic_loss_scale(accumulate(tx, every))`. `master_params`
-    and its like go around both.
+    and its like go around both. What stands before it in a chain sees scaled gradients: a clip, and
+    Optax's `zero_nans` and `apply_if_finite`, must stand inside.
 
     Args:
         tx: the transformation of the true gradients.
@@ -72,7 +73,7 @@ def dynamic_loss_scale(
         max_consecutive: skipped steps in a row that set `gave_up`, ≥ 1; None for never.
 
     Returns:
-        A transformation with state `DynamicLossScaleState`.
+        A transformation with state `DynamicLossScaleState`; `loss_scale` and `skip_counts` read it.
 
     Raises:
         ValueError: an argument is out of its range; as `skip_nonfinite`.

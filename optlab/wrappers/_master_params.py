@@ -8,9 +8,10 @@ wrapped transformation, which sees θ and float32 gradients in place of p and g.
 moves only if its update is above |p|·2⁻⁹ (float16: |p|·2⁻¹²); what is below gathers in θ.
 
 θ is the truth: the update returned is round(θ) − p, which takes p to round(θ) if its type can hold
-it (always where p/2 ≤ round(θ) ≤ 2p), and else close to it, and there with the next update. So the
-parameters cannot be changed from outside: the next update puts them back where θ is. round(θ) is
-the nearest number of p's type; where that would be infinite, the largest finite one.
+it (always where p/2 ≤ round(θ) ≤ 2p), and else close to it, and there with the next update, be that
+of a step skipped inside. So the parameters cannot be changed from outside: the next update puts
+them back where θ is. round(θ) is the nearest number of p's type; where that would be infinite, the
+largest finite one.
 
 Reference: Micikevicius et al., "Mixed precision training", ICLR 2018, section 3.1.
 """
@@ -36,6 +37,8 @@ class MasterParamsState(NamedTuple):
     inner: Any
     master: Tree
 
+    keeps_narrow = True
+
 
 def master_params(tx: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
     """Keep float32 master copies of bfloat16 and float16 parameters, so that no update is lost.
@@ -54,8 +57,9 @@ def master_params(tx: optax.GradientTransformation) -> optax.GradientTransformat
         extra arguments on, and returns updates in the gradients' types.
 
     Raises:
-        ValueError: `tx` is no transformation; at init, a parameter has less than 16 bits; at
-            update, the parameters are missing or of other types than at init.
+        ValueError: `tx` is no transformation; at init, a parameter has less than 16 bits, or `tx`
+            holds another wrapper for low precision; at update, the parameters are missing, of other
+            shapes than at init, or float32 where they were narrower or the other way round.
 
     Example:
         A weight of 1 in bfloat16 is 0.0039 from its neighbour below: ten updates of 0.001 are lost
@@ -85,7 +89,7 @@ def master_params(tx: optax.GradientTransformation) -> optax.GradientTransformat
         master = _rounding.start(lambda p: p.astype(jnp.float32), params)
         # The inner state may hold on to the parameters it is given, so they are not these copies:
         # a state with one buffer in two places could not be donated.
-        return MasterParamsState(inner.init(_rounding.widened(params)), master)
+        return MasterParamsState(_rounding.init_inner(who, inner, params), master)
 
     def update(
         updates: Tree, state: MasterParamsState, params: Tree | None = None, **extra_args: Any

@@ -4,10 +4,13 @@ A wrapper keeps for each bfloat16 or float16 parameter what its type cannot hold
 transformation float32 parameters and gradients, and turns the float32 update it gets back into one
 that takes the parameter p to a target, a value of p's type:
 
-    u = target − p
+    u = target − p, rounded to p's type; −0.0 where target = p
 
 By Sterbenz' lemma u is exact in p's type where p/2 ≤ target ≤ 2p, and p + u is the target.
-Elsewhere u is rounded, and p + u may land beside the target.
+Elsewhere u is rounded, and p + u may land beside the target. It is rounded for float32 gradients
+too: a wrapper around this one that widens them, as `dynamic_loss_scale` and `accumulate` do, casts
+u to their first type, and p must land where it is said to. −0.0 changes no bit of p, where +0.0
+would make +0.0 of −0.0; where the inner update is zero besides, nothing kept changes a bit either.
 
 All other leaves pass to the inner transformation as they are, and back.
 
@@ -79,18 +82,20 @@ def _clip(x: Array, dtype: DTypeLike) -> Array:
 
 
 def step_to(target: Array, p: Array, param_dtype: DTypeLike, dtype: DTypeLike) -> tuple[Any, Any]:
-    """Return the update in `dtype` that takes a narrow parameter to `target`, and where it lands.
+    """Return the update that takes a narrow parameter to `target`, and where that lands.
 
-    The latter is what `optax.apply_updates` will make of the parameter; all but the update itself
-    are in float32.
+    The latter is what `optax.apply_updates` will make of the parameter. Both are in float32 at
+    least, and the update is a value of `param_dtype` and of `dtype`, that of the gradients.
     """
     wide = jnp.promote_types(jnp.float32, dtype)
     target, p = target.astype(wide), p.astype(wide)
-    # An infinite parameter stays what it is: ∞ − ∞ would be NaN.
-    update = jnp.where(jnp.isinf(target), target, target - p)
+    # The comparison also spares an infinite parameter that stays so ∞ − ∞, which is NaN.
+    update = jnp.where(target == p, -0.0, target - p)
     # Rounded before the cast, which XLA may leave out where the update is used in the same `jit`.
-    update = nearest(update, dtype)
-    return update.astype(dtype), round_to(p + update, param_dtype).astype(jnp.float32)
+    update = nearest(update, param_dtype)
+    if dtype != param_dtype:
+        update = nearest(update, dtype)
+    return update, round_to(p + update, param_dtype).astype(jnp.float32)
 
 
 def checked(who: str, tx: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
@@ -110,9 +115,26 @@ def check_types(who: str, params: Tree) -> None:
             )
 
 
-def widened(params: Tree) -> Tree:
-    """Return the parameters with float32 copies of the narrow leaves."""
-    return jax.tree.map(lambda p: _float32(p) if is_narrow(p) else p, params)
+def init_inner(who: str, inner: optax.GradientTransformation, params: Tree) -> Any:
+    """Return the state of the inner transformation, made from float32 copies of the narrow leaves.
+
+    One of these wrappers inside another would find nothing to do. The class of such a state says so
+    with `keeps_narrow`.
+    """
+    state = inner.init(jax.tree.map(lambda p: _float32(p) if is_narrow(p) else p, params))
+
+    def idle(node: Any) -> bool:
+        return getattr(node, "keeps_narrow", False)
+
+    for node in jax.tree.leaves(state, is_leaf=idle):
+        if idle(node):
+            _checks.fail(
+                who,
+                "tx must not hold another wrapper for low precision, which would only see float32",
+                type(node).__name__,
+                "use one of them, or one for each group of optax.partition",
+            )
+    return state
 
 
 def start(slot: Callable[[Array], Array], params: Tree) -> Tree:
@@ -136,7 +158,7 @@ def update_narrow(
     kept: Tree,
     see: Callable[[Array, Any], Array],
     keep: Callable[[Array, Array, DTypeLike], Any],
-    aim: Callable[[Array, DTypeLike, int], Array] = lambda x, dtype, index: nearest(x, dtype),
+    aim: Callable[[Array, Array, DTypeLike, int], Array] = lambda x, p, dtype, i: nearest(x, dtype),
 ) -> tuple[Tree, Any, Tree]:
     """Run the inner transformation in float32, and round what comes of it to the parameters' types.
 
@@ -150,7 +172,8 @@ def update_narrow(
         kept: what is kept beside the narrow parameters, a tree made by `start`; None for nothing.
         see: (parameter in float32, what is kept beside it) → what the inner transformation sees.
         keep: (that plus the inner update, where the parameter lands, its type) → what is kept.
-        aim: (that plus the inner update, the parameter's type, the leaf's index) → where to land.
+        aim: (that plus the inner update, the parameter in float32, its type, the leaf's index) →
+            where to land.
 
     Returns:
         (the updates in the gradients' types, the inner state, what is kept).
@@ -178,10 +201,39 @@ def update_narrow(
     for index in leaves.narrow:
         param, dtype = leaves.params[index], leaves.gradients[index].dtype
         moved = (seen[index] + new[index]).astype(jnp.float32)
-        target = aim(moved, param.dtype, index)
-        new[index], landed = step_to(target, _float32(param), param.dtype, dtype)
-        leaves.kept[index] = keep(moved, landed, param.dtype)
+        p = _float32(param)
+        target = aim(moved, p, param.dtype, index)
+        update, landed = step_to(target, p, param.dtype, dtype)
+        if kept is not None:
+            still = (new[index] == 0) & (update == 0)
+            own = leaves.kept[index]
+            leaves.kept[index] = jnp.where(still, own, keep(moved, landed, param.dtype))
+        new[index] = update.astype(dtype)
     return unflatten(new), inner_state, None if kept is None else unflatten(leaves.kept)
+
+
+def _check_kept(who: str, params: Tree, kept: Tree) -> None:
+    """Require parameters like those that what is kept was made from."""
+
+    def require(equal: bool, what: str, got: Any, path: Any = ()) -> None:
+        if not equal:
+            _checks.fail(
+                who,
+                f"the parameters must have the {what} that they had at init",
+                f"{got} at {jax.tree_util.keystr(path) or 'the root'}",
+                "call init with these parameters",
+            )
+
+    with_paths, structure = jax.tree_util.tree_flatten_with_path(params, is_leaf=is_none)
+    owns, at_init = jax.tree.flatten(kept, is_leaf=is_none)
+    require(structure == at_init, "structure", structure)
+    for (path, param), own in zip(with_paths, owns, strict=True):
+        dtype = getattr(param, "dtype", type(param).__name__)
+        require(is_narrow(param) == (own is not None), "types", dtype, path)
+        if own is not None:
+            # Float32 copies fit any narrow type.
+            require(own.dtype in (dtype, jnp.float32), "types", dtype, path)
+            require(own.shape == param.shape, "shapes", param.shape, path)
 
 
 class _Leaves:
@@ -207,26 +259,20 @@ class _Leaves:
         with_paths, self.structure = jax.tree_util.tree_flatten_with_path(updates, is_leaf=is_none)
         self.gradients = [gradient for _, gradient in with_paths]
         self.params = self._beside(who, "parameters", updates, params)
-        self.kept = self.params if kept is None else self._beside(who, "state", updates, kept)
-        self.kept = list(self.kept)
+        self.kept = list(self.params)
+        if kept is not None:
+            self.kept = self._beside(who, "state", updates, kept)
         self.narrow = []
         for index, (path, gradient) in enumerate(with_paths):
             param = self.params[index]
-            if gradient is None:
-                continue
-            if kept is not None and is_narrow(param) == (self.kept[index] is None):
-                _checks.fail(
-                    who,
-                    "the parameters must have the types that they had at init",
-                    f"{param.dtype} at {jax.tree_util.keystr(path) or 'the root'}",
-                    "call init with these parameters",
-                )
-            if is_narrow(param):
+            if gradient is not None and is_narrow(param):
                 gradient = as_array(gradient)
                 _checks.check_inexact(who, "gradients", path, gradient)
                 _checks.check_same_shape(who, path, gradient, param, "parameters")
                 self.gradients[index] = gradient
                 self.narrow.append(index)
+        if kept is not None:
+            _check_kept(who, params, kept)
 
     def _beside(self, who: str, what: str, updates: Tree, tree: Tree) -> list[Any]:
         """Return the parts of a tree in the order of the gradients."""

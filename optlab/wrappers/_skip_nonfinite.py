@@ -1,26 +1,42 @@
 """Skip the steps that hold a NaN or an Inf, whole.
 
     u, s′ = tx(g, s, θ)
-    made = g and u are finite everywhere
+    made = g and u are finite everywhere, and so is s′ wherever s is
     u ← u if made else −0.0
     s ← s′ if made else s
 
 A skipped step changes no bit: not the parameters, nor the moments, nor the count that schedules and
-bias corrections go by. The updates are judged as well as the gradients, for a rule can make
-infinities of finite gradients. Both outcomes are formed and one is selected, so that no device
-waits for the host, and each lane under `vmap` has its own.
+bias corrections go by. Updates and state are judged as well as the gradients, for a rule can make
+infinities of finite gradients, and one kept in a moment would stop its coordinate for ever. Both
+outcomes are formed and one is selected, so that no device waits for the host, and each lane under
+`vmap` has its own.
 
 Reference: Optax's `apply_if_finite`, which lets a step through after so many failures in a row.
 """
 
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import optax
 
 from optlab import _checks
 from optlab._types import Array, Tree
-from optlab.wrappers._common import all_finite, in_layout, init_inner, select, update_if
+from optlab.wrappers._common import in_layout, init_inner, settle
+
+
+class SkipCounts(NamedTuple):
+    """What `skip_counts` reads; of a vmapped state, one value a lane.
+
+    Attributes:
+        skipped: () int32; steps skipped so far; it stops at 2³¹ − 1.
+        consecutive: () int32; steps skipped since the last one made.
+        gave_up: () bool; whether `consecutive` has ever reached `max_consecutive`.
+    """
+
+    skipped: Array
+    consecutive: Array
+    gave_up: Array
 
 
 class SkipNonfiniteState(NamedTuple):
@@ -42,11 +58,19 @@ class SkipNonfiniteState(NamedTuple):
 def skip_nonfinite(
     tx: optax.GradientTransformation, max_consecutive: int | None = None
 ) -> optax.GradientTransformationExtraArgs:
-    """Skip every step whose gradients, or the updates made of them, are not finite everywhere.
+    """Skip every step whose gradients, or what is made of them, are not finite everywhere.
 
-    A skipped step returns updates of −0.0 and leaves the state of `tx` as it was. Put it around the
-    whole chain, so that all of it is skipped together. Around one group of `optax.partition` it
-    judges and skips that group alone, and under `shard_map` each device its own part.
+    A skipped step returns updates of −0.0 and leaves the state of `tx` as it was. Judged are the
+    gradients, the updates, the new state of `tx` wherever the old one is finite, and the numbers
+    among the extra arguments, used or not: with a `value` of NaN the step is skipped (so a
+    placeholder for one must be finite). Where finite gradients are skipped for what was made of
+    them at the end of a window of `accumulate` within, that window is dropped.
+
+    Put it around the whole chain, so that all of it is skipped together: around
+    `stochastic_rounding`, or a skipped step advances its random bits; inside or around
+    `master_params` and `kahan_summation`. Around one group of `optax.partition` it judges and
+    skips that group alone, and under `shard_map` each device its own part, unless gradients are
+    averaged before; a `scan` there must start from a state made varying by `jax.lax.pcast`.
 
     Nothing stops by itself: once `max_consecutive` steps in a row were skipped, `gave_up` is set
     and stays set, so that a loop that looks now and then will see it. Until the loop acts, the
@@ -57,8 +81,7 @@ def skip_nonfinite(
         max_consecutive: skipped steps in a row that set `gave_up`, ≥ 1; None for never.
 
     Returns:
-        A transformation with state `SkipNonfiniteState`; `optax.tree_utils.tree_get(state,
-        "gave_up")` reads a field of it wherever it is nested.
+        A transformation with state `SkipNonfiniteState`, whose counts `skip_counts` reads.
 
     Raises:
         ValueError: `tx` is no transformation, or `max_consecutive` no integer ≥ 1; at init, `tx`
@@ -76,14 +99,14 @@ def skip_nonfinite(
         >>> for gradient in (1.0, jnp.nan, 1.0, jnp.inf, jnp.inf, 1.0):
         ...     updates, state = tx.update(jnp.array(gradient), state, params)
         ...     params = optax.apply_updates(params, updates)
-        ...     print(params, state.skipped, state.consecutive, state.gave_up)
+        ...     print(params, *optlab.skip_counts(state))
         0.5 0 0 False
         0.5 1 1 False
         0.0 1 0 False
         0.0 2 1 False
         0.0 3 2 True
         -0.5 3 0 True
-        >>> if state.gave_up:
+        >>> if optlab.skip_counts(state).gave_up:
         ...     params, state = checkpoint
     """
     who = "skip_nonfinite"
@@ -105,17 +128,65 @@ def skip_nonfinite(
     ) -> tuple[Tree, SkipNonfiniteState]:
         _checks.check_state_kind(who, state, SkipNonfiniteState)
         new_updates, inner = tx.update(updates, state.inner, params, **extra_args)
-        made = all_finite(updates, new_updates)
+        inner = in_layout(who, inner, state.inner)
+        made, new_updates, inner = settle((updates, extra_args), new_updates, inner, state.inner)
         consecutive = jnp.where(made, 0, optax.safe_increment(state.consecutive))
         gave_up = state.gave_up
         if max_consecutive is not None:
             gave_up |= consecutive >= max_consecutive
         new_state = SkipNonfiniteState(
-            inner=select(made, in_layout(who, inner, state.inner), state.inner),
+            inner=inner,
             skipped=jnp.where(made, state.skipped, optax.safe_increment(state.skipped)),
             consecutive=consecutive,
             gave_up=gave_up,
         )
-        return update_if(made, new_updates), new_state
+        return new_updates, new_state
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def skip_counts(state: Any) -> SkipCounts:
+    """Return how many steps were skipped, from a state that holds a `skip_nonfinite`.
+
+    `dynamic_loss_scale` holds one too. Of one around another the outer counts.
+
+    Args:
+        state: the state of a transformation in which it is nested anywhere: a chain, partition or
+            masked, the `opt_state` of a TrainState or of an `nnx.Optimizer`, or any tree of them.
+
+    Returns:
+        `SkipCounts(skipped, consecutive, gave_up)`, as described at `SkipNonfiniteState`.
+
+    Raises:
+        ValueError: the state holds no `skip_nonfinite`, or several side by side.
+
+    Example:
+        >>> import jax.numpy as jnp, optax, optlab
+        >>> tx = optax.chain(optlab.skip_nonfinite(optlab.adam(1e-3)), optax.identity())
+        >>> params = jnp.zeros(3)
+        >>> updates, state = tx.update(params / 0, tx.init(params))
+        >>> print(*skip_counts(state))
+        1 1 False
+    """
+    who = "skip_counts"
+    found = [node for node in jax.tree.leaves(state, is_leaf=_is_ours) if _is_ours(node)]
+    if not found:
+        _checks.fail(
+            who,
+            "the state must hold a skip_nonfinite or dynamic_loss_scale",
+            type(state).__name__,
+            "wrap the transformation in optlab.skip_nonfinite",
+        )
+    if len(found) > 1:
+        _checks.fail(
+            who,
+            "the state must hold one skip_nonfinite, or one around others",
+            f"{len(found)} side by side",
+            "pass a part of the state, as state.inner_states[label] of optax.partition",
+        )
+    # Flax NNX wraps the arrays in variables.
+    return SkipCounts(*(jax.tree.leaves(getattr(found[0], name))[0] for name in SkipCounts._fields))
+
+
+def _is_ours(node: Any) -> bool:
+    return isinstance(node, SkipNonfiniteState)

@@ -44,6 +44,8 @@ class StochasticRoundingState(NamedTuple):
     count: Array
     key: Array
 
+    keeps_narrow = True
+
 
 def stochastic_rounding(
     tx: optax.GradientTransformation, key: Array
@@ -51,15 +53,18 @@ def stochastic_rounding(
     """Round what updates make of bfloat16 and float16 parameters at random, right on average.
 
     Wrap the whole chain, so that nothing changes the updates behind it. Leaves that are float32 or
-    wider pass as they are.
+    wider pass as they are. Steps that are skipped inside count: where they must leave no trace in
+    the random bits, put `skip_nonfinite` around.
 
     Costs no memory beyond a key. Where there is some, `kahan_summation` and `master_params` lose as
     little without noise.
 
     Args:
         tx: the optimizer, any `optax.GradientTransformation`.
-        key: a random key, `jax.random.key(0)` or of the older kind, `jax.random.PRNGKey(0)`. To run
-            lanes with different bits under `jax.vmap`, map over it too.
+        key: a random key, `jax.random.key(0)` or of the older kind, `jax.random.PRNGKey(0)`. With
+            one key, two groups of `optax.partition` round their leaves of the same place and shape
+            by the same bits: give each its own, from `jax.random.split`. To run lanes with
+            different bits under `jax.vmap`, map over it too.
 
     Returns:
         A transformation with state `StochasticRoundingState`. Its `update` needs the parameters,
@@ -67,7 +72,8 @@ def stochastic_rounding(
 
     Raises:
         ValueError: `tx` is no transformation or `key` no key; at init, a parameter has less than 16
-            bits; at update, the parameters are missing.
+            bits, or `tx` holds another wrapper for low precision; at update, the parameters are
+            missing.
 
     Example:
         A weight of 1 in bfloat16 is 0.0039 from its neighbour below: ten updates of 0.001 are lost
@@ -95,7 +101,7 @@ def stochastic_rounding(
     def init(params: Tree) -> StochasticRoundingState:
         _rounding.check_types(who, params)
         return StochasticRoundingState(
-            inner=inner.init(_rounding.widened(params)),
+            inner=_rounding.init_inner(who, inner, params),
             count=jnp.zeros((), jnp.int32),
             key=jnp.array(given, copy=True),  # so that donating the state leaves the caller's key
         )
@@ -108,7 +114,7 @@ def stochastic_rounding(
         key = jax.random.wrap_key_data(state.key, impl=implementation)
         key = jax.random.fold_in(key, state.count)
 
-        def rounded(theta: Array, dtype: DTypeLike, index: int) -> Array:
+        def rounded(theta: Array, p: Array, dtype: DTypeLike, index: int) -> Array:
             bits = jax.random.bits(jax.random.fold_in(key, index), theta.shape, jnp.uint32)
             return _rounding.stochastic(theta, bits, dtype)
 
