@@ -26,8 +26,9 @@ from optlab._expressions import evaluate, suggestions
 from optlab._types import Schedule
 from optlab.dialects._table import TABLES as DIALECT_TABLES
 from optlab.dialects._table import table as dialect_table
-from optlab.lab import Comparison, Task, compare, tasks
+from optlab.lab import Comparison, Task, compare, lr_range_test, tasks
 from optlab.lab._extras import needs_extra
+from optlab.lab._range_test import LEAST_STEPS, MODES
 from optlab.registry import OPTIMIZERS, SCHEDULES
 from optlab.schedules import OneCycle
 
@@ -110,6 +111,7 @@ def _parser() -> _Parser:
     parser.set_defaults(run=lambda options: _print_help(parser))
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     _add_compare(commands)
+    _add_lr_range(commands)
     _add_plot_schedule(commands)
     _add_dialects(commands)
     return parser
@@ -127,8 +129,7 @@ def _add_compare(commands: Any) -> None:
         description="Train a model with each optimizer, at every learning rate and from every\n"
         "seed, all runs of an optimizer in one compiled program. The best rate is\n"
         "chosen on validation; the test score is only reported.",
-        epilog="optimizers:\n"
-        + "\n".join(f"  {name:<14}{row.summary}" for name, row in OPTIMIZERS.items()),
+        epilog="optimizers:\n" + _optimizer_list(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -237,6 +238,109 @@ def _write(comparison: Comparison, results: str, folder: Path) -> str:
     return f"{folder / 'results.json'}, {', '.join(figures)}"
 
 
+def _add_lr_range(commands: Any) -> None:
+    parser = commands.add_parser(
+        "lr-range",
+        help="raise the learning rate over a short run and suggest where to train",
+        description="Raise the learning rate over a short run, from several seeds in one compiled\n"
+        "program, and suggest a range of rates by where the loss falls. Says so where\n"
+        "the curves allow no reliable suggestion.",
+        epilog="optimizers:\n" + _optimizer_list(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--task",
+        default="digits-mlp",
+        metavar="NAME",
+        help=f"what to train: {', '.join(TASKS)} (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--optimizer", default="adam", metavar="NAME", help="with what (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--min-lr",
+        type=_rate,
+        default=1e-7,
+        metavar="RATE",
+        help="the first learning rate (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--max-lr",
+        type=_rate,
+        default=10.0,
+        metavar="RATE",
+        help="the last learning rate (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--steps",
+        type=_count,
+        default=100,
+        metavar="N",
+        help="optimizer updates, one at each rate (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--seeds",
+        type=_count,
+        default=5,
+        metavar="N",
+        help="runs, from different initializations and batches (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--mode",
+        default=MODES[0],
+        metavar="MODE",
+        help=f"{' or '.join(MODES)} (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("lr-range.png"),
+        metavar="FILE",
+        help=f"where to draw, a file in {', '.join(PLOT_FORMATS)} (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="print the results as JSON instead of the table, and nothing else on stdout",
+    )
+    parser.set_defaults(run=_lr_range)
+
+
+def _lr_range(options: argparse.Namespace) -> int:
+    optimizer = _look_up("optimizer", options.optimizer, OPTIMIZERS).make
+    if options.mode not in MODES:
+        hint = suggestions(options.mode, MODES)
+        raise UsageError(f"unknown mode {options.mode!r}{hint} (known: {', '.join(MODES)})")
+    if options.min_lr >= options.max_lr:
+        raise UsageError(
+            f"--min-lr must be below --max-lr, got {options.min_lr:g} and {options.max_lr:g}"
+        )
+    if options.steps < LEAST_STEPS:
+        raise UsageError(f"argument --steps: expected at least {LEAST_STEPS}, got {options.steps}")
+    task = _make_task(options.task, None)
+    _check_plot_format(options.out)
+    _require("lr-range", "matplotlib")
+    _check_writable_file(options.out)
+    asked = ("min_lr", "max_lr", "steps", "seeds", "mode")
+    found = lr_range_test(task, optimizer, **{name: getattr(options, name) for name in asked})
+    label = f"{options.optimizer} on {task.name}"
+    if options.json:
+        print(found.to_json(optimizer=options.optimizer))
+    else:
+        print(found.title(label), found.table(), sep="\n\n")
+    figure = found.plot(label=label).figure
+    with _write_errors(options.out, "file"):
+        figure.savefig(options.out)
+    if not options.json:
+        print("", f"Wrote {options.out}", sep="\n")
+    return OK
+
+
+def _optimizer_list() -> str:
+    return "\n".join(f"  {name:<14}{row.summary}" for name, row in OPTIMIZERS.items())
+
+
 def _add_plot_schedule(commands: Any) -> None:
     parser = commands.add_parser(
         "plot-schedule",
@@ -278,10 +382,7 @@ def _schedule_help(name: str) -> str:
 
 
 def _plot_schedule(options: argparse.Namespace) -> int:
-    if options.out.suffix not in PLOT_FORMATS:
-        raise UsageError(
-            f"argument --out: expected a file in {', '.join(PLOT_FORMATS)}, got '{options.out}'"
-        )
+    _check_plot_format(options.out)
     try:
         drawn = {
             text: evaluate(text, SCHEDULE_FUNCTIONS, "schedule") for text in options.expressions
@@ -381,6 +482,13 @@ def _require(command: str, *modules: str) -> None:
     with needs_extra(command):
         for module in modules:
             importlib.import_module(module)
+
+
+def _check_plot_format(file: Path) -> None:
+    if file.suffix not in PLOT_FORMATS:
+        raise UsageError(
+            f"argument --out: expected a file in {', '.join(PLOT_FORMATS)}, got '{file}'"
+        )
 
 
 def _check_writable(folder: Path) -> None:

@@ -46,6 +46,8 @@ CORE = {"jax", "numpy", "optax"}
 EXTRAS = {"flax", "matplotlib", "rich", "sklearn"}
 # Layers are classes, so a file of models needs Flax at its top; it is imported within functions.
 LAZY = {"optlab.lab._models"}
+# What the result of a range test draws itself with, imported when it is asked to.
+UPWARD = {("optlab.lab._range_test", "optlab.plots")}
 
 
 def room(module):
@@ -83,7 +85,8 @@ def test_imports_go_one_way(module):
     for name in imports(FILES[module]):
         if name.split(".")[0] == "optlab":
             target = room(name)
-            assert target in allowed or target not in ROOMS, f"{module} imports {name}"
+            known = target in ROOMS and (module, name) not in UPWARD
+            assert target in allowed or not known, f"{module} imports {name}"
 
 
 @pytest.mark.parametrize("module", FILES)

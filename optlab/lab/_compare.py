@@ -3,13 +3,13 @@
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib import metadata
 from typing import Any
 
 import numpy as np
 
 from optlab import _checks
-from optlab.lab._grid import MakeOptimizer, Runs, train_grid
+from optlab.lab._grid import MakeOptimizer, Runs, checked_seeds, train_grid
+from optlab.lab._report import aligned, number, strict, versions
 from optlab.lab._rows import Row, summarize
 from optlab.lab._task import Task
 
@@ -51,7 +51,7 @@ class Comparison:
         rows = self.rows()
         columns = {
             "optimizer": [row.optimizer for row in rows],
-            "best rate": [_number(row.rate) + "*" * row.at_edge for row in rows],
+            "best rate": [number(row.rate) + "*" * row.at_edge for row in rows],
             self.title(self.score): [str(row.validation or "all diverged") for row in rows],
         }
         if any(row.test for row in rows):
@@ -61,7 +61,7 @@ class Comparison:
         if any(row.decades is not None for row in rows):
             columns["decades"] = [_decades(row) for row in rows]
         columns["diverged"] = [f"{row.num_diverged} of {row.num_runs}" for row in rows]
-        return "\n\n".join(filter(None, ("\n".join(_aligned(columns)), "\n".join(self._notes()))))
+        return "\n\n".join(filter(None, ("\n".join(aligned(columns)), "\n".join(self._notes()))))
 
     def verdict(self) -> str:
         """Say in one or two sentences which optimizer leads, at which rate, and what ties with it.
@@ -78,7 +78,7 @@ class Comparison:
         scores = f"{self.title(self.score)} {leader.validation}"
         if leader.test:
             scores += f", test {leader.test}"
-        lead = f"{leader.optimizer} at {_number(leader.rate)} leads: {scores}"
+        lead = f"{leader.optimizer} at {number(leader.rate)} leads: {scores}"
         if not others:
             return f"{lead}."
         if leader.validation.deviation is None:
@@ -86,7 +86,7 @@ class Comparison:
         tied = [row for row in others if row.validation.overlaps(leader.validation)]
         if not tied:
             return f"{lead}; no other comes within the spread over seeds."
-        names = ", ".join(f"{row.optimizer} at {_number(row.rate)}" for row in tied)
+        names = ", ".join(f"{row.optimizer} at {number(row.rate)}" for row in tied)
         return f"{lead}; tied with {names} (their spreads over seeds overlap)."
 
     def to_json(self, **extra: Any) -> str:
@@ -119,9 +119,9 @@ class Comparison:
             "steps": any_runs.steps,
             "verdict": self.verdict(),
             "optimizers": optimizers,
-            "versions": _versions("optlab", "jax", "jaxlib", "optax", "flax", "numpy"),
+            "versions": versions("optlab", "jax", "jaxlib", "optax", "flax", "numpy"),
         }
-        return json.dumps(_strict({**extra, **document}), allow_nan=False)
+        return json.dumps(strict({**extra, **document}), allow_nan=False)
 
     def _notes(self) -> Iterator[str]:
         if any(row.validation and row.validation.deviation is not None for row in self.rows()):
@@ -179,7 +179,7 @@ def compare(
     num_steps = task.num_steps if num_steps is None else num_steps
     if eval_every is None:
         eval_every = task.eval_every or -(-num_steps // EVALUATIONS)
-    seeds = _checked_seeds(seeds)
+    seeds = checked_seeds("compare", seeds)
     rates = _checked_rates(rates)
     _checks.check_count("compare", "num_steps", num_steps, 1)
     _checks.check_count("compare", "eval_every", eval_every, 1)
@@ -213,30 +213,6 @@ def _checked_rates(rates: Sequence[float]) -> np.ndarray:
     return checked
 
 
-def _checked_seeds(seeds: int | Sequence[int]) -> np.ndarray:
-    if not isinstance(seeds, Sequence | np.ndarray):
-        _checks.check_count("compare", "seeds", seeds, 1)
-        return np.arange(seeds)
-    if len(seeds) == 0:
-        _checks.fail("compare", "seeds must hold at least one", "none", "pass seeds such as [0, 1]")
-    for seed in seeds:
-        _checks.check_count("compare", "each of seeds", seed, 0)
-    if len(set(seeds)) < len(seeds):
-        _checks.fail("compare", "seeds must differ", str(list(seeds)))
-    return np.asarray(seeds)
-
-
-def _aligned(columns: Mapping[str, Sequence[str]]) -> Iterator[str]:
-    cells = [[name, *column] for name, column in columns.items()]
-    widths = [max(map(len, column)) for column in cells]
-    for line in zip(*cells, strict=True):
-        yield "  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip()
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3g}"
-
-
 def _updates(row: Row) -> str:
     if row.rate is None:
         return "–"
@@ -247,32 +223,3 @@ def _decades(row: Row) -> str:
     if row.decades is None:
         return "–"
     return f"≥ {row.decades:.1f}" if row.decades_at_least else f"{row.decades:.1f}"
-
-
-def _versions(*packages: str) -> dict[str, str | None]:
-    def version(package: str) -> str | None:
-        try:
-            return metadata.version(package)
-        except metadata.PackageNotFoundError:
-            return None
-
-    return {package: version(package) for package in packages}
-
-
-def _strict(value: Any) -> Any:
-    """Turn arrays into lists, float32 into its shortest decimals, what is not finite into None."""
-    match value:
-        case Mapping():
-            return {str(key): _strict(entry) for key, entry in value.items()}
-        case list() | tuple():
-            return [_strict(entry) for entry in value]
-        case np.ndarray():
-            return _strict(value.tolist() if value.dtype != np.float32 else _decimals(value))
-        case float():
-            return value if np.isfinite(value) else None
-        case _:
-            return value
-
-
-def _decimals(array: np.ndarray) -> list:
-    return np.array([float(str(x)) for x in array.ravel()], object).reshape(array.shape).tolist()

@@ -18,6 +18,7 @@ import numpy as np
 import optax
 from jax import lax
 
+from optlab import _checks
 from optlab._types import Array, Tree
 from optlab.lab._task import Batch, Task
 
@@ -80,7 +81,7 @@ class _Start(NamedTuple):
     noise_key: Array
 
 
-class _Run(NamedTuple):
+class TrainState(NamedTuple):
     """What one run carries from update to update."""
 
     params: Tree
@@ -115,7 +116,7 @@ def train_grid(
     evaluate = jax.jit(_over_grid(task.evaluate, rate_axes=(0, 0, None), seed_axes=(0, 0, None)))
     judged_on = task.splits["validation"] if task.splits else None
 
-    def score(runs: _Run, data: Any) -> Mapping[str, np.ndarray]:
+    def score(runs: TrainState, data: Any) -> Mapping[str, np.ndarray]:
         return jax.device_get(evaluate(runs.params, runs.model_state, data))
 
     for label, make_optimizer in optimizers.items():
@@ -142,6 +143,20 @@ def train_grid(
         yield label, results
 
 
+def checked_seeds(who: str, seeds: int | Sequence[int]) -> np.ndarray:
+    """Return (seeds,) int: so many from 0, or those given, which must differ."""
+    if not isinstance(seeds, Sequence | np.ndarray):
+        _checks.check_count(who, "seeds", seeds, 1)
+        return np.arange(seeds)
+    if len(seeds) == 0:
+        _checks.fail(who, "seeds must hold at least one", "none", "pass seeds such as [0, 1]")
+    for seed in seeds:
+        _checks.check_count(who, "each of seeds", seed, 0)
+    if len(set(seeds)) < len(seeds):
+        _checks.fail(who, "seeds must differ", str(list(seeds)))
+    return np.asarray(seeds)
+
+
 def _start(task: Task, seed: Array) -> _Start:
     init_key, batch_key, noise_key = jax.random.split(jax.random.key(seed), 3)
     params, model_state = task.init(init_key)
@@ -151,6 +166,28 @@ def _start(task: Task, seed: Array) -> _Start:
     return _Start(params, model_state, loss, batch_key, noise_key)
 
 
+def train_step(
+    task: Task, optimizer: optax.GradientTransformation, run: TrainState, batch: Batch, key: Array
+) -> tuple[TrainState, Array]:
+    """Return a single run after one update, and the loss before it."""
+
+    def loss_of(params: Tree) -> tuple[Array, Tree]:
+        return task.loss(params, run.model_state, batch, key)
+
+    (loss, model_state), grads = jax.value_and_grad(loss_of, has_aux=True)(run.params)
+    # Line searches and step sizes from the loss ask for more than the gradient.
+    optimizer = optax.with_extra_args_support(optimizer)
+    updates, opt_state = optimizer.update(
+        grads,
+        run.opt_state,
+        run.params,
+        value=loss,
+        grad=grads,
+        value_fn=lambda params: loss_of(params)[0],
+    )
+    return TrainState(optax.apply_updates(run.params, updates), model_state, opt_state), loss
+
+
 def _compiled(task: Task, make_optimizer: MakeOptimizer) -> tuple[Callable, Callable]:
     """Return the two programs of one optimizer: begin all runs, and advance all of them.
 
@@ -158,35 +195,23 @@ def _compiled(task: Task, make_optimizer: MakeOptimizer) -> tuple[Callable, Call
     between evaluations, whatever its length.
     """
 
-    def begin_one(rate: Array, start: _Start) -> _Run:
+    def begin_one(rate: Array, start: _Start) -> TrainState:
         opt_state = make_optimizer(rate).init(start.params)
-        return _Run(start.params, start.model_state, opt_state)
+        return TrainState(start.params, start.model_state, opt_state)
 
-    def update_one(rate: Array, run: _Run, batch: Batch, key: Array) -> tuple[_Run, Array]:
-        def loss_of(params: Tree) -> tuple[Array, Tree]:
-            return task.loss(params, run.model_state, batch, key)
-
-        (loss, model_state), grads = jax.value_and_grad(loss_of, has_aux=True)(run.params)
-        # Line searches and step sizes from the loss ask for more than the gradient.
-        optimizer = optax.with_extra_args_support(make_optimizer(rate))
-        updates, opt_state = optimizer.update(
-            grads,
-            run.opt_state,
-            run.params,
-            value=loss,
-            grad=grads,
-            value_fn=lambda params: loss_of(params)[0],
-        )
-        return _Run(optax.apply_updates(run.params, updates), model_state, opt_state), loss
+    def update_one(
+        rate: Array, run: TrainState, batch: Batch, key: Array
+    ) -> tuple[TrainState, Array]:
+        return train_step(task, make_optimizer(rate), run, batch, key)
 
     begin_all = _over_grid(begin_one, rate_axes=(0, None), seed_axes=(None, 0))
     # Batches vary by seed only: made once per seed, they are shared by all rates.
     update_all = _over_grid(update_one, rate_axes=(0, 0, None, None), seed_axes=(None, 0, 0, 0))
 
     def advance(
-        runs: _Run, rates: Array, start: _Start, first: Array, stop: Array
-    ) -> tuple[_Run, Array]:
-        def body(step: Array, carry: tuple[_Run, Array]) -> tuple[_Run, Array]:
+        runs: TrainState, rates: Array, start: _Start, first: Array, stop: Array
+    ) -> tuple[TrainState, Array]:
+        def body(step: Array, carry: tuple[TrainState, Array]) -> tuple[TrainState, Array]:
             runs, total = carry
             batches = jax.vmap(task.batch, in_axes=(0, None))(start.batch_key, step)
             keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(start.noise_key, step)
