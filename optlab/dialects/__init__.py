@@ -9,7 +9,7 @@ moments are at least float32, and `optlab.hyperparams` reads the state, under op
 
 PyTorch, Keras and Optax are checked against trajectories recorded from them (`tests/golden`), over
 300 updates with a changing rate: to 1e-12 in float64, and in float32 to 2 units in the last place
-of a leaf's largest element an update (at most 46 after 300; `tests/golden/report.py` prints all).
+of a leaf's largest element an update (at most 90 after 300; `tests/golden/report.py` prints all).
 TensorFlow 1 follows its documented kernels and was not recorded. A run is carried over from PyTorch
 with `pytorch.from_state_dict` and `pytorch.to_state_dict`, from Optax with `optax.from_state` and
 `optax.to_state`.
