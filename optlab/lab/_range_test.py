@@ -23,7 +23,8 @@ from jax import lax
 
 from optlab import _checks
 from optlab._types import Array, Schedule
-from optlab.lab._grid import DIVERGENCE_FACTOR, TrainState, checked_seeds, train_step
+from optlab.lab._grid import DIVERGENCE_FACTOR, checked_seeds
+from optlab.lab._loop import TrainState, begin, run_keys, step_data, update
 from optlab.lab._range_picks import (
     Suggestion,
     median_over_seeds,
@@ -33,7 +34,7 @@ from optlab.lab._range_picks import (
     trend,
 )
 from optlab.lab._report import aligned, number, strict, versions
-from optlab.lab._task import Batch, Task
+from optlab.lab._task import Task
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -248,30 +249,26 @@ def _run_seed(
     task: Task, optimizer: optax.GradientTransformation, steps: int, seed: Array
 ) -> tuple[Array, Array]:
     """Return the losses before the first update (batches,) and after each (steps,)."""
-    init_key, batch_key, noise_key = jax.random.split(jax.random.key(seed), 3)
-    params, model_state = task.init(init_key)
-    start = TrainState(params, model_state, optimizer.init(params))
-
-    def data(step: Array) -> tuple[Batch, Array]:
-        return task.batch(batch_key, step), jax.random.fold_in(noise_key, step)
+    keys = run_keys(jax.random.key(seed))
+    start = begin(task, optimizer, keys)
 
     def loss_at_start(step: Array) -> Array:
-        return task.loss(params, model_state, *data(step))[0]
+        return task.loss(start.params, start.model_state, *step_data(task, keys, step))[0]
 
     initial = lax.map(loss_at_start, jnp.arange(INITIAL_BATCHES))
     # The highest of several, as a single example's loss may be 0 by chance.
     highest = initial.max()
     limit = highest + (DIVERGENCE_FACTOR - 1) * jnp.abs(highest)
 
-    def update(carry: tuple[TrainState, Array], step: Array) -> tuple[Any, Array]:
+    def advance(carry: tuple[TrainState, Array], step: Array) -> tuple[Any, Array]:
         run, running = carry
-        updated, loss = train_step(task, optimizer, run, *data(step))
+        updated, loss = update(task, optimizer, keys, run, step)
         running &= jnp.isfinite(loss) & (loss <= limit)
         run = jax.tree.map(partial(jnp.where, running), updated, run)
         return (run, running), jnp.where(running, loss, jnp.nan)
 
     # One step more: its loss is that after the last update.
-    _, losses = lax.scan(update, (start, jnp.array(True)), jnp.arange(steps + 1))
+    _, losses = lax.scan(advance, (start, jnp.array(True)), jnp.arange(steps + 1))
     return initial, losses[1:]
 
 

@@ -1,0 +1,79 @@
+"""One run, as pure functions: its random keys, how it begins, and one update.
+
+Everything in the lab that trains is made of these, under `jit`, in loops and in lanes, so that the
+same key gives the same run everywhere.
+"""
+
+from typing import NamedTuple
+
+import jax
+import optax
+
+from optlab._types import Array, Tree
+from optlab.lab._task import Batch, Task
+
+
+class Keys(NamedTuple):
+    """The random keys of one run."""
+
+    init: Array
+    batch: Array
+    noise: Array
+
+
+class TrainState(NamedTuple):
+    """What one run carries from update to update."""
+
+    params: Tree
+    model_state: Tree
+    opt_state: optax.OptState
+
+
+def run_keys(key: Array) -> Keys:
+    """Split the key of a run: for the initialization, for the batches, for `Task.loss`."""
+    return Keys(*jax.random.split(key, 3))
+
+
+def seed_keys(seeds: Array) -> Keys:
+    """Return the keys of the runs `jax.random.key(seed)`, each (seeds,)."""
+    return jax.vmap(lambda seed: run_keys(jax.random.key(seed)))(seeds)
+
+
+def begin(task: Task, optimizer: optax.GradientTransformation, keys: Keys) -> TrainState:
+    """Return a run before its first update."""
+    params, model_state = task.init(keys.init)
+    return TrainState(params, model_state, optimizer.init(params))
+
+
+def step_data(task: Task, keys: Keys, step: Array) -> tuple[Batch, Array]:
+    """Return the batch of an update, numbered from 0, and the key it gives to `Task.loss`."""
+    return task.batch(keys.batch, step), jax.random.fold_in(keys.noise, step)
+
+
+def update(
+    task: Task, optimizer: optax.GradientTransformation, keys: Keys, run: TrainState, step: Array
+) -> tuple[TrainState, Array]:
+    """Return the run after the update numbered `step`, and the loss before it."""
+    return update_on(task, optimizer, run, *step_data(task, keys, step))
+
+
+def update_on(
+    task: Task, optimizer: optax.GradientTransformation, run: TrainState, batch: Batch, key: Array
+) -> tuple[TrainState, Array]:
+    """Return the run after one update on this batch, and the loss before it."""
+
+    def loss_of(params: Tree) -> tuple[Array, Tree]:
+        return task.loss(params, run.model_state, batch, key)
+
+    (loss, model_state), grads = jax.value_and_grad(loss_of, has_aux=True)(run.params)
+    # Line searches and step sizes from the loss ask for more than the gradient.
+    optimizer = optax.with_extra_args_support(optimizer)
+    updates, opt_state = optimizer.update(
+        grads,
+        run.opt_state,
+        run.params,
+        value=loss,
+        grad=grads,
+        value_fn=lambda params: loss_of(params)[0],
+    )
+    return TrainState(optax.apply_updates(run.params, updates), model_state, opt_state), loss
