@@ -10,6 +10,8 @@ import sys
 import pytest
 
 from optlab import __main__, __version__, cli, dialects
+from optlab.cli import _compare
+from optlab.dialects._table import TABLES
 
 QUICK = ["compare", "--task", "valley", "--optimizers", "sgd,adam", "--rates", "1e-3,1e-2,1"]
 QUICK += ["--seeds", "2", "--steps", "5"]
@@ -67,7 +69,7 @@ def test_progress_on_a_terminal_is_a_bar_on_stderr(run, tmp_path, monkeypatch):
 
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
-    monkeypatch.setattr(cli, "_write", lambda *results: "nothing")
+    monkeypatch.setattr(_compare, "write", lambda *results, **options: "nothing")
     monkeypatch.setenv("TERM", "xterm")
     status, out, _ = run(*QUICK, "--optimizers", "sgd", "--out", tmp_path)
     assert status == 0
@@ -154,7 +156,7 @@ def test_an_unknown_command_is_one_line_and_status_2(run):
 
 
 def test_a_folder_that_cannot_be_written_is_told_before_training(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(cli, "compare", lambda *args, **options: pytest.fail("trained"))
+    monkeypatch.setattr(_compare, "compare", lambda *args, **options: pytest.fail("trained"))
     (tmp_path / "file").write_text("")
     status, out, err = run(*QUICK, "--out", tmp_path / "file" / "folder")
     assert (status, out, err.count("\n")) == (2, "", 1)
@@ -184,7 +186,7 @@ def test_an_interruption_is_one_line_and_status_130(run, tmp_path, monkeypatch):
     def interrupt(*args, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "compare", interrupt)
+    monkeypatch.setattr(_compare, "compare", interrupt)
     status, out, err = run(*QUICK, "--out", tmp_path)
     assert (status, out) == (130, "")
     assert err.splitlines()[1:] == ["optlab: interrupted"]
@@ -233,7 +235,7 @@ def test_dialects_prints_the_tables_that_are_asked_for(run):
     status, out, err = run("dialects", "rmsprop")
     assert (status, err) == (0, "")
     assert out == dialects.table("rmsprop") + "\n"
-    assert run("dialects")[1].count("TensorFlow 1") >= len(cli.DIALECT_TABLES)
+    assert run("dialects")[1].count("TensorFlow 1") >= len(TABLES)
 
 
 def test_dialects_of_an_unknown_rule_is_one_line(run):

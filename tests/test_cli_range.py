@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from optlab import cli
+from optlab.cli import _lr_range
 
 QUICK = ["lr-range", "--task", "valley", "--optimizer", "sgd", "--seeds", "2", "--steps", "30"]
 
@@ -78,7 +79,7 @@ def test_a_test_without_a_suggestion_says_why(run):
     ],
 )
 def test_a_wrong_option_is_one_line_and_status_2(run, tmp_path, monkeypatch, arguments, message):
-    monkeypatch.setattr(cli, "lr_range_test", lambda *args, **options: pytest.fail("trained"))
+    monkeypatch.setattr(_lr_range, "lr_range_test", lambda *args, **options: pytest.fail("trained"))
     status, out, err = run(*QUICK, *arguments)
     assert (status, out, err.count("\n")) == (2, "", 1)
     assert err.startswith(f"optlab: {message}")
@@ -97,7 +98,7 @@ def test_a_missing_extra_is_one_line_and_status_2(run, monkeypatch, module):
 
 def test_a_plot_that_cannot_be_written_in_the_end_is_one_line(run, tmp_path, monkeypatch):
     (tmp_path / "lr-range.png").mkdir()
-    monkeypatch.setattr(cli, "_check_writable_file", lambda file: None)
+    monkeypatch.setattr(_lr_range, "check_writable_file", lambda file: None)
     status, out, err = run(*QUICK)
     assert (status, err.count("\n")) == (2, 1)
     assert "suggested max" in out  # nothing is lost

@@ -11,8 +11,9 @@ from matplotlib.image import imread
 
 from optlab import cli, plots, schedules
 from optlab._expressions import evaluate
+from optlab.cli._plot_schedule import SCHEDULE_FUNCTIONS
 
-FUNCTIONS = cli.SCHEDULE_FUNCTIONS
+FUNCTIONS = SCHEDULE_FUNCTIONS
 COSINE = "warmup_cosine(peak_value=1e-3, warmup_steps=100, decay_steps=1000)"
 CYCLE = "one_cycle(peak_value=0.1, total_steps=100)"
 

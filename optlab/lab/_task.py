@@ -1,5 +1,6 @@
 """`Task`: a training problem as pure functions, the one interface on which the lab is built."""
 
+import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -120,3 +121,172 @@ def shuffled_batches(data: Batch, batch_size: int) -> Callable[[Array, Array], B
         return jax.tree.map(lambda array: array[rows], data)
 
     return batch
+
+
+def check_task(who: str, task: Any) -> None:
+    """Require a task that the lab can train: its functions return what `Task` says they do.
+
+    They are traced and nothing is computed, so that this costs little beside a compilation.
+
+    Args:
+        who: the public name that errors begin with.
+        task: what was given.
+
+    Raises:
+        ValueError: it is no `Task`, or something of it is not as it must be. What the task's own
+            functions raise is passed on as it is.
+    """
+    if not isinstance(task, Task):
+        required = "task must be an optlab.lab.Task"
+        _checks.fail(who, required, f"{type(task).__name__} {task!r}", "see optlab.lab.tasks")
+    _check_fields(who, task)
+    params, model_state = _check_init(who, task)
+    _check_loss(who, task, params, model_state)
+    _check_evaluate(who, task, params, model_state)
+
+
+def _check_fields(who: str, task: Task) -> None:
+    for name in ("init", "loss", "batch", "evaluate"):
+        if not callable(getattr(task, name)):
+            _checks.fail(who, f"Task.{name} must be a function", repr(getattr(task, name)))
+    _checks.check_count(who, "Task.num_steps", task.num_steps, 1)
+    if task.eval_every is not None:
+        _checks.check_count(who, "Task.eval_every", task.eval_every, 1)
+    if task.target is not None:
+        _checks.check_number(who, "Task.target", task.target, _checks.FINITE)
+    if not isinstance(task.splits, Mapping):
+        _checks.fail(who, "Task.splits must map names to data", type(task.splits).__name__)
+    if task.splits and "validation" not in task.splits:
+        names = ", ".join(map(repr, task.splits))
+        remedy = 'add a split "validation", on which runs are judged'
+        _checks.fail(who, 'Task.splits must be empty or have "validation"', names, remedy)
+    for name, data in task.splits.items():
+        _check_arrays(who, f"Task.splits[{name!r}] must hold", data)
+
+
+def _check_init(who: str, task: Task) -> tuple[Tree, Tree]:
+    """Return the shapes of the parameters and of the model's state."""
+
+    def init(key: Array) -> tuple[Tree, Tree]:
+        made = task.init(key)
+        _check_pair(who, "Task.init must return (params, model_state)", made)
+        _check_arrays(who, "Task.init must return", made)
+        return tuple(made)
+
+    params, model_state = jax.eval_shape(init, jax.random.key(0))
+    for path, leaf in jax.tree.leaves_with_path(params):
+        if not jnp.issubdtype(leaf.dtype, jnp.inexact):
+            _checks.fail(
+                who,
+                "parameters must be floating point or complex",
+                f"{leaf.dtype} at {_place(path)}",
+                "what no gradient flows to belongs in model_state",
+            )
+    return params, model_state
+
+
+def _check_loss(who: str, task: Task, params: Tree, model_state: Tree) -> None:
+    def loss(params: Tree, model_state: Tree, key: Array, step: Array) -> tuple[Array, Tree]:
+        batch = task.batch(key, step)
+        _check_arrays(who, "Task.batch must return", batch)
+        made = task.loss(params, model_state, batch, key)
+        _check_pair(who, "Task.loss must return (loss, model_state)", made)
+        _check_arrays(who, "Task.loss must return", made)
+        return tuple(made)
+
+    key, step = jax.random.key(0), jnp.int32(0)
+    value, updated = jax.eval_shape(loss, params, model_state, key, step)
+    if value.shape != () or not jnp.issubdtype(value.dtype, jnp.floating):
+        _checks.fail(
+            who,
+            "Task.loss must return a real floating-point scalar as the loss",
+            _described(value),
+            "average over the batch, as losses.mean() does" if value.shape else "",
+        )
+    _check_same_state(who, model_state, updated)
+
+
+def _check_same_state(who: str, before: Tree, after: Tree) -> None:
+    """Require that an update leaves the model's state as it was but for the numbers in it."""
+    required = "Task.loss must return a model_state like the one it gets, as a loop carries it"
+    old, new = (
+        {_place(path): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
+        for tree in (before, after)
+    )
+    for path in [*old, *new]:
+        if path not in new:
+            _checks.fail(who, required, f"nothing at {path}", "return all that init makes")
+        if path not in old:
+            _checks.fail(who, required, f"something new at {path}", "make it in init")
+        was, became = _described(old[path]), _described(new[path])
+        if was != became:
+            remedy = "keep its shape and type"
+            _checks.fail(who, required, f"{became} for {was} at {path}", remedy)
+    if jax.tree.structure(before) != jax.tree.structure(after):
+        got = f"{jax.tree.structure(after)} for {jax.tree.structure(before)}"
+        _checks.fail(who, required, got, "put it into the same containers")
+
+
+def _check_evaluate(who: str, task: Task, params: Tree, model_state: Tree) -> None:
+    def evaluate(params: Tree, model_state: Tree, data: Any) -> dict[str, Array]:
+        metrics = task.evaluate(params, model_state, data)
+        required = "Task.evaluate must return a mapping of metrics"
+        if not isinstance(metrics, Mapping):
+            _checks.fail(who, required, _kind(metrics), 'return {"loss": loss}, say')
+        _check_arrays(who, "Task.evaluate must return", metrics)
+        return dict(metrics)
+
+    for data in task.splits.values() or (None,):
+        metrics = jax.eval_shape(evaluate, params, model_state, data)
+        _check_metric(who, metrics, "loss", 'Task.evaluate must return "loss"')
+        required = f"Task.evaluate must return {task.score!r}, which is Task.score"
+        _check_metric(who, metrics, task.score, required)
+        for name, value in metrics.items():
+            required = f"Task.evaluate must return real scalars, {name!r} among them"
+            if not isinstance(value, jax.ShapeDtypeStruct):
+                _checks.fail(who, required, str(value))
+            if value.shape or not _is_real(value):
+                _checks.fail(who, required, _described(value))
+
+
+def _check_metric(who: str, metrics: Mapping[str, Any], name: str, required: str) -> None:
+    if name not in metrics:
+        close = difflib.get_close_matches(str(name), map(str, metrics))
+        got = ", ".join(map(repr, metrics)) or "nothing"
+        _checks.fail(who, required, got, f"did you mean {close[0]!r}?" if close else "")
+
+
+def _check_pair(who: str, required: str, value: Any) -> None:
+    if not isinstance(value, tuple | list):
+        remedy = "() is the model_state of a model that has none"
+        _checks.fail(who, required, _kind(value), remedy)
+    if len(value) != 2:
+        _checks.fail(who, required, f"{len(value)} values")
+
+
+def _check_arrays(who: str, required: str, tree: Any) -> None:
+    """Require a pytree of what JAX takes for arrays."""
+    for path, leaf in jax.tree.leaves_with_path(tree):
+        try:
+            jax.typeof(leaf)
+        except TypeError:
+            remedy = "keep what is no array in the function, or register its class as a pytree"
+            got = f"{type(leaf).__name__} at {_place(path)}"
+            _checks.fail(who, f"{required} a pytree of arrays", got, remedy)
+
+
+def _is_real(leaf: jax.ShapeDtypeStruct) -> bool:
+    real_kinds = (jnp.floating, jnp.integer, jnp.bool_)
+    return any(jnp.issubdtype(leaf.dtype, kind) for kind in real_kinds)
+
+
+def _kind(value: Any) -> str:
+    return f"the array {_described(value)}" if isinstance(value, Array) else type(value).__name__
+
+
+def _described(leaf: jax.ShapeDtypeStruct | Array) -> str:
+    return f"{leaf.dtype}{list(leaf.shape)}"
+
+
+def _place(path: Any) -> str:
+    return jax.tree_util.keystr(path) or "the root"

@@ -1,0 +1,127 @@
+"""`optlab compare`: train with several optimizers over a grid of learning rates."""
+
+import argparse
+from pathlib import Path
+
+from optlab import plots
+from optlab.cli._errors import look_up
+from optlab.cli._options import (
+    Commands,
+    add_batch_size,
+    add_command,
+    add_json,
+    add_out_folder,
+    add_seeds,
+    add_steps,
+    add_task,
+    names,
+    number,
+    optimizer_list,
+    rates,
+)
+from optlab.cli._output import check_writable_folder, log, progress, require, write_errors
+from optlab.cli._task_errors import task_errors
+from optlab.cli._tasks import make_task
+from optlab.lab import Comparison, compare
+from optlab.registry import OPTIMIZERS
+
+COMPARED = "sgd,momentum,adagrad,rmsprop,adam,adamw"
+"""The optimizers compared unless others are named."""
+
+
+def add(commands: Commands) -> None:
+    """Declare the command."""
+    parser = add_command(
+        commands,
+        "compare",
+        run,
+        summary="train with several optimizers over a grid of learning rates and compare them",
+        description="Train a model with each optimizer, at every learning rate and from every\n"
+        "seed, all runs of an optimizer in one compiled program. The best rate is\n"
+        "chosen on validation; the test score is only reported.",
+        epilog=optimizer_list(),
+    )
+    add_task(parser)
+    parser.add_argument(
+        "--optimizers",
+        type=names,
+        default=COMPARED,
+        metavar="NAMES",
+        help="which, separated by commas (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--rates",
+        type=rates,
+        default="1e-4:10:11",
+        metavar="RATES",
+        help="learning rates separated by commas, such as 1e-3,1e-2, or LOW:HIGH:COUNT for COUNT "
+        "rates evenly spaced on a log scale, both ends included (default: %(default)s)",
+    )
+    add_seeds(parser, default=3, runs="runs at each rate")
+    add_steps(parser, "optimizer updates a run (default: the task's)")
+    add_batch_size(parser)
+    parser.add_argument(
+        "--target",
+        type=number,
+        metavar="SCORE",
+        help="report how many updates it takes to reach this score (default: the task's)",
+    )
+    add_out_folder(parser, "optlab-compare", "results.json and the plots")
+    add_json(parser)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Compare, print the table or the JSON, write the results and the plots."""
+    optimizers = {name: look_up("optimizer", name, OPTIMIZERS).make for name in options.optimizers}
+    task = make_task(options.task, batch_size=options.batch_size)
+    num_steps = options.steps or task.num_steps
+    require("compare", "matplotlib", "rich")
+    check_writable_folder(options.out)
+    log(
+        f"{task.name}: {len(optimizers)} optimizers × {len(options.rates)} rates × "
+        f"{options.seeds} seeds, {num_steps} updates each"
+    )
+    with task_errors(options.task), progress(list(optimizers), num_steps) as on_progress:
+        comparison = compare(
+            task,
+            optimizers,
+            rates=options.rates,
+            seeds=options.seeds,
+            num_steps=num_steps,
+            target=options.target,
+            on_progress=on_progress,
+        )
+    chosen = {
+        name: getattr(options, name)
+        for name in ("task", "optimizers", "rates", "seeds", "batch_size", "target")
+    }
+    results = comparison.to_json(options={**chosen, "steps": num_steps})
+    if options.json:
+        print(results)
+    else:
+        print(comparison.table(), "", comparison.verdict(), sep="\n")
+    files = write(comparison, results, options.out, paths=options.task == "valley")
+    if not options.json:
+        print("", f"Wrote {files}", sep="\n")
+
+
+def write(comparison: Comparison, results: str, folder: Path, *, paths: bool) -> str:
+    """Write the results and their plots, and say which files those are.
+
+    Args:
+        comparison: what to plot.
+        results: the text of results.json.
+        folder: where to.
+        paths: whether the task is the valley, whose paths can be drawn.
+    """
+    figures = {
+        "curves.png": plots.plot_curves(comparison).figure,
+        "sensitivity.png": plots.plot_sensitivity(comparison).figure,
+    }
+    if paths:
+        figures["paths.png"] = plots.plot_path_panels(comparison)
+    with write_errors(folder):
+        (folder / "results.json").write_text(results + "\n", encoding="utf-8")
+        for name, figure in figures.items():
+            figure.savefig(folder / name)
+    return f"{folder / 'results.json'}, {', '.join(figures)}"

@@ -1,0 +1,102 @@
+"""`optlab plot-schedule`: draw schedules and print their values at the knots."""
+
+import argparse
+import inspect
+import math
+from collections.abc import Callable, Iterable, Mapping
+
+from optlab import plots, schedules
+from optlab._expressions import evaluate
+from optlab._types import Schedule
+from optlab.cli._errors import UsageError
+from optlab.cli._options import Commands, add_command, add_out_plot, add_steps
+from optlab.cli._output import check_plot_format, check_writable_file, require, write_errors
+from optlab.registry import SCHEDULES
+from optlab.schedules import OneCycle
+
+SCHEDULE_FUNCTIONS: Mapping[str, Callable[..., Schedule | OneCycle]] = {
+    name: getattr(schedules, name) for name in (row.split(".")[0] for row in SCHEDULES)
+}
+"""What an expression may call, by name; a cycle, which has two rows, makes both its schedules."""
+
+
+def add(commands: Commands) -> None:
+    """Declare the command."""
+    parser = add_command(
+        commands,
+        "plot-schedule",
+        run,
+        summary="draw schedules and print their values at the knots",
+        description="Draw schedules, one or several, each written as a call in quotes:\n\n"
+        '  optlab plot-schedule "warmup_cosine(1e-3, warmup_steps=100, decay_steps=1000)"\n'
+        '  optlab plot-schedule "warmup(inverse_sqrt(1e-3), 100)" "one_cycle(1e-2, 500)"\n\n'
+        "and print the values at the knots, where the formula changes or ends. The value\n"
+        "at step t is that of the update that comes after t others. Expressions are read,\n"
+        "never run: calls of the schedules below, with numbers, strings and lists.",
+        epilog="schedules:\n" + "\n".join(map(_schedule_help, SCHEDULE_FUNCTIONS)),
+    )
+    parser.add_argument(
+        "expressions", nargs="+", metavar="SCHEDULE", help="a schedule, as a call in quotes"
+    )
+    add_steps(parser, "the last step shown (default: the last knot, or 1000 where there is none)")
+    add_out_plot(parser, "schedule.png")
+
+
+def run(options: argparse.Namespace) -> None:
+    """Read the expressions, draw them, print their tables."""
+    check_plot_format(options.out)
+    try:
+        drawn = {
+            text: evaluate(text, SCHEDULE_FUNCTIONS, "schedule") for text in options.expressions
+        }
+        steps = options.steps or _last_knot(drawn.values())
+        require("plot-schedule", "matplotlib")
+        check_writable_file(options.out)
+        figure = plots.plot_schedules(drawn, steps=steps).figure
+        tables = [_knot_table(text, schedule, steps) for text, schedule in drawn.items()]
+    except OverflowError as error:
+        raise UsageError(f"a number is too large: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise UsageError(str(error)) from error
+    with write_errors(options.out, "file"):
+        figure.savefig(options.out)
+    print(*tables, f"Wrote {options.out}", sep="\n\n")
+
+
+def _schedule_help(name: str) -> str:
+    row = next(row for row in SCHEDULES.values() if row.name.split(".")[0] == name)
+    parameters = inspect.signature(SCHEDULE_FUNCTIONS[name]).parameters.values()
+    takes = ", ".join(str(p.replace(annotation=p.empty)) for p in parameters)
+    return f"  {name}({takes})\n      {row.summary}"
+
+
+def _curves(schedule: Schedule | OneCycle) -> Mapping[str, Schedule]:
+    if isinstance(schedule, OneCycle):
+        return {"learning rate": schedule.learning_rate, "momentum": schedule.momentum}
+    return {"value": schedule}
+
+
+def _last_knot(drawn: Iterable[Schedule | OneCycle]) -> int:
+    knots = [curve.knots[-1] for schedule in drawn for curve in _curves(schedule).values()]
+    return math.ceil(max(knots)) or 1000
+
+
+def _knot_table(text: str, schedule: Schedule | OneCycle, last: int) -> str:
+    """Return the values at the first step, the knots and the last step, as aligned text."""
+    curves = _curves(schedule)
+    knots = {knot for curve in curves.values() for knot in curve.knots}
+    steps = sorted({0, last, *(knot for knot in knots if knot < last)})
+    columns = [["step", *(f"{step:.10g}" for step in steps)]]
+    columns += [
+        [name, *(f"{float(curve(step)) + 0.0:.6g}" for step in steps)]
+        for name, curve in curves.items()
+    ]
+    widths = [max(map(len, column)) for column in columns]
+    lines = [text.strip()]
+    for step, *values in zip(*columns, strict=True):
+        cells = (value.ljust(width) for value, width in zip(values, widths[1:], strict=True))
+        lines.append("  ".join(["", step.rjust(widths[0]), *cells]).rstrip())
+    beyond = [f"{knot:.10g}" for knot in sorted(knots) if knot > last]
+    if beyond:
+        lines.append(f"  later knots, not shown: {', '.join(beyond)}")
+    return "\n".join(lines)

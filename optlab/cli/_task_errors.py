@@ -1,0 +1,132 @@
+"""One line for whatever a task of the user's own raises, with the place in the user's code."""
+
+import logging
+import os
+import sys
+import sysconfig
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from types import FrameType
+
+import jax
+
+from optlab import _checks
+from optlab.cli._errors import UsageError
+from optlab.lab._extras import needs_extra
+
+TRACEBACK = "OPTLAB_TRACEBACK"
+"""The variable of the environment that asks for whole tracebacks."""
+
+PLAIN = (_checks.fail.__code__, needs_extra.__wrapped__.__code__)
+"""What raises errors that say in one line all that there is to say."""
+
+OTHERS = (Path(__file__).parents[1], Path(sysconfig.get_path("stdlib")))
+"""Where code that is not the user's lies, besides the folders of what is installed."""
+
+INSTALLED = {"site-packages", "dist-packages"}
+
+
+@contextmanager
+def task_errors(name: str, doing: str = "training") -> Iterator[None]:
+    """Run the functions of a task within this block.
+
+    Of a task of the user's own, every exception becomes one line that tells where in the user's
+    code it was raised, and what is printed goes to stderr. A built-in task runs as it is, and so
+    does what optlab itself refuses, such as an option out of its range.
+
+    Args:
+        name: as `make_task` takes it.
+        doing: what is done with it, for the message.
+
+    Raises:
+        UsageError: an exception was raised.
+    """
+    if ":" not in name:
+        yield
+        return
+    with redirect_stdout(sys.stderr), _callback_errors() as in_callbacks:
+        try:
+            yield
+            jax.effects_barrier()  # what runs beside this thread may still print, and fail
+        except (UsageError, BrokenPipeError):
+            raise
+        except (Exception, SystemExit) as raised:
+            callback = isinstance(raised, jax.errors.JaxRuntimeError) and in_callbacks
+            error = in_callbacks[0] if callback else raised
+            place = _place(error, package=name.split(":")[0].split(".")[0])
+            if place is None and _innermost(error).f_code in PLAIN:
+                raise
+            raise UsageError(
+                f"--task {name}: {doing} failed{f' at {place}' if place else ''} with "
+                f"{_described(error)}; {TRACEBACK}=1 shows the traceback"
+            ) from error
+
+
+class _Kept(logging.Handler):
+    """Keeps the exceptions that are logged, and shows all else as it would be without this."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.errors: list[BaseException] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.exc_info:
+            self.errors.append(record.exc_info[1])
+        elif not logging.root.handlers and record.levelno >= logging.lastResort.level:
+            logging.lastResort.handle(record)
+
+
+@contextmanager
+def _callback_errors() -> Iterator[list[BaseException]]:
+    """Collect what is raised in callbacks: JAX logs it, and raises an error of its own for it."""
+    logger, kept = logging.getLogger("jax"), _Kept()
+    logger.addHandler(kept)
+    try:
+        yield kept.errors
+    finally:
+        logger.removeHandler(kept)
+
+
+def _described(error: BaseException) -> str:
+    """Return the exception's type and the first line of its message."""
+    text = error.msg if isinstance(error, SyntaxError) else str(error)
+    first_line = next((line.strip() for line in text.splitlines() if line.strip()), "")
+    kind = type(error).__name__
+    return f"{kind}: {first_line.removesuffix('.')}" if first_line else kind
+
+
+def _place(error: BaseException, package: str) -> str | None:
+    """Return the innermost file:line of the user's own code, or None if none of it is there.
+
+    Args:
+        error: as it was raised.
+        package: the first name of the task's module, whose code is the user's wherever it lies.
+    """
+    lines = [
+        (frame.f_code.co_filename, line)
+        for frame, line in traceback.walk_tb(error.__traceback__)
+        if _is_own(frame, package)
+    ]
+    if isinstance(error, SyntaxError) and os.path.isfile(error.filename or ""):
+        lines.append((error.filename, error.lineno))
+    if not lines:
+        return None
+    file, line = lines[-1]
+    inside = file.startswith(os.path.join(os.getcwd(), ""))
+    return f"{os.path.relpath(file) if inside else file}:{line}"
+
+
+def _is_own(frame: FrameType, package: str) -> bool:
+    """Whether a frame's code is of the package, or at least no one else's that is known."""
+    if str(frame.f_globals.get("__name__")).split(".")[0] == package:
+        return True
+    file = Path(frame.f_code.co_filename)
+    others = INSTALLED & set(file.parts) or any(map(file.is_relative_to, OTHERS))
+    return file.is_absolute() and not others
+
+
+def _innermost(error: BaseException) -> FrameType:
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return frame
