@@ -35,7 +35,7 @@ ROOMS = {
     "dialects": ["optimizers", "_inspect"],
     "reference": [],
     "registry": ["optimizers", "wrappers", "schedules", "reference"],
-    "lab": ["optimizers", "schedules"],
+    "lab": ["optimizers", "schedules", "_inspect"],
     "plots": ["lab"],
     "_expressions": [],
     "cli": ["registry", "plots", "dialects", "_expressions"],
@@ -43,11 +43,15 @@ ROOMS = {
     "": ["optimizers", "wrappers", "dialects", "schedules", "reference"],  # optlab/__init__.py
 }
 CORE = {"jax", "numpy", "optax"}
-EXTRAS = {"flax", "matplotlib", "rich", "sklearn"}
+EXTRAS = {"flax", "matplotlib", "rich", "scipy", "sklearn"}
+EXTRAS |= {"optuna", "orbax", "tensorboardX"}
 # Layers are classes, so a file of models needs Flax at its top; it is imported within functions.
 LAZY = {"optlab.lab._models"}
-# What the result of a range test draws itself with, imported when it is asked to.
-UPWARD = {("optlab.lab._range_test", "optlab.plots")}
+# What results draw themselves with, imported when they are asked to.
+UPWARD = {
+    ("optlab.lab._range_test", "optlab.plots"),
+    ("optlab.lab._sweep_result", "optlab.plots"),
+}
 
 
 def room(module):

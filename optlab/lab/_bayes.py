@@ -1,0 +1,305 @@
+"""Bayesian search: each batch of trials lies where those before did well, by way of Optuna.
+
+The first trials are Halton points. From then on Optuna's tree-structured Parzen estimator models
+the better part of the finished trials by one density, l(x), and the others by another, g(x), and
+proposes the x of largest l/g among samples of l. The trials still running count among the others
+(the "constant liar"), which keeps those of one batch apart; so do trials that diverged, which keeps
+the next ones away from where they did.
+
+Reference: Bergstra, Bardenet, Bengio, Kégl, "Algorithms for Hyper-Parameter Optimization", NeurIPS
+(2011); Watanabe, "Tree-Structured Parzen Estimator", arXiv:2304.11127 (2023).
+"""
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from datetime import datetime, timedelta
+from typing import Any
+
+from optlab import _checks
+from optlab.lab._extras import needs_extra
+from optlab.lab._optuna import (
+    distributions,
+    is_dead,
+    open_study,
+    sampler,
+    storage_errors,
+    this_process,
+)
+from optlab.lab._space import Range, Scalar, checked_space
+
+Finished = tuple[int, dict[str, Scalar], float | None, dict[str, Any]]
+
+_WHO = "sweep"
+_OTHER_NAME = "give this one another name"
+_SPACE, _OWNER, _RECORD = "optlab_space", "optlab_owner", "optlab_record"
+# A process that dies after it created a trial and before it signed it leaves one of nobody's.
+_UNSIGNED = timedelta(seconds=60)
+
+
+class Bayes:
+    """A study: asked for batches of trials, and told how they went.
+
+        with Bayes(space, seed=0) as study:
+            while left := study.remaining(64):
+                for number, values in study.ask(min(left, 8)):
+                    study.tell(number, score_of(values))
+
+    In memory, a batch depends on the seed, the numbers of its trials, and the results told before
+    it was asked for, and on nothing else: a trial's random numbers are drawn from (seed, number).
+    So a search that was killed repeats itself if it gives the finished trials back with
+    `add_finished` and asks for batches of the same sizes again, from the first: it gets the same
+    trials, and need not run those that are finished. Their results take effect where they did, at
+    the batch after theirs.
+
+    With a storage, any number of processes and machines work on the study of that name, and the
+    order in which they come decides what each is given. A trial bears the host and process that run
+    it. What a dead process of this host left behind is failed and does not count; what belongs to
+    other hosts is left alone, so a host that never returns keeps its trials.
+
+    Args:
+        space: name → range.
+        seed: of the search, ≥ 0. Processes that share a study give the same.
+        maximize: whether a higher score is better.
+        storage: where the study is kept: None for memory, the URL of a database such as
+            "sqlite:///study.db", or one of Optuna's storages.
+        name: of the study in its storage.
+
+    Raises:
+        ValueError: the storage cannot be used, or its study of that name has another space or
+            direction.
+        ModuleNotFoundError: Optuna is not installed.
+    """
+
+    def __init__(
+        self,
+        space: Mapping[str, Range],
+        *,
+        seed: int = 0,
+        maximize: bool = False,
+        storage: Any = None,
+        name: str = "sweep",
+    ):
+        with needs_extra(_WHO, "bayes"):
+            from optuna.storages import BaseStorage
+            from optuna.trial import TrialState
+        self._space = checked_space(_WHO, space)
+        _checks.check_count(_WHO, "seed", seed, 0)
+        if not isinstance(storage, (str, BaseStorage, type(None))):
+            required = "storage must be None, the URL of a database or one of Optuna's storages"
+            _checks.fail(_WHO, required, repr(storage))
+        self._states = TrialState
+        self._kinds = distributions(self._space)
+        self._storage = storage
+        self._worst = -math.inf if maximize else math.inf
+        self._known: dict[int, Finished] = {}
+        self._known_values: dict[int, dict[str, Scalar]] = {}
+        self._running: dict[int, Any] = {}
+        own_sampler = sampler(self._space, seed, self._known_values)
+        with storage_errors(_WHO, storage, ValueError):
+            self._study = open_study(storage, name, maximize, own_sampler)
+        with self._storage_errors():
+            self._check_study(name, maximize)
+
+    def __enter__(self) -> "Bayes":
+        """Return the study."""
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        """Close the study."""
+        self.close()
+
+    def close(self) -> None:
+        """Give up the trials asked for and not told, so that they may be asked for again."""
+        with self._storage_errors():
+            while self._running:
+                number, _ = self._running.popitem()
+                self._fail(number)
+
+    def ask(self, n: int, trials: int | None = None) -> list[tuple[int, dict[str, Scalar]]]:
+        """Return the number and the values of up to `n` new trials.
+
+        Args:
+            n: ≥ 1.
+            trials: how many trials the study shall have, however many processes ask for them; where
+                that leaves fewer than n, those are returned. It is never exceeded: numbers are
+                given out in order, and a trial that finds `trials` before it withdraws.
+
+        Raises:
+            ValueError: the storage fails.
+        """
+        _checks.check_count(_WHO, "n", n, 1)
+        for number in sorted(self._known.keys() & self._running):
+            _, _, score, record = self._known[number]
+            self.tell(number, score, record)
+        batch: list[tuple[int, dict[str, Scalar]]] = []
+        with self._storage_errors():
+            while len(batch) < n and (trials is None or self.remaining(trials)):
+                number, values = self._ask()
+                if trials is not None and self._counted(before=number) >= trials:
+                    del self._running[number]
+                    self._fail(number)
+                else:
+                    batch.append((number, values))
+        return batch
+
+    def tell(
+        self, number: int, score: float | None, record: Mapping[str, Any] | None = None
+    ) -> None:
+        """Finish a trial.
+
+        Args:
+            number: what `ask` returned.
+            score: None or not finite where the trial diverged, which is as bad as can be.
+            record: what to keep with it, as JSON's own types.
+
+        Raises:
+            ValueError: the trial was not asked for here, or is finished; or the storage fails.
+        """
+        if number not in self._running:
+            got = f"number={number!r}"
+            _checks.fail(_WHO, "tell needs a trial that ask returned and that still runs", got)
+        record = _jsonable(record or {})
+        with self._storage_errors():
+            trial = self._running[number]
+            if record:
+                trial.set_user_attr(_RECORD, record)
+            self._study.tell(trial, self._worst if _finite(score) is None else float(score))
+        del self._running[number]
+        self._known.pop(number, None)
+
+    def add_finished(
+        self,
+        number: int,
+        values: Mapping[str, Scalar],
+        score: float | None,
+        record: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Give back a trial of an earlier search in memory; see above when it takes effect.
+
+        Raises:
+            ValueError: the study has a storage, which knows its trials; the trial was asked for
+                already; or the values are not of the space.
+        """
+        if self._storage is not None:
+            _checks.fail(_WHO, "add_finished needs a study in memory", "one with a storage")
+        if number < len(self._study.get_trials(deepcopy=False)):
+            remedy = "give trials back before the first ask"
+            _checks.fail(_WHO, "the trial must be one not asked for", f"number={number!r}", remedy)
+        if values.keys() != self._space.keys():
+            _checks.fail(_WHO, f"values must name {sorted(self._space)}", f"{sorted(values)}")
+        for name, value in values.items():
+            self._space[name].position(value)
+        self._known_values[number] = dict(values)
+        self._known[number] = (number, dict(values), _finite(score), _jsonable(record or {}))
+
+    def finished(self) -> list[Finished]:
+        """Return number, values, score (None of what diverged) and record of each finished trial.
+
+        Raises:
+            ValueError: the storage fails.
+        """
+        with self._storage_errors():
+            trials = self._study.get_trials(deepcopy=False, states=(self._states.COMPLETE,))
+        told = {trial.number: self._entry(trial) for trial in trials}
+        return [entry for _, entry in sorted({**self._known, **told}.items())]
+
+    def remaining(self, trials: int) -> int:
+        """Return how many more trials make `trials`, those finished and those running counted.
+
+        Raises:
+            ValueError: the storage fails.
+        """
+        with self._storage_errors():
+            self._fail_abandoned()
+            return max(0, trials - self._counted())
+
+    def _ask(self) -> tuple[int, dict[str, Scalar]]:
+        """Create a trial and sign it."""
+        trial = self._study.ask(self._kinds)
+        self._running[trial.number] = trial
+        if self._storage is not None:
+            trial.set_user_attr(_OWNER, this_process())
+        return trial.number, self._values(trial)
+
+    def _values(self, trial: Any) -> dict[str, Scalar]:
+        return {name: trial.params[name] for name in self._space}
+
+    def _entry(self, trial: Any) -> Finished:
+        record = dict(trial.user_attrs.get(_RECORD, {}))
+        return trial.number, self._values(trial), _finite(trial.value), record
+
+    def _counted(self, before: float = math.inf) -> int:
+        """Return how many trials of lower number are finished or run."""
+        count = (self._states.COMPLETE, self._states.PRUNED, self._states.RUNNING)
+        trials = self._study.get_trials(deepcopy=False, states=count)
+        return sum(trial.number < before for trial in trials)
+
+    def _fail(self, number: int) -> None:
+        # Another process may have been faster.
+        with suppress(ValueError, RuntimeError):
+            self._study.tell(number, state=self._states.FAIL)
+
+    def _fail_abandoned(self) -> None:
+        """Fail the trials that nobody runs any more."""
+        if self._storage is None:
+            return
+        for trial in self._study.get_trials(deepcopy=False, states=(self._states.RUNNING,)):
+            if _is_abandoned(trial):
+                self._fail(trial.number)
+
+    def _check_study(self, name: str, maximize: bool) -> None:
+        """Require that the study is one of ours, of this space and direction; sign a new one."""
+        ours = _without_traced(self._space)
+        # In this order: another process signs the study before it asks for the first trial.
+        has_trials = bool(self._study.get_trials(deepcopy=False))
+        theirs = self._study.user_attrs.get(_SPACE)
+        directions = [direction.name for direction in self._study.directions]
+        if directions != ["MAXIMIZE" if maximize else "MINIMIZE"]:
+            required = f"the study {name!r} must {'maximize' if maximize else 'minimize'}"
+            got = f"one to {' and '.join(directions).lower()}"
+            _checks.fail(_WHO, required, got, _OTHER_NAME)
+        if theirs is None and has_trials:
+            required = f"the study {name!r} must be one that a sweep made"
+            _checks.fail(_WHO, required, "one of other trials", _OTHER_NAME)
+        if theirs is None:
+            self._study.set_user_attr(_SPACE, ours)
+        elif theirs != ours:
+            got = f"one whose {', '.join(_differing(ours, theirs))} differ"
+            _checks.fail(_WHO, f"the study {name!r} must have the same space", got, _OTHER_NAME)
+
+    def _storage_errors(self) -> Any:
+        return storage_errors(_WHO, self._storage)
+
+
+def _is_abandoned(trial: Any) -> bool:
+    owner = trial.user_attrs.get(_OWNER)
+    if owner is None:
+        return datetime.now() - trial.datetime_start > _UNSIGNED
+    return is_dead(owner)
+
+
+def _without_traced(space: Mapping[str, Range]) -> dict[str, dict[str, Any]]:
+    """Return the space as JSON, without how it is compiled."""
+    documents = {name: entry.to_json() for name, entry in space.items()}
+    return {
+        name: {key: value for key, value in document.items() if key != "traced"}
+        for name, document in documents.items()
+    }
+
+
+def _differing(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> Iterable[str]:
+    return sorted(name for name in {*ours, *theirs} if ours.get(name) != theirs.get(name))
+
+
+def _finite(score: float | None) -> float | None:
+    return None if score is None or not math.isfinite(score) else float(score)
+
+
+def _jsonable(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the record as it will be read again."""
+    try:
+        return json.loads(json.dumps(dict(record)))
+    except (TypeError, ValueError) as error:
+        _checks.fail(_WHO, "record must hold JSON's own types", str(error))
