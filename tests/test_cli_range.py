@@ -6,22 +6,14 @@ import sys
 import numpy as np
 import pytest
 
-from optlab import cli
 from optlab.cli import _lr_range
 
 QUICK = ["lr-range", "--task", "valley", "--optimizer", "sgd", "--seeds", "2", "--steps", "30"]
 
 
 @pytest.fixture
-def run(capfd, tmp_path, monkeypatch):
-    """Run the command in a folder of its own; return its status, stdout and stderr."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments):
-        status = cli.main([str(argument) for argument in arguments])
-        return status, *capfd.readouterr()
-
-    return run
+def run(optlab_command):
+    return optlab_command
 
 
 def test_without_options_it_suggests_a_rate_for_a_network(run, tmp_path):

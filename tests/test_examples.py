@@ -14,6 +14,8 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 CHAIN_IN_NNX = "01_chain_in_flax_nnx.py"
 LINEN_TRAIN_STATE = "02_linen_train_state.py"
 ONE_CYCLE = "03_one_cycle.py"
+CNN = "04_cnn_start_to_finish.py"
+TRANSFORMER = "05_character_transformer.py"
 
 # Of ten classes chance is 0.1, logistic regression reaches 0.97 and these networks 0.98, with a
 # standard error of 0.007 from 450 test images: below 0.95 something is broken.
@@ -30,7 +32,7 @@ def ran(example):
             env=os.environ | {"JAX_PLATFORMS": "cpu"},
             capture_output=True,
             text=True,
-            timeout=240,
+            timeout=900,
         )
         assert done.returncode == 0, done.stderr
         return done.stdout, {path.name: path.read_bytes() for path in Path(folder).iterdir()}
@@ -48,7 +50,7 @@ def numbers(pattern, text):
 
 
 def test_every_example_is_tested_here():
-    tested = {CHAIN_IN_NNX, LINEN_TRAIN_STATE, ONE_CYCLE}
+    tested = {CHAIN_IN_NNX, LINEN_TRAIN_STATE, ONE_CYCLE, CNN, TRANSFORMER}
     assert {path.name for path in EXAMPLES.glob("*.py")} == tested
 
 
@@ -107,3 +109,74 @@ def test_one_cycle_is_compared_with_a_constant_rate():
     assert re.search(
         r"^(one cycle|constant) at \S+ leads: .*(tied with|no other comes)", text, re.MULTILINE
     )
+
+
+def steps_of(text, count):
+    """Return what an example prints before and under each of its numbered headings."""
+    return re.split(r"^\d\. .*\n", text, maxsplit=count, flags=re.MULTILINE)
+
+
+@pytest.mark.slow
+def test_cnn_goes_from_its_first_loss_to_a_test_accuracy_seen_once():
+    text, files = ran(CNN)
+    assert files.keys() == {"range_test.png", "sweep.png", "history.png"}
+    assert all(file.startswith(b"\x89PNG") for file in files.values())
+    _, first_loss, by_heart, tested, coarse, finer, long_run, ending = steps_of(text, 7)
+    assert first_loss.startswith("Passed: ")
+    assert by_heart.startswith("Passed: ")
+    ends = dict(re.findall(r"^suggested (min|max) +(\S+)", tested, re.MULTILINE))
+    lowest, highest = float(ends["min"]), float(ends["max"])
+    row = r"^\d+ +(\S+) +(\S+) +(0|0\.3) +(16|64) +(0\.\d+) +\S+ +100 +complete$"
+    rates, *_, coarse_accuracies = zip(*numbers(row, coarse), strict=True)
+    # As printed, to three digits.
+    assert 0.99 * lowest < min(rates) <= max(rates) < 1.01 * 2 * highest
+    row = r"^\d+ +(\S+) +(\S+) +(0\.\d+) ± \S+ +\S+ +200 +complete$"
+    finer_rates, _, finer_accuracies = zip(*numbers(row, finer), strict=True)
+    assert min(rates) <= min(finer_rates)
+    # Longer runs with the better values do better, from two seeds.
+    assert max(finer_accuracies) > max(coarse_accuracies)
+    rows = numbers(r"^ *(\d+)" + 4 * r" +([\d.]+)" + "$", long_run)
+    updates, train_losses, losses, train_accuracies, accuracies = zip(*rows, strict=True)
+    assert updates[0] == 0
+    # Guessing costs log 10 = 2.30, give or take what the random weights add.
+    assert 2 < losses[0] < 3
+    assert train_losses[-1] < 0.05
+    assert train_accuracies[-1] > 0.99
+    # Of 600 training images, these networks learn to tell 0.97 of others, with a standard error of
+    # 0.007 from 599 of them: below 0.94 something is broken.
+    assert max(accuracies) > 0.94
+    ((accuracy,),) = numbers(r"^test accuracy: (\S+)$", text)
+    assert accuracy > 0.94
+    assert re.match(r"Nothing stands out\.|[A-Z].*: ", ending)
+
+
+@pytest.mark.slow
+def test_transformer_learns_more_than_how_often_characters_occur():
+    text, files = ran(TRANSFORMER)
+    assert not files
+    heading, checks, tested, found, long_run, ending = steps_of(text, 5)
+    ((unigram,),) = numbers(r"different: (\S+) bits for each$", heading)
+    assert checks.count("Passed: ") == 2
+    ((highest,),) = numbers(r"^suggested max +(\S+)", tested)
+    # Adam on small transformers: a few thousandths.
+    assert 1e-3 < highest < 3e-2
+    row = r"^\d+ +(\S+) +(\S+) +(\S+) +(\S+) +100 +complete$"
+    rates, _, _, trial_losses = zip(*numbers(row, found), strict=True)
+    assert max(rates) < 1.01 * 3 * highest
+    assert list(trial_losses) == sorted(trial_losses)
+    rows = numbers(r"^ *(\d+) +([\d.]+) +([\d.]+) +([\d.]+)%$", long_run)
+    updates, train, validation, clipped = zip(*rows, strict=True)
+    assert (updates[0], updates[-1]) == (200, 2000)
+    # Text such as this takes near 2 bits a character from so small a model; below 1 it would see
+    # what it is to predict.
+    assert 1 < train[-1] < train[0] < unigram
+    assert 1 < validation[-1] < 0.55 * unigram
+    # Counted in updates, a share that ends small began larger.
+    assert 0 < clipped[-1] <= clipped[0] < 100
+    ((bits, without),) = numbers(r"^test: (\S+) bits a character, (\S+) without a model$", ending)
+    assert without == unigram
+    assert 1 < bits < 0.55 * unigram
+    written = ending.split("':\n\n")[-1].removesuffix("\n")
+    assert len(written) == 200
+    # In the text it is 0.18, 0.12 of them outside of indentation.
+    assert 0.05 < written.count(" ") / 200 < 0.5

@@ -151,7 +151,8 @@ def test_all_rates_seeds_and_intervals_share_one_compilation_per_optimizer(valle
 
     counted = dataclasses.replace(task, loss=loss)
     compare(counted, OPTIMIZERS, rates=[1e-3, 1e-2, 1e-1], seeds=2, num_steps=7, eval_every=2)
-    assert len(traces) == 1 + len(OPTIMIZERS)  # one for the loss before training
+    # One to check the task, and one for the loss before training.
+    assert len(traces) == 2 + len(OPTIMIZERS)
 
 
 def test_valley_paths_of_sgd_follow_the_closed_form(valley):

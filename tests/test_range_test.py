@@ -131,7 +131,8 @@ def test_one_compilation_serves_all_seeds_and_steps():
 
     counted = dataclasses.replace(task, loss=loss)
     lr_range_test(counted, optax.sgd, seeds=7, steps=60)
-    assert len(traces) == 2  # for the loss before the first update, and for its gradient
+    # To check the task, for the loss before the first update, and for its gradient.
+    assert len(traces) == 3
 
 
 def test_training_afterwards_is_bitwise_the_same():

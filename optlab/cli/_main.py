@@ -9,13 +9,15 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from optlab import __version__
-from optlab.cli import _compare, _dialects, _lr_range, _plot_schedule
+from optlab.cli import _compare, _dialects, _lr_range, _plot_schedule, _sweep, _train
 from optlab.cli._errors import UsageError
 from optlab.cli._task_errors import TRACEBACK
 
 COMMANDS = (
     _compare,
     _lr_range,
+    _sweep,
+    _train,
     _plot_schedule,
     _dialects,
 )

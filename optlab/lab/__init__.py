@@ -1,30 +1,67 @@
 """The lab: tools with which to choose and debug an optimizer for a model.
 
 A `Task` is a training problem as pure functions; `tasks` holds some on real data, and
-`tasks.nnx_classifier` makes one of your own Flax NNX model. `compare` trains it with several
-optimizers, each over a grid of rates and seeds in one compiled program. `lr_range_test` raises the
-rate over one short run, from several seeds, and suggests where to train. `EarlyStopping` says when
-a run is done, and keeps its best parameters.
+`tasks.nnx_classifier` makes one of your own Flax NNX model. With it, from first to last:
+
+    check_initial_loss, check_overfits_small_batch    is the model right?
+    lr_range_test       raise the rate over one short run, from several seeds: where to train
+    sweep               search hyperparameters, many trials in one compiled program
+    compare             several optimizers, each over a grid of rates and seeds
+    train, monitor      one run, and what its optimizer does; `EarlyStopping` says when it is done
+    diagnose            what a run's curves show, on what evidence, and what to try
 """
 
 from optlab.lab import tasks
+from optlab.lab._checks_before import Check, check_initial_loss, check_overfits_small_batch
 from optlab.lab._compare import Comparison, compare
+from optlab.lab._diagnosis import Diagnosis, diagnose
 from optlab.lab._early_stopping import EarlyStopping
+from optlab.lab._findings import Finding
 from optlab.lab._grid import Runs
+from optlab.lab._history import History
+from optlab.lab._monitor import MonitorState, monitor, monitored
 from optlab.lab._range_test import RangeTest, lr_range_test
 from optlab.lab._rows import Row, Spread
+from optlab.lab._space import Categorical, Integer, LogUniform, Range, Uniform
+from optlab.lab._sweep import sweep
+from optlab.lab._sweep_result import Sweep
 from optlab.lab._task import Task, shuffled_batches
+from optlab.lab._tensorboard import tensorboard
+from optlab.lab._train import Evaluation, Run, train
+from optlab.lab._trial import Trial
 
 __all__ = [
+    "Categorical",
+    "Check",
     "Comparison",
+    "Diagnosis",
     "EarlyStopping",
+    "Evaluation",
+    "Finding",
+    "History",
+    "Integer",
+    "LogUniform",
+    "MonitorState",
+    "Range",
     "RangeTest",
     "Row",
+    "Run",
     "Runs",
     "Spread",
+    "Sweep",
     "Task",
+    "Trial",
+    "Uniform",
+    "check_initial_loss",
+    "check_overfits_small_batch",
     "compare",
+    "diagnose",
     "lr_range_test",
+    "monitor",
+    "monitored",
     "shuffled_batches",
+    "sweep",
     "tasks",
+    "tensorboard",
+    "train",
 ]

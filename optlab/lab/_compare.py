@@ -11,7 +11,7 @@ from optlab import _checks
 from optlab.lab._grid import MakeOptimizer, Runs, checked_seeds, train_grid
 from optlab.lab._report import aligned, number, strict, versions
 from optlab.lab._rows import Row, summarize
-from optlab.lab._task import Task
+from optlab.lab._task import Task, check_task
 
 EVALUATIONS = 30
 """Evaluations in a run for which nothing else is said."""
@@ -183,6 +183,7 @@ def compare(
     rates = _checked_rates(rates)
     _checks.check_count("compare", "num_steps", num_steps, 1)
     _checks.check_count("compare", "eval_every", eval_every, 1)
+    check_task("compare", task)
     if not optimizers:
         _checks.fail("compare", "optimizers must name at least one", "none")
     runs = train_grid(

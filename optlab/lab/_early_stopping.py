@@ -123,7 +123,7 @@ class EarlyStopping:
             best_check=jnp.zeros((), jnp.int32),
             num_checks=jnp.zeros((), jnp.int32),
             num_bad=jnp.zeros((), jnp.int32),
-            best_params=jax.tree.map(lambda p: jnp.array(p, jnp.result_type(p)), best_params),
+            best_params=_copied(best_params),
         )
 
     def update(self, value: ArrayLike, params: Tree | None = None) -> "EarlyStopping":
@@ -167,6 +167,14 @@ class EarlyStopping:
                 None if self.best_params is None else params,
             ),
         )
+
+    def keeping(self, params: Tree) -> "EarlyStopping":
+        """Return a stopper like this that keeps the best parameters, and until then these.
+
+        Args:
+            params: a tree of arrays, which are copied.
+        """
+        return self._with(best_params=_copied(params))
 
     @property
     def reason(self) -> str | None:
@@ -220,6 +228,10 @@ class EarlyStopping:
         new._set(**dict(zip(_STATIC, static, strict=True)))
         new._set(**dict(zip(_DYNAMIC, children, strict=True)))
         return new
+
+
+def _copied(params: Tree) -> Tree:
+    return jax.tree.map(lambda p: jnp.array(p, jnp.result_type(p)), params)
 
 
 def _is_number(value: Any) -> bool:

@@ -18,7 +18,7 @@ import optax
 from optlab import _checks
 from optlab._types import Array
 from optlab.lab._lanes import make_lanes
-from optlab.lab._loop import Keys, TrainState, seed_keys, step_data
+from optlab.lab._loop import TrainState, run_keys, step_data
 from optlab.lab._task import Task
 
 MakeOptimizer = Callable[[Array], optax.GradientTransformation]
@@ -92,9 +92,8 @@ def train_grid(
         on_progress: called with the label and the updates done, at each evaluation.
     """
     steps = np.append(np.arange(0, num_steps, eval_every), num_steps)
-    keys = jax.jit(seed_keys)(jnp.asarray(seeds))
-    first_losses = jax.jit(jax.vmap(partial(_first_loss, task)))(keys)
-    lane_rates = jnp.asarray(rates)
+    lane_rates, lane_seeds = jnp.asarray(rates), jnp.asarray(seeds)
+    first_losses = jax.jit(jax.vmap(partial(_first_loss, task)))(lane_seeds)
     # The optimizer has no part in evaluation, which is thus compiled once for all.
     evaluate = make_lanes(lambda rate: (task, optax.identity())).evaluate
     judged_on = task.splits["validation"] if task.splits else None
@@ -105,11 +104,11 @@ def train_grid(
     for label, make_optimizer in optimizers.items():
         began = time.perf_counter()
         lanes = make_lanes(partial(_make_run, task, make_optimizer))
-        runs = lanes.begin(lane_rates, keys)
+        runs = lanes.begin(lane_rates, lane_seeds)
         losses = [np.broadcast_to(first_losses, (len(rates), len(seeds)))]
         metrics = [score(runs, judged_on)]
         for first, stop in pairwise(steps):
-            runs, loss = lanes.advance(runs, lane_rates, keys, first, stop)
+            runs, loss = lanes.advance(runs, lane_rates, lane_seeds, first, stop)
             losses.append(np.asarray(loss))
             metrics.append(score(runs, judged_on))
             if on_progress:
@@ -132,7 +131,8 @@ def _make_run(
     return task, make_optimizer(rate)
 
 
-def _first_loss(task: Task, keys: Keys) -> Array:
+def _first_loss(task: Task, seed: Array) -> Array:
+    keys = run_keys(jax.random.key(seed))
     params, model_state = task.init(keys.init)
     loss, _ = task.loss(params, model_state, *step_data(task, keys, jnp.int32(0)))
     return loss

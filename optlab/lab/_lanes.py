@@ -26,15 +26,15 @@ class Lanes(NamedTuple):
     """The compiled functions of all runs of one `MakeRun`.
 
     Attributes:
-        begin: (values, keys) → runs, with values a tree of (lanes,) and keys one of (seeds,).
-        advance: (runs, values, keys, first, stop) → (runs, losses), the updates numbered from
+        begin: (values, seeds) → runs, with values a tree of (lanes,) and seeds (seeds,) int.
+        advance: (runs, values, seeds, first, stop) → (runs, losses), the updates numbered from
             `first` to `stop` − 1 and the means (lanes, seeds) of their losses. The runs given are
             donated.
         evaluate: (runs, values, data) → metric → (lanes, seeds).
     """
 
-    begin: Callable[[Tree, Keys], TrainState]
-    advance: Callable[[TrainState, Tree, Keys, int, int], tuple[TrainState, Array]]
+    begin: Callable[[Tree, Array], TrainState]
+    advance: Callable[[TrainState, Tree, Array, int, int], tuple[TrainState, Array]]
     evaluate: Callable[[TrainState, Tree, Any], Mapping[str, Array]]
 
 
@@ -57,22 +57,28 @@ def make_lanes(make_run: MakeRun) -> Lanes:
         task, _ = make_run(values)
         return task.evaluate(run.params, run.model_state, data)
 
+    begin_all = _over_lanes_and_seeds(begin_one, (0, None), (None, 0))
     update_all = _over_lanes_and_seeds(update_one, (0, None, 0, None), (None, 0, 0, None))
 
+    def begin(values: Tree, seeds: Array) -> TrainState:
+        return begin_all(values, _loop.seed_keys(seeds))
+
     def advance(
-        runs: TrainState, values: Tree, keys: Keys, first: Array, stop: Array
+        runs: TrainState, values: Tree, seeds: Array, first: Array, stop: Array
     ) -> tuple[TrainState, Array]:
+        keys = _loop.seed_keys(seeds)
+
         def body(step: Array, carry: tuple[TrainState, Array]) -> tuple[TrainState, Array]:
             runs, total = carry
             runs, losses = update_all(values, keys, runs, step)
             return runs, total + losses
 
-        shape = (len(jax.tree.leaves(values)[0]), len(keys.init))
+        shape = (len(jax.tree.leaves(values)[0]), len(seeds))
         runs, total = lax.fori_loop(first, stop, body, (runs, jnp.zeros(shape, float)))
         return runs, total / (stop - first)
 
     return Lanes(
-        begin=jax.jit(_over_lanes_and_seeds(begin_one, (0, None), (None, 0))),
+        begin=jax.jit(begin),
         advance=jax.jit(advance, donate_argnums=0),
         evaluate=jax.jit(_over_lanes_and_seeds(evaluate_one, (0, 0, None), (0, None, None))),
     )

@@ -7,6 +7,7 @@ same key gives the same run everywhere.
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from optlab._types import Array, Tree
@@ -77,3 +78,23 @@ def update_on(
         value_fn=lambda params: loss_of(params)[0],
     )
     return TrainState(optax.apply_updates(run.params, updates), model_state, opt_state), loss
+
+
+def without_keys(tree: Tree) -> Tree:
+    """Return a tree in which random keys are plain arrays."""
+    return jax.tree.map(lambda leaf: jax.random.key_data(leaf) if _is_key(leaf) else leaf, tree)
+
+
+def with_keys(tree: Tree, like: Tree) -> Tree:
+    """Undo `without_keys`, the keys being where they are in `like`."""
+
+    def restore(leaf: Array, like: Array) -> Array:
+        if not _is_key(like):
+            return leaf
+        return jax.random.wrap_key_data(leaf, impl=jax.random.key_impl(like))
+
+    return jax.tree.map(restore, tree, like)
+
+
+def _is_key(leaf: Array) -> bool:
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from optlab._types import Array, DTypeLike
+from optlab._types import Array, ArrayLike, DTypeLike
 
 
 def he_normal(
@@ -23,18 +23,47 @@ def he_normal(
     return row.reshape(shape) * math.sqrt(2 / math.prod(shape[:-1]))
 
 
-class MLP(nnx.Module):
-    """Three dense layers with ReLU between them: (batch, num_inputs) → (batch, num_classes)."""
+class Dropout(nnx.Module):
+    """`nnx.Dropout` of a rate that may be traced, so that a sweep has one program for all rates."""
 
-    def __init__(self, num_inputs: int, width: int, num_classes: int, *, rngs: nnx.Rngs):
+    def __init__(self, rate: ArrayLike, *, rngs: nnx.Rngs):
+        self.rate = nnx.Variable(jnp.asarray(rate, float))
+        self.rngs = rngs.dropout.fork()
+        self.deterministic = False  # which `train` and `eval` set
+
+    def __call__(self, x: Array) -> Array:
+        """Drop elements at random and scale up the others; in evaluation mode return x."""
+        if self.deterministic:
+            return x
+        keep = 1 - self.rate[...]
+        kept = jax.random.bernoulli(self.rngs(), keep, x.shape)
+        return jnp.where(kept, x / keep, 0)
+
+
+class MLP(nnx.Module):
+    """Three dense layers with ReLU between them: (batch, num_inputs) → (batch, num_classes).
+
+    Dropout behind each ReLU, unless its rate is None.
+    """
+
+    def __init__(
+        self,
+        num_inputs: int,
+        width: int,
+        num_classes: int,
+        *,
+        dropout: ArrayLike | None = None,
+        rngs: nnx.Rngs,
+    ):
         self.hidden1 = nnx.Linear(num_inputs, width, kernel_init=he_normal, rngs=rngs)
         self.hidden2 = nnx.Linear(width, width // 2, kernel_init=he_normal, rngs=rngs)
         self.head = nnx.Linear(width // 2, num_classes, kernel_init=he_normal, rngs=rngs)
+        self.dropout = Dropout(dropout, rngs=rngs) if dropout is not None else jax.nn.identity
 
     def __call__(self, x: Array) -> Array:
         """Return the logits."""
-        x = nnx.relu(self.hidden1(x))
-        x = nnx.relu(self.hidden2(x))
+        x = self.dropout(nnx.relu(self.hidden1(x)))
+        x = self.dropout(nnx.relu(self.hidden2(x)))
         return self.head(x)
 
 

@@ -34,7 +34,7 @@ from optlab.lab._range_picks import (
     trend,
 )
 from optlab.lab._report import aligned, number, strict, versions
-from optlab.lab._task import Task
+from optlab.lab._task import Task, check_task
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -224,6 +224,7 @@ def lr_range_test(
         >>> 0.1 < found.suggested_max < 1
         True
     """
+    check_task(_WHO, task)
     rates = _checked_rates(min_lr, max_lr, steps, mode)
     seeds = checked_seeds(_WHO, seeds)
     made = _make(optimizer, rates)

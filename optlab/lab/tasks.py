@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from optlab import _checks
 from optlab._types import Array, ArrayLike
 from optlab.lab._extras import needs_extra
 from optlab.lab._task import Task, shuffled_batches
@@ -22,7 +23,7 @@ Examples = tuple[ArrayLike, ArrayLike]
 """Inputs (n, …) and integer labels (n,)."""
 
 
-def digits_mlp(batch_size: int = 32) -> Task:
+def digits_mlp(batch_size: int = 32, *, width: int = 128, dropout: ArrayLike | None = None) -> Task:
     """Return the task of an MLP, 64–128–64–10, on scikit-learn's 8 × 8 handwritten digits.
 
     1,797 images, split 60/20/20 into train, validation and test, always alike and each with the
@@ -30,18 +31,25 @@ def digits_mlp(batch_size: int = 32) -> Task:
 
     Args:
         batch_size: examples a batch, ≥ 1.
+        width: of the first hidden layer, ≥ 2; the second has half of it.
+        dropout: the share of either's outputs dropped in training, in [0, 1), a number or a traced
+            array; None for no dropout.
 
     Raises:
         ModuleNotFoundError: if Flax or scikit-learn is not installed.
-        ValueError: if `batch_size` is larger than the training split.
+        ValueError: if `batch_size` is larger than the training split, or another argument is out
+            of its range.
     """
+    _checks.check_count("digits_mlp", "width", width, 2)
+    if dropout is not None:
+        _checks.check_number("digits_mlp", "dropout", dropout, _checks.DECAY)
     with needs_extra("digits_mlp"):
         from optlab.lab._models import MLP
 
     splits = {name: (x.reshape(len(x), -1), y) for name, (x, y) in _digits("digits_mlp").items()}
     return nnx_classifier(
         "digits-mlp",
-        lambda rngs: MLP(64, 128, 10, rngs=rngs),
+        lambda rngs: MLP(64, width, 10, dropout=dropout, rngs=rngs),
         **splits,
         batch_size=batch_size,
         target=0.95,

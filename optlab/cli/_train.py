@@ -1,0 +1,208 @@
+"""`optlab train`: one run, with its curves and what they say."""
+
+import argparse
+import inspect
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import optax
+
+from optlab import schedules, transforms
+from optlab._expressions import evaluate
+from optlab._types import Schedule
+from optlab.cli._errors import UsageError, check_known, look_up, value_errors
+from optlab.cli._options import (
+    Commands,
+    add_batch_size,
+    add_command,
+    add_json,
+    add_optimizer,
+    add_out_folder,
+    add_seed,
+    add_steps,
+    add_task,
+    count,
+    named,
+    optimizer_list,
+    rate,
+    scalar,
+)
+from optlab.cli._output import check_writable_folder, log, require, write_errors
+from optlab.cli._plot_schedule import SCHEDULE_FUNCTIONS
+from optlab.cli._task_errors import task_errors
+from optlab.cli._tasks import make_task
+from optlab.lab import (
+    EarlyStopping,
+    Evaluation,
+    Run,
+    Task,
+    diagnose,
+    monitor,
+    tensorboard,
+    train,
+)
+from optlab.lab._report import aligned
+from optlab.registry import OPTIMIZERS
+
+
+def add(commands: Commands) -> None:
+    """Declare the command."""
+    parser = add_command(
+        commands,
+        "train",
+        run,
+        summary="train once, draw the curves, and say what they show",
+        description="Train once, evaluate on the way, draw the curves, and say what they show:\n"
+        "divergence, a plateau, overfitting, and what to try; or that nothing stands out.",
+        epilog=optimizer_list(),
+    )
+    add_task(parser)
+    add_optimizer(parser)
+    parser.add_argument(
+        "--rate",
+        default="1e-3",
+        metavar="RATE",
+        help="the learning rate, or a schedule of it as a call in quotes, such as "
+        '"warmup_cosine(3e-3, warmup_steps=30, decay_steps=300)"; see optlab plot-schedule '
+        "(default: %(default)s)",
+    )
+    parser.add_argument(
+        "--set",
+        type=named(scalar),
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="another hyperparameter of the optimizer, such as weight_decay=1e-4",
+    )
+    parser.add_argument(
+        "--clip", type=rate, metavar="NORM", help="clip gradients to this norm (default: not)"
+    )
+    add_steps(parser, "optimizer updates (default: the task's)")
+    add_batch_size(parser)
+    add_seed(parser, "of the run")
+    parser.add_argument(
+        "--patience",
+        type=count,
+        metavar="N",
+        help="stop after so many evaluations without improvement, and keep the best parameters "
+        "(default: train to the end)",
+    )
+    parser.add_argument(
+        "--checkpoints",
+        type=Path,
+        metavar="FOLDER",
+        help="keep the run here, and go on from what is there",
+    )
+    parser.add_argument(
+        "--tensorboard", type=Path, metavar="FOLDER", help="write the curves for TensorBoard here"
+    )
+    add_out_folder(parser, "optlab-train", "history.json and history.png")
+    add_json(parser)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Train, print the scores and the diagnosis or the JSON, write the curves."""
+    task = make_task(options.task, batch_size=options.batch_size)
+    steps = options.steps or task.num_steps
+    optimizer = _optimizer(options)
+    require("train", "matplotlib", "rich")
+    check_writable_folder(options.out)
+    terminal = sys.stderr.isatty()
+    callbacks = [] if terminal else [_log_evaluation]
+    if options.tensorboard:
+        callbacks.append(tensorboard(options.tensorboard))
+    with task_errors(options.task), value_errors():
+        trained = train(
+            task,
+            optimizer,
+            steps=steps,
+            key=jax.random.key(options.seed),
+            early_stopping=_early_stopping(task, options.patience),
+            callbacks=callbacks,
+            progress=terminal,
+            checkpoints=options.checkpoints,
+        )
+    _show(options, task, trained)
+
+
+def _optimizer(options: argparse.Namespace) -> optax.GradientTransformation:
+    row = look_up("optimizer", options.optimizer, OPTIMIZERS)
+    try:
+        made = row.make(_rate(options.rate), **_hyperparams(options, row.constructor))
+    except (ValueError, OverflowError, RecursionError) as error:
+        raise UsageError(str(error)) from error
+    clipping = transforms.clip_by_global_norm(options.clip) if options.clip else None
+    return monitor(made, clipping=clipping)
+
+
+def _rate(text: str) -> float | Schedule:
+    """Read a rate, or a schedule written as a call."""
+    if "(" not in text:
+        try:
+            return rate(text)
+        except argparse.ArgumentTypeError as error:
+            raise UsageError(f"argument --rate: {error}") from error
+    found = evaluate(text, SCHEDULE_FUNCTIONS, "schedule")
+    return found.learning_rate if isinstance(found, schedules.OneCycle) else found
+
+
+def _hyperparams(options: argparse.Namespace, constructor: Callable[..., Any]) -> dict[str, Any]:
+    chosen = dict(options.set)
+    if len(chosen) < len(options.set):
+        raise UsageError("argument --set: a hyperparameter is there twice")
+    known = list(inspect.signature(constructor).parameters)[1:]  # the rate is the first
+    for name in chosen:
+        check_known(f"hyperparameter of {options.optimizer}", name, known)
+    return chosen
+
+
+def _early_stopping(task: Task, patience: int | None) -> EarlyStopping | None:
+    return EarlyStopping(patience, mode="max" if task.maximize else "min") if patience else None
+
+
+def _log_evaluation(told: Evaluation) -> None:
+    metrics = "  ".join(f"{name} {value:.4g}" for name, value in told.validation.items())
+    log(f"{told.step:>8} of {told.steps}  {metrics}")
+
+
+def _show(options: argparse.Namespace, task: Task, trained: Run) -> None:
+    found = diagnose(trained.history)
+    chosen = {name: getattr(options, name) for name in ("task", "optimizer", "rate", "seed")}
+    text = trained.history.to_json(
+        options=chosen,
+        reason=trained.reason,
+        step=trained.step,
+        test=trained.test,
+        findings=[vars(finding) for finding in found.findings],
+    )
+    if options.json:
+        print(text)
+    else:
+        print(
+            f"{options.optimizer} on {task.name}: {trained.reason}\n\n{_scores(trained)}\n\n{found}"
+        )
+    figure = trained.history.plot()
+    with write_errors(options.out):
+        (options.out / "history.json").write_text(text + "\n", encoding="utf-8")
+        figure.savefig(options.out / "history.png")
+    if not options.json:
+        print("", f"Wrote {options.out / 'history.json'}, history.png", sep="\n")
+
+
+def _scores(trained: Run) -> str:
+    """Return the metrics of the parameters that the run ends with, as aligned text."""
+    history = trained.history
+    at = int((history.steps == trained.step).argmax())
+    splits = {
+        "train": {name: curve[at] for name, curve in history.train.items()},
+        "validation": {name: curve[at] for name, curve in history.validation.items()},
+        "test": trained.test,
+    }
+    splits = {name: metrics for name, metrics in splits.items() if metrics}
+    columns = {f"after {trained.step} updates": list(splits)}
+    for name in history.validation:
+        columns[name] = [f"{metrics[name]:.4g}" for metrics in splits.values()]
+    return "\n".join(aligned(columns))

@@ -1,0 +1,142 @@
+"""Checkpoints of a run through Orbax: all of it, whole or not at all, and only into its own kind.
+
+A checkpoint is written beside the one before it and takes its place when it is complete, so that
+a run killed at any moment finds one to go on from.
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.tree_util import keystr, tree_leaves_with_path
+
+from optlab import _checks
+from optlab._types import Array, Tree
+from optlab.lab._extras import needs_extra
+from optlab.lab._loop import with_keys, without_keys
+
+
+class Checkpoints:
+    """The checkpoints of one run in a folder, the newest alone kept.
+
+    Args:
+        who: the public name that errors begin with.
+        folder: made where it does not exist.
+        about: state → what tells its run from others, as JSON and by the name of the argument that
+            sets it; a checkpoint that says otherwise is refused.
+
+    Raises:
+        ModuleNotFoundError: if Orbax is not installed.
+        ValueError: the folder cannot be used.
+    """
+
+    def __init__(self, who: str, folder: str | Path, about: Callable[[Tree], Mapping[str, Any]]):
+        with needs_extra(who, "checkpoints"):
+            import orbax.checkpoint as ocp
+        self.folder = Path(folder).absolute()
+        self._who, self._about, self._args = who, about, ocp.args
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=1,
+            enable_async_checkpointing=False,
+            cleanup_tmp_directories=True,  # left where a run was killed as it wrote
+        )
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._manager = ocp.CheckpointManager(self.folder, options=options)
+        except OSError as error:
+            required = "checkpoints must be a folder that can be written"
+            _checks.fail(who, required, f"{self.folder}: {error.strerror}")
+
+    def save(self, step: int, state: Tree, curves: Mapping[str, np.ndarray]) -> None:
+        """Write a checkpoint.
+
+        Args:
+            step: the updates done.
+            state: any tree of arrays, keys of random streams among them.
+            curves: name → array of any length.
+        """
+        args = self._args
+        about = {
+            "run": self._about(state),
+            "layout": _layout(state),
+            "curves": {name: str(curve.dtype) for name, curve in curves.items()},
+        }
+        self._manager.save(
+            step,
+            args=args.Composite(
+                about=args.JsonSave(about),
+                state=args.StandardSave(_storable(state)),
+                curves=args.StandardSave({name: x for name, x in curves.items() if x.size}),
+            ),
+        )
+
+    def restore(self, like: Tree) -> tuple[int, Tree, dict[str, np.ndarray]] | None:
+        """Return the updates done, the state and the curves of the newest; None if there is none.
+
+        Args:
+            like: a state of the same structure, shapes and types, on the devices to restore to.
+
+        Raises:
+            ValueError: the checkpoint is that of another run or model, or is damaged.
+        """
+        step = self._manager.latest_step()
+        if step is None:
+            return None
+        args = self._args
+        about = self._read(step, about=args.JsonRestore())["about"]
+        self._check(about, like)
+        target = {
+            name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
+            for name, leaf in _storable(like).items()
+        }
+        found = self._read(step, state=args.StandardRestore(target), curves=args.StandardRestore())
+        leaves, structure = jax.tree.flatten(without_keys(like))
+        leaves = [found["state"].get(str(index), leaf) for index, leaf in enumerate(leaves)]
+        state = with_keys(jax.tree.unflatten(structure, leaves), like)
+        curves = {
+            name: found["curves"].get(name, np.zeros(0, dtype))
+            for name, dtype in about["curves"].items()
+        }
+        return step, state, curves
+
+    def close(self) -> None:
+        """Wait for what is being written."""
+        self._manager.close()
+
+    def _read(self, step: int, **items: Any) -> Mapping[str, Any]:
+        try:
+            return self._manager.restore(step, args=self._args.Composite(**items))
+        # Whatever it is that Orbax, and what it stands on, make of files that are not as they were.
+        except Exception as error:
+            required = f"the checkpoint {self.folder / str(step)} must be a whole one of a run"
+            reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+            _checks.fail(self._who, required, reason, "remove it to begin anew")
+
+    def _check(self, about: Mapping[str, Any], like: Tree) -> None:
+        present = self._about(like)
+        for name, was in about["run"].items():
+            now = present.get(name, was)  # what is not there shows in the layout
+            if was != now:
+                required = f"{name} must be that of the checkpoint in {self.folder}, {was!r}"
+                _checks.fail(self._who, required, f"{name}={now!r}", _REMEDY)
+        saved, present = dict(about["layout"]), dict(_layout(like))
+        for path in [*saved, *present]:
+            was, now = saved.get(path, "not there"), present.get(path, "not there")
+            if was != now:
+                required = f"state{path} must be as in the checkpoint in {self.folder}, {was}"
+                _checks.fail(self._who, required, now, _REMEDY)
+
+
+_REMEDY = "pass another folder, or what it was made with"
+
+
+def _storable(tree: Tree) -> dict[str, Array]:
+    """Return the leaves by their number; without those of no elements, which Orbax refuses."""
+    leaves = jax.tree.leaves(without_keys(tree))
+    return {str(index): leaf for index, leaf in enumerate(leaves) if leaf.size}
+
+
+def _layout(tree: Tree) -> list[list[str]]:
+    return [[keystr(path), f"{x.dtype}{list(x.shape)}"] for path, x in tree_leaves_with_path(tree)]

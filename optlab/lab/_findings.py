@@ -1,0 +1,41 @@
+"""What `diagnose` says: the names of the patterns, and what it found of each."""
+
+from dataclasses import dataclass
+
+from optlab.lab._curves import Curves
+from optlab.lab._report import number
+
+DIVERGENCE = "divergence"
+RATE_TOO_HIGH = "rate too high"
+FLAT_START = "flat, then a sharp drop"
+HIGH_START = "starts far too high"
+UPDATES_TOO_SMALL = "updates too small"
+NO_PROGRESS = "no progress"
+DECAYED_TOO_EARLY = "decayed too early"
+OVERFITTING = "overfitting"
+STILL_IMPROVING = "still improving"
+PLATEAU = "plateau at a constant rate"
+UNDERFITTING = "underfitting"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A pattern that the curves show.
+
+    Attributes:
+        pattern: its name, one of the constants of `optlab.lab._findings`, such as "overfitting".
+        evidence: the numbers of this run that show it.
+        advice: what to try.
+    """
+
+    pattern: str
+    evidence: str
+    advice: str
+
+    def __str__(self) -> str:
+        return f"{self.pattern.capitalize()}: {self.evidence}\n  Try: {self.advice}"
+
+
+def at_rate(c: Curves, update: int) -> str:
+    rate = c.rate(update)
+    return "" if rate is None else f", at the rate {number(rate)}"

@@ -1,0 +1,200 @@
+"""What a trial of a sweep trains, by its values, and which of these a compiled program can take."""
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NoReturn
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from optlab import _checks
+from optlab._types import Array
+from optlab.lab import _loop
+from optlab.lab._space import Categorical, Integer, Range
+from optlab.lab._task import Task
+
+_WHO = "sweep"
+
+Values = Mapping[str, Any]
+"""One trial's values by name."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a trial trains, as a function of its values.
+
+    Args:
+        task: a task, or a function of some values that returns one.
+        optimizer: a function of the others.
+        names: of the values there are.
+
+    Raises:
+        ValueError: a value is one that neither takes, or one is wanting.
+    """
+
+    task: Task | Callable[..., Task]
+    optimizer: Callable[..., optax.GradientTransformation]
+    names: Sequence[str]
+
+    def __post_init__(self):
+        """Check who takes which value."""
+        if not callable(self.optimizer):
+            _checks.fail(
+                _WHO,
+                "optimizer must be a function of hyperparameters",
+                repr(self.optimizer),
+                "pass optlab.adamw, or lambda learning_rate: optlab.adamw(learning_rate, b1=0.8)",
+            )
+        if not isinstance(self.task, Task) and not callable(self.task):
+            _checks.fail(
+                _WHO, "task must be a Task, or a function that returns one", f"{self.task!r}"
+            )
+        for name in self.names:
+            if not any(_takes(function, name) for function in self._functions()):
+                known = " and ".join(
+                    f"{what} takes {', '.join(_parameters(function)) or 'nothing'}"
+                    for what, function in zip(
+                        ("optimizer", "task"), self._functions(), strict=False
+                    )
+                )
+                _checks.fail(_WHO, "space must name what optimizer or task takes", name, known)
+        for what, function in zip(("optimizer", "task"), self._functions(), strict=False):
+            for parameter in _parameters(function).values():
+                if parameter.default is parameter.empty and parameter.name not in self.names:
+                    _checks.fail(
+                        _WHO,
+                        f"space must hold {parameter.name}, without which {what} cannot be called",
+                        f"{', '.join(self.names)}",
+                        f"add it, or pass a function of the others alone as {what}",
+                    )
+
+    def make(self, values: Values) -> tuple[Task, optax.GradientTransformation]:
+        """Return what one trial trains."""
+        optimizer = self.optimizer(**self._taken(self.optimizer, values))
+        if not all(callable(getattr(optimizer, name, None)) for name in ("init", "update")):
+            required = "optimizer must return an optax.GradientTransformation"
+            _checks.fail(_WHO, required, repr(optimizer))
+        return self.make_task(values), optimizer
+
+    def make_task(self, values: Values) -> Task:
+        """Return the task of one trial."""
+        if isinstance(self.task, Task):
+            return self.task
+        task = self.task(**self._taken(self.task, values))
+        if not isinstance(task, Task):
+            _checks.fail(_WHO, "task must return a Task", repr(task))
+        return task
+
+    def _functions(self) -> tuple[Callable, ...]:
+        return (self.optimizer,) if isinstance(self.task, Task) else (self.optimizer, self.task)
+
+    def _taken(self, function: Callable, values: Values) -> dict[str, Any]:
+        """Return the values that go to a function: those it names, and to **kwargs nobody's."""
+        named = set().union(*map(_parameters, self._functions()))
+        return {
+            name: value
+            for name, value in values.items()
+            if name in _parameters(function) or (name not in named and _takes(function, name))
+        }
+
+
+def _parameters(function: Callable) -> dict[str, inspect.Parameter]:
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    parameters = inspect.signature(function).parameters
+    return {name: p for name, p in parameters.items() if p.kind in named}
+
+
+def _takes(function: Callable, name: str) -> bool:
+    kinds = {p.kind for p in inspect.signature(function).parameters.values()}
+    return name in _parameters(function) or inspect.Parameter.VAR_KEYWORD in kinds
+
+
+def name_of(value: Any) -> str:
+    """Name a function, and what `functools.partial` sets in it, alike in every process."""
+    if isinstance(value, bool | int | float | str | None):
+        return repr(value)
+    if isinstance(value, partial):
+        arguments = {**dict(enumerate(value.args)), **value.keywords}
+        written = (f"{name}={name_of(argument)}" for name, argument in arguments.items())
+        return f"{name_of(value.func)}({', '.join(written)})"
+    kind = value if hasattr(value, "__qualname__") else type(value)
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def traced_types(recipe: Recipe, space: Mapping[str, Range], example: Values) -> dict[str, type]:
+    """Return the values that can be arguments of a compiled program, name → type.
+
+    Where a range leaves it open, real numbers are, if the program can be traced with them.
+
+    Args:
+        recipe: what to train.
+        space: name → range.
+        example: values of one trial.
+
+    Raises:
+        ValueError: a value of `LogUniform` or `Uniform`, or one that must be traced, is needed in
+            Python.
+    """
+    wanted = {name: _type(values) for name, values in space.items() if _wants_tracing(values)}
+    with suppress(Exception):  # whatever a user's code raises at a tracer
+        _trace(recipe, example, wanted)
+        return wanted
+    _trace(recipe, example, {})  # raises what is wrong with any values
+    traceable = {}
+    for name, dtype in wanted.items():
+        try:
+            _trace(recipe, example, {name: dtype})
+            traceable[name] = dtype
+        except Exception:
+            if not isinstance(space[name], Categorical) or space[name].traced:
+                _fail_untraceable(name, space[name])
+    return traceable
+
+
+def _wants_tracing(values: Range) -> bool:
+    if values.traced is not None:
+        return values.traced
+    if isinstance(values, Categorical):
+        return all(isinstance(choice, float) for choice in values.choices)
+    return not isinstance(values, Integer)
+
+
+def _type(values: Range) -> type:
+    """Return the type that holds all values of a range."""
+    if isinstance(values, Integer):
+        return int
+    kinds = {type(choice) for choice in values.choices} if isinstance(values, Categorical) else {}
+    return next((kind for kind in (bool, int) if kinds == {kind}), float)
+
+
+def _fail_untraceable(name: str, values: Range) -> NoReturn:
+    remedy = "leave out traced=True, and each choice is compiled in"
+    if not isinstance(values, Categorical):
+        remedy = (
+            "give it a few choices, as Categorical([…]), which are compiled in, or pass "
+            f"{type(values).__name__}(…, traced=False) to compile for every value"
+        )
+    _checks.fail(
+        _WHO,
+        f"{name} must be usable as a traced number, to share one compiled program",
+        "a task or an optimizer that needs it in Python (an `if`, a shape, a static field)",
+        remedy,
+    )
+
+
+def _trace(recipe: Recipe, example: Values, types: Mapping[str, type]) -> None:
+    """Trace one update and one evaluation, with the named values traced."""
+
+    def run(traced: dict[str, Array]) -> Any:
+        task, optimizer = recipe.make({**example, **traced})
+        keys = _loop.run_keys(jax.random.key(0))
+        state = _loop.begin(task, optimizer, keys)
+        state, loss = _loop.update(task, optimizer, keys, state, jnp.int32(0))
+        data = task.splits["validation"] if task.splits else None
+        return state, loss, task.evaluate(state.params, state.model_state, data)
+
+    jax.eval_shape(run, {name: jnp.asarray(example[name], t) for name, t in types.items()})

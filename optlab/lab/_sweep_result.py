@@ -1,0 +1,194 @@
+"""`Sweep`: what a search over hyperparameters found, to read, to plot, and to search on from."""
+
+import csv
+import io
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from optlab import _checks
+from optlab.lab._report import aligned, number, strict, versions
+from optlab.lab._rows import Spread
+from optlab.lab._space import Categorical, Range
+from optlab.lab._trial import DIVERGED, STOPPED, Trial, rank
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SHOWN = 10
+"""Trials that a table shows for which nothing else is said."""
+
+
+@dataclass(frozen=True, eq=False)
+class Sweep:
+    """What `sweep` found; `print` it, `plot` it, or go on in `narrowed()`.
+
+    Attributes:
+        task: the task's name.
+        space: name → range, as searched.
+        search: "random", "halton", "grid" or "bayes".
+        split: "validation", or None for an objective without data.
+        score: the metric by which trials are judged.
+        maximize: whether a higher score is better.
+        trials: all that ended, by number.
+        seconds: wall time of this call, with compilation.
+    """
+
+    task: str
+    space: Mapping[str, Range]
+    search: str
+    split: str | None
+    score: str
+    maximize: bool
+    trials: Sequence[Trial]
+    seconds: float
+
+    def ranked(self) -> list[Trial]:
+        """Return the trials from the best.
+
+        Those that got further go before those that halving stopped, then the better score, then
+        the lower loss; diverged ones come last.
+        """
+        return rank(self.trials, maximize=self.maximize)
+
+    @property
+    def best(self) -> Trial:
+        """The best trial.
+
+        Raises:
+            ValueError: every trial diverged.
+        """
+        best = self.ranked()[0]
+        if best.status == DIVERGED:
+            _checks.fail(
+                "Sweep.best",
+                "there must be a trial that did not diverge",
+                f"{len(self.trials)} that did",
+                "try lower rates",
+            )
+        return best
+
+    def narrowed(self, best: int | None = None) -> dict[str, Range]:
+        """Return a smaller space around the best trials, to search more finely.
+
+        Each range is cut to where the best trials lie, with a margin that allows for how many
+        trials there were (see `Range.around`); a range whose best values reach its edge keeps it.
+
+        Args:
+            best: how many of the best trials to go by, ≥ 1; None for a tenth, and at least 3.
+
+        Raises:
+            ValueError: every trial diverged.
+        """
+        if best is None:
+            best = max(3, math.ceil(len(self.trials) / 10))
+        _checks.check_count("Sweep.narrowed", "best", best, 1)
+        good = [t for t in self.ranked()[:best] if t.status == self.best.status]
+        numbers = [r for r in self.space.values() if not isinstance(r, Categorical)]
+        share = len(self.trials) ** (-1 / max(1, len(numbers)))
+        return {
+            name: values.around([trial.values[name] for trial in good], share)
+            for name, values in self.space.items()
+        }
+
+    def title(self, metric: str) -> str:
+        """Name a metric as reports and plots do: "validation loss", or "loss" without data."""
+        return f"{self.split} {metric}" if self.split else metric
+
+    def table(self, limit: int | None = SHOWN) -> str:
+        """Return the best trials as aligned text, with what stands out below.
+
+        Args:
+            limit: trials to show, ≥ 1; None for all.
+
+        Raises:
+            ValueError: `limit` is out of its range.
+        """
+        if limit is not None:
+            _checks.check_count("Sweep.table", "limit", limit, 1)
+        shown = self.ranked()[:limit]
+        columns = {"trial": [str(trial.number) for trial in shown]}
+        columns |= {name: [_value(t.values[name]) for t in shown] for name in self.space}
+        columns[self.title(self.score)] = [self._score(trial) for trial in shown]
+        if self.score != "loss":
+            columns["loss"] = [number(trial.loss) for trial in shown]
+        columns["updates"] = [str(trial.num_updates) for trial in shown]
+        columns["status"] = [trial.status for trial in shown]
+        return "\n\n".join(filter(None, ("\n".join(aligned(columns)), "\n".join(self._notes()))))
+
+    def __str__(self) -> str:
+        return f"{self.task}: {self.search} search, {len(self.trials)} trials\n\n{self.table()}"
+
+    def plot(self) -> "Figure":
+        """Draw the trials; see `optlab.plots.plot_sweep`.
+
+        Raises:
+            ModuleNotFoundError: if Matplotlib is not installed.
+        """
+        from optlab.plots import plot_sweep  # which imports this room
+
+        return plot_sweep(self)
+
+    def to_csv(self) -> str:
+        """Return a line for each trial from the best: what it was, how it ended, its values."""
+        text = io.StringIO()
+        lines = csv.writer(text, lineterminator="\n")
+        lines.writerow(["trial", "status", "updates", self.score, "validation_loss", *self.space])
+        for trial in self.ranked():
+            numbers = [trial.number, trial.status, trial.num_updates, trial.score, trial.loss]
+            lines.writerow([*numbers, *(trial.values[name] for name in self.space)])
+        return text.getvalue()
+
+    def to_json(self, **extra: Any) -> str:
+        """Return everything as strict JSON; a number that is not finite is null.
+
+        Args:
+            extra: further entries, such as the options that led here.
+        """
+        document = vars(self) | {
+            "space": {name: values.to_json() for name, values in self.space.items()},
+            "trials": [vars(trial) for trial in self.trials],
+            "ranking": [trial.number for trial in self.ranked()],
+            "versions": versions("optlab", "jax", "jaxlib", "optax", "flax", "numpy", "optuna"),
+        }
+        return json.dumps(strict({**extra, **document}), allow_nan=False)
+
+    def _score(self, trial: Trial) -> str:
+        scores = trial.validation[self.score][:, -1]
+        return "–" if trial.status == DIVERGED else str(Spread.of(scores))
+
+    def _notes(self) -> Iterator[str]:
+        diverged = sum(trial.status == DIVERGED for trial in self.trials)
+        stopped = sum(trial.status == STOPPED for trial in self.trials)
+        if stopped:
+            yield f"{stopped} of {len(self.trials)} trials were stopped early for better ones."
+        if diverged:
+            yield f"{diverged} of {len(self.trials)} trials diverged."
+        if diverged == len(self.trials):
+            return
+        for name, values in self.space.items():
+            if edge := _edge(values, self.best.values[name], len(self.trials)):
+                yield (
+                    f"{name}: the best lies at the {edge} end of its range; "
+                    "a wider one may hold a better."
+                )
+
+
+def _edge(values: Range, value: Any, trials: int) -> str | None:
+    """Return the end of its range at which a value lies, closer than trials lie to one another."""
+    if isinstance(values, Categorical) or trials == 1:
+        return None
+    position, reach = values.position(value), 0.5 / trials
+    if position <= reach or value == values.low:
+        return "lower"
+    return "upper" if position >= 1 - reach or value == values.high else None
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, float | np.floating):
+        return number(value)
+    return str(value)

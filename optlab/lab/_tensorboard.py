@@ -1,0 +1,62 @@
+"""`tensorboard`: the curves of `train` as TensorBoard reads them."""
+
+import time
+import weakref
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from optlab import _checks
+from optlab.lab._extras import needs_extra
+from optlab.lab._train import Evaluation
+
+_WHO = "tensorboard"
+
+
+def tensorboard(folder: str | Path) -> Callable[[Evaluation], None]:
+    """Return a callback of `train` that writes its curves for TensorBoard.
+
+    The scalars are "loss" at each update, and at each evaluation "learning_rate", "train/…",
+    "validation/…" and "monitored/…". What was written is on disk when the callback returns. A run
+    that goes on from a checkpoint may write into the same folder.
+
+    Args:
+        folder: where to write; made where it does not exist. One for each run.
+
+    Raises:
+        ModuleNotFoundError: if tensorboardX is not installed.
+        ValueError: the folder cannot be written to.
+    """
+    # Its usual writer loses the last numbers where a process is killed, as it writes them from a
+    # thread that `flush` does not wait for, and the file of an earlier run of the same second.
+    with needs_extra(_WHO, "tensorboard"):
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.proto.summary_pb2 import Summary
+
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        writer = EventsWriter(str(Path(folder, "events")), f".{time.time_ns()}")
+    except OSError as error:
+        required = "folder must be one that can be written"
+        _checks.fail(_WHO, required, f"{folder}: {error.strerror}")
+
+    def add(step: int, scalars: Mapping[str, float]) -> None:
+        values = [Summary.Value(tag=name, simple_value=x) for name, x in scalars.items()]
+        writer.write_event(Event(wall_time=time.time(), step=step, summary=Summary(value=values)))
+
+    def write(evaluation: Evaluation) -> None:
+        first = evaluation.step - len(evaluation.losses) + 1
+        for update, loss in enumerate(evaluation.losses, start=first):
+            add(update, {"loss": loss})
+        scalars = {
+            f"{group}/{name}": value
+            for group in ("train", "validation", "monitored")
+            for name, value in getattr(evaluation, group).items()
+        }
+        if evaluation.learning_rate is not None:
+            scalars["learning_rate"] = evaluation.learning_rate
+        add(evaluation.step, scalars)
+        writer.flush()
+
+    weakref.finalize(write, writer.close)
+    return write

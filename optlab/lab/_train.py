@@ -1,0 +1,502 @@
+"""`train`: one run, evaluated as it goes, from which nothing is lost.
+
+The updates between two evaluations are one call of one compiled program, whatever their number.
+"""
+
+import math
+import os
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+
+from optlab import _checks
+from optlab._inspect import hyperparams, is_rule_state
+from optlab._types import Array, Tree
+from optlab.lab import _loop
+from optlab.lab._checkpoints import Checkpoints
+from optlab.lab._early_stopping import EarlyStopping
+from optlab.lab._extras import needs_extra
+from optlab.lab._history import History
+from optlab.lab._loop import Keys, TrainState
+from optlab.lab._monitor import monitored
+from optlab.lab._report import strict
+from optlab.lab._task import Task, check_task
+
+_WHO = "train"
+
+EVALUATIONS = 30
+"""Evaluations in a run for which nothing else is said."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a callback of `train` is told, at the start and after each interval.
+
+    Attributes:
+        step: updates done.
+        steps: updates of the whole run.
+        losses: (updates,) float, of each update since the evaluation before.
+        learning_rate: that of the last update, the largest of its groups; None where it is not
+            known.
+        train: metric → float, on the train split; empty if there is none.
+        validation: metric → float, on the validation split, or of the objective itself.
+        monitored: what `monitor` recorded at the last update; empty without it.
+        seconds: since the run, or its continuation, began.
+    """
+
+    step: int
+    steps: int
+    losses: np.ndarray
+    learning_rate: float | None
+    train: Mapping[str, float]
+    validation: Mapping[str, float]
+    monitored: Mapping[str, float]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Run:
+    """What `train` returns.
+
+    Attributes:
+        params: the parameters; with early stopping those of the best evaluation.
+        model_state: what else the model carries, of the same moment.
+        opt_state: the optimizer's state after the last update.
+        history: the curves.
+        step: the updates after which the parameters are taken.
+        reason: why the run ended: "all updates done", or what early stopping or a loss that is not
+            finite says.
+        test: metric → float, of these parameters on the test split; empty if there is none.
+    """
+
+    params: Tree = field(repr=False)
+    model_state: Tree = field(repr=False)
+    opt_state: optax.OptState = field(repr=False)
+    history: History = field(repr=False)
+    step: int
+    reason: str
+    test: Mapping[str, float]
+
+
+def train(
+    task: Task,
+    tx: optax.GradientTransformation,
+    *,
+    steps: int,
+    key: Array,
+    eval_every: int | None = None,
+    early_stopping: EarlyStopping | None = None,
+    callbacks: Sequence[Callable[[Evaluation], None]] = (),
+    progress: bool = False,
+    checkpoints: str | Path | None = None,
+) -> Run:
+    """Train, evaluate at regular intervals, and record all of it.
+
+    The run of `key=jax.random.key(seed)` is that of the same seed in `compare` and `sweep`. It ends
+    early at an interval in which a loss is not finite.
+
+    Args:
+        task: the problem. At each evaluation all its splits but "test" are looked at; "test" once,
+            at the end.
+        tx: the optimizer; put `monitor` around it, or in it, and `History.monitored` has what it
+            records.
+        steps: updates, ≥ 1.
+        key: of the run: the initialization, the batches and the noise.
+        eval_every: updates between evaluations, ≥ 1; None for the task's, or a thirtieth of the
+            run.
+        early_stopping: fed with the task's score at each evaluation, also before the first update;
+            its mode must be "max" where a higher score is better. A new one; the best parameters
+            are returned, in place of what it may have been made to keep.
+        callbacks: each, in turn, is called with an `Evaluation`, such as `tensorboard("runs/1")`.
+            What one raises ends the run; it is told once the checkpoint is written.
+        progress: whether to show a bar on stderr, where that is a terminal.
+        checkpoints: a folder, of this run alone, for Orbax to keep it in as it stood at the last
+            evaluation. A run that finds one there goes on from it, tells its callbacks of that
+            evaluation once more, and ends equal bit for bit to one that was never stopped. `steps`
+            may be raised then, which adds an evaluation where it ended before. Another run's
+            checkpoint is refused, as far as it can be told: what an optimizer of Optax was made
+            with is not in its state. Each takes about a tenth of a second. None to keep nothing.
+
+    Raises:
+        ModuleNotFoundError: Orbax, for `checkpoints`, or rich, for `progress`, is not installed.
+        ValueError: an argument is out of its range, the task is not one, or the checkpoint is
+            damaged or that of another run.
+
+    Example:
+        >>> import optlab
+        >>> parabola = Task(
+        ...     name="parabola",
+        ...     init=lambda key: (jnp.array(2.0), ()),
+        ...     loss=lambda x, state, batch, key: (x**2, state),
+        ...     batch=lambda key, step: (),
+        ...     evaluate=lambda x, state, data: {"loss": x**2},
+        ... )
+        >>> run = train(parabola, optlab.sgd(0.25), steps=4, key=jax.random.key(0), eval_every=2)
+        >>> run.history.loss.tolist(), run.history.validation["loss"].tolist()
+        ([4.0, 1.0, 0.25, 0.0625], [4.0, 0.25, 0.015625])
+    """
+    check_task(_WHO, task)
+    _check_arguments(tx, steps, key)
+    _check_options(task, early_stopping, callbacks, checkpoints)
+    if eval_every is None:
+        eval_every = task.eval_every or math.ceil(steps / EVALUATIONS)
+    _checks.check_count(_WHO, "eval_every", eval_every, 1)
+    # As a NumPy integer, an argument of a compiled program would have it compiled once more.
+    steps, eval_every = int(steps), int(eval_every)
+    began = time.perf_counter()
+    loop = _Loop(task, tx, _loop.run_keys(key), min(eval_every, steps))
+    about = partial(_about, task, key)
+    with _kept_in(checkpoints, about) as kept, _shown(progress, steps) as bar:
+        for position in _positions(loop, loop.start(early_stopping), steps, kept):
+            evaluation = _evaluation(position, steps, time.perf_counter() - began)
+            for callback in (*callbacks, *bar):
+                callback(evaluation)
+    return loop.finish(position, steps)
+
+
+class _State(NamedTuple):
+    """What a run carries from evaluation to evaluation; all of it is kept in a checkpoint."""
+
+    run: TrainState
+    stopper: EarlyStopping | None
+
+
+class _Position(NamedTuple):
+    """Where a run stands: updates done, its state, and its curves by name.
+
+    The curves are "loss", "learning_rate" and "monitored/…", a number for each update; "steps",
+    "train/…" and "validation/…", one for each evaluation. There are none before the first.
+    """
+
+    step: int
+    state: _State
+    curves: dict[str, np.ndarray]
+
+
+class _Loop:
+    """The compiled programs of one run, and how it goes on from position to position."""
+
+    def __init__(self, task: Task, tx: optax.GradientTransformation, keys: Keys, eval_every: int):
+        self._task, self._eval_every, self._keys = task, eval_every, keys
+        self._begin = jax.jit(partial(_begin, task, tx))
+        self._advance = jax.jit(partial(_advance, task, tx, eval_every), donate_argnums=1)
+        self._evaluate = jax.jit(task.evaluate)  # itself, which JAX knows again in another run
+        self._judge = jax.jit(_judge)
+        splits = {name: data for name, data in task.splits.items() if name != "test"}
+        # Where there is no data, the objective itself is what can be validated.
+        self._looked_at = jax.device_put(splits) or {"validation": None}
+
+    def start(self, early_stopping: EarlyStopping | None) -> _Position:
+        """Return the position before the first evaluation."""
+        run = self._begin(self._keys)
+        stopper = early_stopping and early_stopping.keeping(_kept_of(run))
+        return _Position(0, _State(run, stopper), {})
+
+    def go_on(self, position: _Position, steps: int) -> _Position:
+        """Return the position at the next evaluation; that given can no longer be used."""
+        first, (run, stopper), curves = position
+        every = self._eval_every
+        stop = min(steps, (first // every + 1) * every) if curves else 0
+        run, traces = self._advance(self._keys, run, first, stop - first)
+        new = {name: np.asarray(trace)[: stop - first] for name, trace in traces.items()}
+        new["steps"] = np.array([stop])
+        for split, data in self._looked_at.items():
+            metrics = self._metrics(run, data)
+            new |= {f"{split}/{name}": value[None] for name, value in metrics.items()}
+        if stopper is not None:
+            score = new[f"validation/{self._task.score}"][0]
+            stopper = self._judge(stopper, score, run)
+        curves = {
+            name: np.concatenate([curves[name], x]) if curves else x for name, x in new.items()
+        }
+        return _Position(stop, _State(run, stopper), curves)
+
+    def finish(self, position: _Position, steps: int) -> Run:
+        """Return what the run has come to."""
+        step, (run, stopper), curves = position
+        reason = _reason_to_end(position, steps)
+        if stopper is not None:
+            run = _with_kept(run, stopper.best_params)
+            step = int(curves["steps"][max(0, int(stopper.best_check) - 1)])
+        history = History(
+            loss=curves["loss"],
+            steps=curves["steps"],
+            train=_under("train", curves),
+            validation=_under("validation", curves),
+            learning_rate=curves.get("learning_rate"),
+            monitored=_under("monitored", curves),
+            score=self._task.score,
+            maximize=self._task.maximize,
+        )
+        test = {}
+        if "test" in self._task.splits:
+            test = self._metrics(run, self._task.splits["test"])
+        return Run(
+            params=run.params,
+            model_state=run.model_state,
+            opt_state=run.opt_state,
+            history=history,
+            step=step,
+            reason=reason,
+            test={name: float(value) for name, value in test.items()},
+        )
+
+    def _metrics(self, run: TrainState, data: Any) -> dict[str, np.ndarray]:
+        metrics = dict(self._evaluate(run.params, run.model_state, data))
+        dtype = jnp.result_type(float)
+        return {name: value.astype(dtype) for name, value in jax.device_get(metrics).items()}
+
+
+def _positions(
+    loop: _Loop, position: _Position, steps: int, kept: Checkpoints | None
+) -> Iterator[_Position]:
+    """Yield where the run stands at each evaluation, once it is kept; first where it goes on from.
+
+    That is yielded again, as the run may have been stopped before its callbacks were told of it.
+    """
+    if kept and (found := kept.restore(position.state)):
+        position = _Position(*found)
+        _check_not_past(position.step, steps, kept.folder)
+        yield position
+    while _reason_to_end(position, steps) is None:
+        position = loop.go_on(position, steps)
+        if kept:
+            kept.save(*position)
+        yield position
+
+
+def _evaluation(position: _Position, steps: int, seconds: float) -> Evaluation:
+    """Return what callbacks are told of a position."""
+    curves = position.curves
+    since = int(curves["steps"][-2]) if len(curves["steps"]) > 1 else 0
+    rates = curves.get("learning_rate", np.zeros(0))
+    return Evaluation(
+        step=position.step,
+        steps=steps,
+        losses=curves["loss"][since:],
+        learning_rate=float(rates[-1]) if rates.size else None,
+        train=_latest("train", curves),
+        validation=_latest("validation", curves),
+        monitored=_latest("monitored", curves),
+        seconds=seconds,
+    )
+
+
+def _begin(task: Task, tx: optax.GradientTransformation, keys: Keys) -> TrainState:
+    """Return a run before its first update, in the types that it has after it.
+
+    A number that the task has made no array of would be of a weak type until then, and the program
+    that updates it be compiled for both.
+    """
+    return jax.tree.map(
+        lambda leaf: jnp.asarray(leaf, jnp.result_type(leaf)), _loop.begin(task, tx, keys)
+    )
+
+
+def _advance(
+    task: Task,
+    tx: optax.GradientTransformation,
+    size: int,
+    keys: Keys,
+    run: TrainState,
+    first: Array,
+    count: Array,
+) -> tuple[TrainState, dict[str, Array]]:
+    """Do up to `size` updates and record each; past `count` the records are zeros."""
+
+    def body(i: Array, carry: tuple) -> tuple:
+        run, traces = carry
+        run, loss = _loop.update(task, tx, keys, run, first + i)
+        seen = _observe(run.opt_state, loss)
+        return run, {name: trace.at[i].set(seen[name]) for name, trace in traces.items()}
+
+    seen = jax.eval_shape(_observe, run.opt_state, jnp.zeros((), float))
+    traces = {name: jnp.zeros((size,), value.dtype) for name, value in seen.items()}
+    return lax.fori_loop(0, count, body, (run, traces))
+
+
+def _observe(opt_state: optax.OptState, loss: Array) -> dict[str, Array]:
+    """Return what is recorded of an update: the loss before it, the rate, and what is monitored."""
+    seen = {f"monitored/{name}": value for name, value in monitored(opt_state).items()}
+    seen["loss"] = jnp.asarray(loss, float)
+    rates = _learning_rates(opt_state)
+    if rates:
+        seen["learning_rate"] = jnp.max(jnp.stack(rates))
+    return seen
+
+
+def _learning_rates(opt_state: optax.OptState) -> list[Array]:
+    """Return the rate in force in each group of parameters, with the scale of its plateaus."""
+    found = hyperparams(opt_state)
+    rates = []
+    for name, rate in found.items():
+        *group, own = name.split("/")
+        if own == "learning_rate":
+            scale = "/".join([*group, "scale"])
+            rates.append(rate * found.get(scale, found.get("scale", 1.0)))
+    return rates
+
+
+def _judge(stopper: EarlyStopping, score: Array, run: TrainState) -> EarlyStopping:
+    return stopper.update(score, _kept_of(run))
+
+
+def _kept_of(run: TrainState) -> tuple[Tree, Tree]:
+    """Return what early stopping keeps of a run."""
+    return run.params, _loop.without_keys(run.model_state)
+
+
+def _with_kept(run: TrainState, kept: tuple[Tree, Tree]) -> TrainState:
+    params, model_state = kept
+    model_state = _loop.with_keys(model_state, run.model_state)
+    return run._replace(params=params, model_state=model_state)
+
+
+def _reason_to_end(position: _Position, steps: int) -> str | None:
+    """Say why the run ends here; None if it goes on."""
+    bad = np.flatnonzero(~np.isfinite(position.curves.get("loss", np.zeros(0))))
+    if bad.size:
+        return f"the loss was not finite at update {bad[0] + 1}"
+    stopper = position.state.stopper
+    if stopper is not None and stopper.should_stop:
+        return f"early stopping: {stopper.reason}"
+    return "all updates done" if position.curves and position.step >= steps else None
+
+
+def _under(prefix: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return the arrays named "prefix/name", by name."""
+    start = f"{prefix}/"
+    return {k.removeprefix(start): x for k, x in arrays.items() if k.startswith(start)}
+
+
+def _latest(prefix: str, curves: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """Return the last number of each curve named "prefix/name" that has one, by name."""
+    return {name: float(x[-1]) for name, x in _under(prefix, curves).items() if x.size}
+
+
+def _about(task: Task, key: Array, state: _State) -> dict[str, Any]:
+    """Return what tells a run from another whose state looks alike, as JSON."""
+    rule = ("patience", "min_delta", "stop_on_nonfinite")
+    return {
+        "task": task.name,
+        "key": np.asarray(_loop.without_keys(jnp.asarray(key))).tolist(),
+        "early_stopping": state.stopper and {name: getattr(state.stopper, name) for name in rule},
+        **_given(state.run.opt_state),
+    }
+
+
+def _given(opt_state: optax.OptState) -> dict[str, list[float | None]]:
+    """Return what each hyperparameter was given in each rule; None for a schedule."""
+    given = defaultdict(list)
+    for rule in filter(is_rule_state, jax.tree.leaves(opt_state, is_leaf=is_rule_state)):
+        values = strict(np.asarray(rule.memory.given))
+        for name, value in zip(sorted(rule.hyperparams), values, strict=True):
+            given[name].append(value)
+    return dict(given)
+
+
+@contextmanager
+def _kept_in(
+    folder: str | Path | None, about: Callable[[_State], Mapping[str, Any]]
+) -> Iterator[Checkpoints | None]:
+    """Yield the checkpoints in a folder; None for none."""
+    if folder is None:
+        yield None
+        return
+    kept = Checkpoints(_WHO, folder, about)
+    try:
+        yield kept
+    finally:
+        kept.close()
+
+
+@contextmanager
+def _shown(progress: bool, steps: int) -> Iterator[Sequence[Callable[[Evaluation], None]]]:
+    """Yield the callbacks that show progress, if wanted."""
+    if not progress:
+        yield ()
+        return
+    with needs_extra(_WHO):
+        from rich.console import Console
+        from rich.progress import Progress
+
+    console = Console(stderr=True)
+    # What callbacks print would end on stderr, too, where stdout goes elsewhere.
+    redirect = sys.stdout.isatty()
+    with Progress(console=console, transient=True, redirect_stdout=redirect) as bar:
+        shown = bar.add_task("compiling", total=steps)
+
+        def show(evaluation: Evaluation) -> None:
+            metrics = "  ".join(f"{k} {v:.3g}" for k, v in evaluation.validation.items())
+            bar.update(shown, description=metrics, completed=evaluation.step)
+
+        yield (show,)
+
+
+def _check_arguments(tx: optax.GradientTransformation, steps: int, key: Array) -> None:
+    if not all(callable(getattr(tx, name, None)) for name in ("init", "update")):
+        _checks.fail(
+            _WHO,
+            "tx must be an optax.GradientTransformation",
+            repr(tx),
+            "pass optlab.adam(1e-3), a function of the rate already called",
+        )
+    _checks.check_count(_WHO, "steps", steps, 1)
+    try:
+        jax.random.split(key)
+    except (TypeError, ValueError):
+        got = f"{key.dtype}{list(key.shape)}" if isinstance(key, jax.Array) else repr(key)
+        _checks.fail(_WHO, "key must be one random key", got, "pass jax.random.key(0)")
+
+
+def _check_options(
+    task: Task,
+    early_stopping: EarlyStopping | None,
+    callbacks: Sequence[Callable[[Evaluation], None]],
+    checkpoints: str | Path | None,
+) -> None:
+    if not isinstance(callbacks, Sequence) or not all(map(callable, callbacks)):
+        _checks.fail(_WHO, "callbacks must be a sequence of functions", repr(callbacks))
+    if checkpoints is not None and not isinstance(checkpoints, str | os.PathLike):
+        _checks.fail(_WHO, "checkpoints must be a folder", repr(checkpoints))
+    if early_stopping is None:
+        return
+    if not isinstance(early_stopping, EarlyStopping):
+        _checks.fail(_WHO, "early_stopping must be an EarlyStopping", repr(early_stopping))
+    mode = "max" if task.maximize else "min"
+    if early_stopping.mode != mode:
+        better = "higher" if task.maximize else "lower"
+        _checks.fail(
+            _WHO,
+            f"early_stopping must have mode={mode!r}, as a {better} {task.score} is better",
+            f"mode={early_stopping.mode!r}",
+        )
+    if np.any(early_stopping.num_checks):
+        _checks.fail(
+            _WHO,
+            "early_stopping must be new",
+            f"one that has made {early_stopping.num_checks} checks",
+            "pass EarlyStopping(patience=3), say",
+        )
+
+
+def _check_not_past(done: int, steps: int, folder: str | Path | None) -> None:
+    if done > steps:
+        _checks.fail(
+            _WHO,
+            f"steps must be at least the {done} updates of the checkpoint in {folder}",
+            f"steps={steps}",
+            "raise steps, or pass another folder",
+        )

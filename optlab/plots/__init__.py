@@ -1,0 +1,26 @@
+"""Results of the lab as Matplotlib axes. Matplotlib is imported where it is used.
+
+Each function draws on the axes it is given, or on those of a new figure without global state, and
+returns them: `plot_curves(comparison).figure.savefig("curves.png")`. Those that need several panels
+return the figure.
+"""
+
+from optlab.plots._comparison import plot_curves, plot_path_panels, plot_paths, plot_sensitivity
+from optlab.plots._history import plot_history
+from optlab.plots._parallel import plot_parallel
+from optlab.plots._range_test import plot_range_test
+from optlab.plots._schedules import plot_schedules
+from optlab.plots._sweep import plot_hyperparameter, plot_sweep
+
+__all__ = [
+    "plot_curves",
+    "plot_history",
+    "plot_hyperparameter",
+    "plot_parallel",
+    "plot_path_panels",
+    "plot_paths",
+    "plot_range_test",
+    "plot_schedules",
+    "plot_sensitivity",
+    "plot_sweep",
+]

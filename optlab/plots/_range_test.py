@@ -1,0 +1,100 @@
+"""The picture of a learning-rate range test."""
+
+import textwrap
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from optlab.lab._grid import DIVERGENCE_FACTOR
+from optlab.lab._range_test import RangeTest
+from optlab.plots._common import (
+    CROSS_ROW,
+    LABEL_WIDTH,
+    PALETTE,
+    cross,
+    mark_diverged,
+    new_axes,
+    style_of,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+LOG_FALL = 20
+"""The axis of a range test is logarithmic where the loss falls to less than one in so many."""
+
+
+def plot_range_test(
+    result: RangeTest, *, label: str | None = None, ax: "Axes | None" = None
+) -> "Axes":
+    """Draw the loss against the learning rate, and mark what the range test suggests.
+
+    Faint lines are single seeds, the bold one the median of their trends; a cross above the plot is
+    where a seed diverged. The suggestions stand on the median, the band behind each being its range
+    over seeds.
+
+    Args:
+        result: what `lr_range_test` found.
+        label: of what, for the title, such as "adam on digits-mlp"; None for the task's name.
+        ax: where to draw; None for a new figure.
+
+    Raises:
+        ModuleNotFoundError: if Matplotlib is not installed.
+    """
+    ax = new_axes("plot_range_test") if ax is None else ax
+    for index, losses in enumerate(result.losses):
+        named = {"label": "single seeds"} if index == 0 else {}
+        ax.plot(result.rates, losses, color="0.65", linewidth=0.7, alpha=0.7, **named)
+    ax.plot(result.rates, result.median, color="black", linewidth=2.2, label="median")
+    suggested = {
+        "suggested max": (result.suggested_max, result.max_interval),
+        "suggested min": (result.suggested_min, result.min_interval),
+    }
+    for index, (name, (rate, interval)) in enumerate(suggested.items()):
+        if rate is not None:
+            ax.axvspan(*interval, color=PALETTE[index], alpha=0.18, linewidth=0, zorder=0)
+            ax.axvline(rate, color=PALETTE[index], linewidth=1, zorder=1)
+            _mark_rate(ax, result, rate, name, index, size=9)
+    for index, (name, rate) in enumerate(result.picks.items(), start=len(suggested)):
+        _mark_rate(ax, result, rate, f"{name} (fastai)", index, size=6)
+    if result.diverged.any():
+        last = np.isfinite(result.losses[result.diverged]).sum(axis=-1)
+        mark_diverged(ax, result.rates[last], "0.4", CROSS_ROW)
+        ax.plot([], [], **cross("0.4"), label="a seed diverged")
+    ax.set_xscale("log" if result.mode == "exponential" else "linear")
+    ax.set_xlim(result.rates[[0, -1]])
+    ax.set_xlabel("learning rate")
+    _scale_range_losses(ax, result)
+    ax.set_ylabel("training loss")
+    ax.grid(alpha=0.25, linewidth=0.6)
+    title = result.title(label).replace("range test, ", "range test\n")
+    if result.reason is not None:
+        title += "\n" + textwrap.fill(f"no reliable suggestion: {result.reason}", LABEL_WIDTH)
+    ax.set_title(title, loc="left", pad=6 + 1.5 * CROSS_ROW)
+    ax.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False, alignment="left")
+    return ax
+
+
+def _mark_rate(
+    ax: "Axes", result: RangeTest, rate: float, label: str, index: int, *, size: float
+) -> None:
+    """Put a marker on the median at a rate; at its last point where the rate lies beyond."""
+    known = np.isfinite(result.median)
+    height = np.interp(rate, result.rates[known], result.median[known])
+    style = {**style_of(index), "linestyle": "none", "markersize": size, "markeredgecolor": "white"}
+    ax.plot([rate], [height], **style, zorder=4, label=f"{label} {rate:.2g}")
+
+
+def _scale_range_losses(ax: "Axes", result: RangeTest) -> None:
+    """Choose the loss axis: logarithmic where the loss falls far; runaways leave it at the top."""
+    level = np.median(result.initial)
+    lowest = np.nanmin(result.trends, initial=np.inf)
+    if not np.isfinite(level):
+        return
+    if 0 < lowest < level / LOG_FALL:
+        ax.set_yscale("log")
+        ax.set_ylim(lowest / 2, level * DIVERGENCE_FACTOR)
+    elif np.isfinite(lowest):
+        lowest = min(lowest, np.nanmin(result.losses))
+        room = max(level - lowest, abs(level) / 2, np.finfo(np.float32).tiny)
+        ax.set_ylim(min(lowest, level) - 0.15 * room, level + 0.8 * room)

@@ -1,0 +1,198 @@
+"""Scales and their ticks, the same wherever a quantity is drawn."""
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from optlab.lab._space import Categorical, Integer, LogUniform, Range
+from optlab.lab._sweep_result import Sweep
+from optlab.lab._trial import DIVERGED, Trial
+
+MOST_TICKS = 6
+"""Ticks on an axis, so that their labels stay apart in a small panel."""
+
+DECADES = 1.0
+"""A loss that spans more decades than these is drawn on a logarithmic axis."""
+
+REACH = 3.0
+"""How many times as far from the best as the median trial an axis of scores reaches at most."""
+
+SAME = 1e-6
+"""Scores that differ by less than this part of them are drawn as if they were equal."""
+
+STEP = 0.012
+"""How far trials with the same value lie apart where there is room."""
+
+SHARE = 0.3
+"""The part of a choice's share of the axis, on either side, that trials spread over."""
+
+GOLDEN = (5**0.5 - 1) / 2
+"""The golden ratio, multiples of which fall far from the ones before, modulo 1."""
+
+Tick = tuple[Any, str]
+
+
+@dataclass(frozen=True)
+class Scale:
+    """The axis of a metric over the trials of a sweep.
+
+    Attributes:
+        low: the lowest value shown.
+        high: the highest.
+        log: whether it is logarithmic.
+        lower_is_better: whether the good end is `low`.
+        cut: whether some trials lie beyond the bad end.
+    """
+
+    low: float
+    high: float
+    log: bool
+    lower_is_better: bool
+    cut: bool
+
+    def position(self, value: float) -> float:
+        """Return where a value lies, 0 at `low` and 1 at `high`; beyond them, 0 and 1."""
+        low, value, high = _maybe_log([self.low, value, self.high], self.log)
+        return float(np.clip((value - low) / (high - low), 0.0, 1.0))
+
+    def at(self, position: float) -> float:
+        """Return the value at a position, which may lie beyond [0, 1]."""
+        low, high = _maybe_log([self.low, self.high], self.log)
+        value = low + (high - low) * position
+        return float(10.0**value if self.log else value)
+
+    @property
+    def bad_end(self) -> float:
+        """The position of the bad end."""
+        return float(self.lower_is_better)
+
+    def beyond(self, value: float) -> bool:
+        """Whether a value lies beyond the bad end."""
+        return value > self.high if self.lower_is_better else value < self.low
+
+    def ticks(self) -> list[Tick]:
+        """Return values and labels."""
+        return log_ticks(self.low, self.high) if self.log else linear_ticks(self.low, self.high)
+
+
+def metric_scale(sweep: Sweep, metric: str) -> Scale | None:
+    """Return the axis on which a metric of all trials is drawn; None if no trial has a value.
+
+    A loss that spans decades is on a logarithmic one. The bad end is cut where it would press the
+    good trials together.
+    """
+    values = np.array([metric_of(trial, metric) for trial in sweep.trials])
+    values = values[np.isfinite(values)]
+    if not values.size:
+        return None
+    lower_is_better = metric == "loss" or (metric == sweep.score and not sweep.maximize)
+    whole = Scale(
+        low=float(values.min()),
+        high=float(values.max()),
+        log=lower_is_better and spans_decades(values),
+        lower_is_better=lower_is_better,
+        cut=False,
+    )
+    if whole.high - whole.low <= SAME * max(abs(whole.low), abs(whole.high)):
+        room = 0.05 * abs(whole.low) or 0.5
+        return replace(whole, low=whole.low - room, high=whole.high + room)
+    median = whole.position(np.median(values))
+    reach = REACH * abs(median - (1 - whole.bad_end))
+    if metric not in ("loss", sweep.score) or not 0 < reach < 1:
+        return whole
+    if lower_is_better:
+        return replace(whole, high=whole.at(reach), cut=True)
+    return replace(whole, low=whole.at(1 - reach), cut=True)
+
+
+def metric_of(trial: Trial, metric: str) -> float:
+    """Return a metric at a trial's last evaluation, mean over the seeds; NaN if it diverged."""
+    if trial.status == DIVERGED:
+        return math.nan
+    return float(np.asarray(trial.validation[metric], np.float64)[:, -1].mean())
+
+
+def spans_decades(values: Sequence[float]) -> bool:
+    """Whether the finite values are all above 0 and the axis should be logarithmic."""
+    values = np.asarray(values, np.float64)
+    values = values[np.isfinite(values)]
+    return bool(
+        values.size
+        and values.min() > 0
+        and math.log10(values.max()) - math.log10(values.min()) > DECADES
+    )
+
+
+def range_ticks(values: Range) -> list[Tick]:
+    """Return the values of a range to label; of choices all."""
+    if isinstance(values, Categorical):
+        return [(choice, str(choice)) for choice in values.choices]
+    if isinstance(values, LogUniform):
+        return log_ticks(values.low, values.high)
+    if isinstance(values, Integer) and (values.log or values.size <= MOST_TICKS):
+        return [(level, str(level)) for level in values.levels(MOST_TICKS - 1 + (not values.log))]
+    return linear_ticks(values.low, values.high, integer=isinstance(values, Integer))
+
+
+def spread(values: Range, chosen: Sequence[Any], *, mixed: bool = False) -> np.ndarray:
+    """Return the position of each value, those that are equal a little apart; the last stays.
+
+    Equal ones are in the order given, so that lines to another axis cross less; or `mixed`, so that
+    points with much the same height are far from each other.
+    """
+    positions = np.array([values.position(value) for value in chosen])
+    room = SHARE / values.size if values.size < np.inf else STEP
+    room = room if isinstance(values, Categorical) else min(room, 3 * STEP)
+    tied = defaultdict(list)
+    for index, position in enumerate(positions[:-1]):
+        tied[position].append(index)
+    for indices in tied.values():
+        reach = min(room, STEP * (len(indices) - 1) / 2)
+        offsets = np.linspace(-reach, reach, len(indices))
+        if mixed:
+            offsets = offsets[np.argsort(np.arange(len(indices)) * GOLDEN % 1)]
+        positions[indices] += offsets
+    return positions
+
+
+def log_ticks(low: float, high: float) -> list[Tick]:
+    """Return round numbers in [low, high], as many as fit; powers of ten where there are enough."""
+    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+    decades = range(first, last + 1)
+    every = -(-len(decades) // MOST_TICKS)
+    choices = [
+        [m * 10.0**d for d in decades if d % step == 0 for m in mantissas]
+        for mantissas, step in (((1, 2, 5), 1), ((1, 3), 1), ((1,), 1), ((1,), every))
+    ]
+    for candidates in choices:
+        inside = [x for x in candidates if low * (1 - 1e-9) <= x <= high * (1 + 1e-9)]
+        if 3 <= len(inside) <= MOST_TICKS:
+            return [(min(max(x, low), high), short(x)) for x in inside]
+    return linear_ticks(low, high)
+
+
+def linear_ticks(low: float, high: float, *, integer: bool = False) -> list[Tick]:
+    """Return round numbers in [low, high]."""
+    from matplotlib.ticker import MaxNLocator
+
+    found = MaxNLocator(MOST_TICKS - 1, integer=integer).tick_values(low, high)
+    room = 1e-9 * (high - low)
+    inside = [x for x in found if low - room <= x <= high + room]
+    return [(min(max(x, low), high), short(x)) for x in inside]
+
+
+def short(value: Any, digits: int = 6) -> str:
+    """Write a value briefly, a number as 0.001, 1e-5 or 3e8."""
+    if not isinstance(value, float):
+        return str(value)
+    text = f"{value:.{digits}g}"
+    mantissa, _, exponent = text.partition("e")
+    return f"{mantissa}e{int(exponent)}" if exponent else text
+
+
+def _maybe_log(values: Sequence[float], log: bool) -> Sequence[float]:
+    return np.log10(values) if log else values

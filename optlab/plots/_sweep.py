@@ -1,0 +1,265 @@
+"""Pictures of a sweep: its trials as lines, and its scores against each hyperparameter."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from optlab import _checks
+from optlab.lab._extras import needs_extra
+from optlab.lab._space import Categorical, Integer, LogUniform, Range
+from optlab.lab._sweep_result import Sweep
+from optlab.lab._trial import STOPPED, Trial
+from optlab.plots._common import ACCENT, PALETTE, SMALL, new_axes
+from optlab.plots._parallel import plot_parallel, title_of
+from optlab.plots._scale import Scale, metric_of, metric_scale, range_ticks, short, spread
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+COLUMNS = 4
+"""Panels side by side in the picture of a sweep."""
+
+LOST_ROW = 0.1
+"""How far beyond the bad end the crosses of diverged trials stand, the axis being 1."""
+
+MOST_LETTERS = 30
+"""Labels with more letters than these do not fit side by side below a panel."""
+
+MARGIN = 0.06
+"""Room around the points, the axis being 1."""
+
+
+def plot_sweep(sweep: Sweep) -> "Figure":
+    """Draw what a sweep found: its trials in parallel coordinates, and a panel per hyperparameter.
+
+    See `plot_parallel` for the first and `plot_hyperparameter` for the panels, which show the
+    score and, where that is another metric, the loss below it.
+
+    Args:
+        sweep: what `sweep` found.
+
+    Raises:
+        ModuleNotFoundError: if Matplotlib is not installed.
+    """
+    with needs_extra("plot_sweep"):
+        from matplotlib.figure import Figure
+
+    names = list(sweep.space)
+    metrics = ["loss"] if sweep.score == "loss" else [sweep.score, "loss"]
+    columns = min(COLUMNS, len(names))
+    blocks = -(-len(names) // columns)
+    lines = blocks * len(metrics)
+    size = (max(6.5, 1.3 * (len(names) + 1), 3.1 * columns), 4.4 + 2.0 * lines)
+    figure = Figure(figsize=size, dpi=150, layout="constrained")
+    figure.get_layout_engine().set(h_pad=0.08, w_pad=0.08)
+    grid = figure.add_gridspec(1 + lines, columns, height_ratios=[3.6] + [2.0] * lines)
+    plot_parallel(sweep, ax=figure.add_subplot(grid[0, :]))
+    for index, name in enumerate(names):
+        block, column = divmod(index, columns)
+        first = 1 + block * len(metrics)
+        panels = [figure.add_subplot(grid[first + row, column]) for row in range(len(metrics))]
+        _draw_column(panels, sweep, name, metrics, leftmost=column == 0)
+    figure.align_ylabels()
+    _legend_below(figure)
+    return figure
+
+
+def plot_hyperparameter(
+    sweep: Sweep, name: str, *, metric: str | None = None, ax: "Axes | None" = None
+) -> "Axes":
+    """Draw a metric at the end of each trial against one hyperparameter.
+
+    Trials that halving stopped are hollow, at what they had reached by then; those that diverged
+    are crosses beyond the bad end. Where a few bad trials would press the good ones together the
+    axis is cut, and a triangle stands for each. Trials of one choice or integer stand a little
+    apart.
+
+    Args:
+        sweep: what `sweep` found.
+        name: of the hyperparameter.
+        metric: one that the task evaluates; None for the score.
+        ax: where to draw; None for a new figure.
+
+    Raises:
+        ModuleNotFoundError: if Matplotlib is not installed.
+        ValueError: there is no such hyperparameter or metric.
+    """
+    who = "plot_hyperparameter"
+    metric = sweep.score if metric is None else metric
+    _check_one_of(who, "name", name, sweep.space)
+    _check_one_of(who, "metric", metric, sweep.trials[0].validation)
+    ax = new_axes(who) if ax is None else ax
+    _draw_panel(ax, sweep, name, metric)
+    ax.set_title(title_of(sweep), loc="left", fontsize=11, pad=18)
+    ax.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+    return ax
+
+
+def _draw_column(
+    panels: "Sequence[Axes]", sweep: Sweep, name: str, metrics: Sequence[str], *, leftmost: bool
+) -> None:
+    """Draw one hyperparameter's panels, with the labels that their neighbours do not give."""
+    for ax, metric in zip(panels, metrics, strict=True):
+        ax.spines[["top", "right"]].set_visible(False)
+        _draw_panel(ax, sweep, name, metric)
+        ax.tick_params(labelsize=SMALL)
+        if not leftmost:
+            ax.set_ylabel("")
+            ax.tick_params(labelleft=False)
+    for ax in panels[:-1]:
+        ax.set_xlabel("")
+        ax.tick_params(labelbottom=False)
+    for ax in panels[1:]:
+        for text in ax.texts:
+            text.remove()
+
+
+def _draw_panel(ax: "Axes", sweep: Sweep, name: str, metric: str) -> None:
+    """Draw the trials as points, the best last."""
+    values = sweep.space[name]
+    scale = metric_scale(sweep, metric)
+    trials = sweep.ranked()[::-1]
+    x = _across(values, [trial.values[name] for trial in trials])
+    y = np.array([metric_of(trial, metric) for trial in trials])
+    heights = np.array([_height(scale, value) for value in y])
+    _scale_x(ax, values)
+    _scale_y(ax, scale, lost=np.isnan(y).any())
+    for kind, where in _kinds(trials, y, scale).items():
+        ax.plot(x[where], heights[where], **_marker(kind, scale), label=kind)
+    if np.isfinite(y[-1]):
+        _label_best(ax, x[-1], trials[-1].values[name])
+    ax.set_xlabel(name)
+    ax.set_ylabel(sweep.title(metric))
+    ax.grid(axis="y", alpha=0.25, linewidth=0.6)
+
+
+def _across(values: Range, chosen: Sequence[Any]) -> np.ndarray:
+    """Return where trials stand on the horizontal axis, choices around 0, 1, ….
+
+    Those of the same choice or integer stand a little apart.
+    """
+    if isinstance(values, Categorical):
+        return spread(values, chosen, mixed=True) * values.size - 0.5
+    if isinstance(values, Integer) and not values.log:
+        return spread(values, chosen, mixed=True) * values.size - 0.5 + values.low
+    return np.array(chosen, np.float64)
+
+
+def _scale_x(ax: "Axes", values: Range) -> None:
+    """Choose the horizontal axis and its ticks."""
+    ticks, labels = zip(*range_ticks(values), strict=True)
+    low, high = -0.5, len(ticks) - 0.5
+    if isinstance(values, Categorical):
+        ticks = range(len(ticks))
+    elif isinstance(values, LogUniform) or (isinstance(values, Integer) and values.log):
+        ax.set_xscale("log")
+        factor = (values.high / values.low) ** MARGIN
+        low, high = values.low / factor, values.high * factor
+    else:
+        room = MARGIN * (values.high - values.low)
+        room = max(0.5, room) if isinstance(values, Integer) else room
+        low, high = values.low - room, values.high + room
+    ax.set_xlim(low, high)
+    ax.set_xticks(ticks, labels)
+    if sum(map(len, labels)) > MOST_LETTERS:
+        ax.tick_params(axis="x", labelrotation=20)
+    ax.set_xticks([], minor=True)
+
+
+def _scale_y(ax: "Axes", scale: Scale | None, *, lost: bool) -> None:
+    """Choose the vertical axis and its ticks, with room for crosses at its bad end."""
+    if scale is None:
+        ax.set_ylim(-MARGIN, 1)
+        ax.set_yticks([])
+        return
+    if scale.log:
+        ax.set_yscale("log")
+    room = np.array([-MARGIN, MARGIN])
+    room[int(scale.bad_end)] *= 1 + lost * LOST_ROW / MARGIN
+    ax.set_ylim(scale.at(room[0]), scale.at(1 + room[1]))
+    ax.set_yticks(*zip(*scale.ticks(), strict=True))
+    ax.set_yticks([], minor=True)
+
+
+def _height(scale: Scale | None, value: float) -> float:
+    """Return where on the vertical axis a trial stands; one that diverged or lies beyond, too."""
+    if scale is None:
+        return 0.0
+    if np.isnan(value):
+        return scale.at(1 + LOST_ROW if scale.lower_is_better else -LOST_ROW)
+    return scale.at(scale.bad_end) if scale.beyond(value) else value
+
+
+def _kinds(trials: Sequence[Trial], y: np.ndarray, scale: Scale | None) -> Mapping[str, np.ndarray]:
+    """Return what the points are, name → (trials,) bool, from the bottom of the drawing to its top.
+
+    The last of the trials is the best, unless it diverged.
+    """
+    lost = np.isnan(y)
+    best = ~lost & (np.arange(len(trials)) == len(trials) - 1)
+    stopped = np.array([trial.status == STOPPED for trial in trials])
+    beyond = np.array([scale is not None and scale.beyond(value) for value in y])
+    kinds = {
+        "diverged": lost,
+        "beyond the axis": beyond & ~best,
+        "stopped early": stopped & ~(lost | beyond | best),
+        "complete": ~(stopped | lost | beyond | best),
+        "best": best,
+    }
+    return {kind: where for kind, where in kinds.items() if where.any()}
+
+
+def _marker(kind: str, scale: Scale | None) -> dict[str, Any]:
+    """Return how the points of a kind are drawn."""
+    style = {"linestyle": "none", "marker": "o", "markersize": 4.5, "color": PALETTE[0]}
+    match kind:
+        case "diverged":
+            return style | {"marker": "x", "color": "0.45"}
+        case "beyond the axis":
+            marker = "^" if scale.lower_is_better else "v"
+            return style | {"marker": marker, "markerfacecolor": "none", "color": "0.45"}
+        case "stopped early":
+            return style | {"markerfacecolor": "none", "markeredgewidth": 0.8}
+        case "complete":
+            return style | {"alpha": 0.8, "markeredgecolor": "white", "markeredgewidth": 0.4}
+        case "best":
+            return style | {
+                "color": ACCENT,
+                "markersize": 7,
+                "markeredgecolor": "white",
+                "zorder": 5,
+            }
+
+
+def _label_best(ax: "Axes", x: float, value: Any) -> None:
+    """Mark the best trial's value, and write it above the axes."""
+    ax.axvline(x, color=ACCENT, linewidth=0.8, alpha=0.6, zorder=1)
+    ax.annotate(
+        short(value, 3),
+        (x, 1),
+        (0, 3),
+        xycoords=ax.get_xaxis_transform(),
+        textcoords="offset points",
+        ha="center",
+        va="bottom",
+        color=ACCENT,
+        fontsize=SMALL,
+        weight="bold",
+    )
+
+
+def _legend_below(figure: "Figure") -> None:
+    """Put one legend of all panels' points under them."""
+    found = {}
+    for ax in figure.axes[1:]:
+        handles, labels = ax.get_legend_handles_labels()
+        found |= dict(zip(labels, handles, strict=True))
+    style = {"loc": "outside lower left", "frameon": False, "fontsize": SMALL + 1}
+    figure.legend(found.values(), found.keys(), ncols=len(found), **style)
+
+
+def _check_one_of(who: str, argument: str, name: str, known: Iterable[str]) -> None:
+    if name not in known:
+        _checks.fail(who, f"{argument} must be one of {', '.join(known)}", repr(name))
