@@ -105,7 +105,7 @@ def test_whatever_is_missing_is_run_again_to_the_same_bits(
     whole = halved if halving else never_stopped
     file, random = tmp_path / "results.db", np.random.default_rng(0)
     sweep_bowl(file, trials=11, halving=halving)
-    for _ in range(4):
+    for _ in range(2):
         with opened(file) as connection:
             lost = set(random.choice(11, 4, replace=False).tolist())
             connection.executemany("delete from trials where trial = ?", [(n,) for n in lost])

@@ -36,6 +36,12 @@ LANES = {"cpu": 16}
 
 LANES_ELSEWHERE = 64
 
+FEW_EVALUATIONS = 10
+"""Evaluations of a trial for which nothing else is said, where no rungs lie on them."""
+
+SHARED = ("optimizer", "score", "repeats", "steps", "eval_every")
+"""What processes that share a search must have in common, beside space and direction."""
+
 BATCH = 8
 """Trials that Optuna is asked for together: from more at once it learns less."""
 
@@ -80,7 +86,8 @@ def sweep(
             seed and space, however many there are; by "bayes" it depends on those before it, too.
         repeats: runs of each trial, from the seeds `seed`, `seed + 1`, …; their mean score counts.
         steps: updates a trial, ≥ 1; None for the task's.
-        eval_every: updates between evaluations; None for the task's, or a thirtieth of the run.
+        eval_every: updates between evaluations; None for the task's, or a tenth of the run, a
+            thirtieth with `halving`.
         halving: η ≥ 2: give up all trials but the best of every η at each rung; None to train all
             to the end. Not for "bayes".
         results: an SQLite file to keep results in as they come. A sweep that was stopped in any way
@@ -279,8 +286,10 @@ def _search_together(
     plan: _Plan, runs: TrialRuns, storage: str, callbacks: Sequence[Callable[[Trial], None]]
 ) -> list[Trial]:
     """Share the trials with whoever works on the same Optuna storage."""
+    shared = {name: plan.about()[name] for name in SHARED}
     options = {"seed": plan.seed, "maximize": plan.task.maximize, "storage": storage}
-    with Bayes(plan.space, **options, name=f"optlab: {plan.task.name}") as study:
+    name = f"optlab: {plan.task.name}"
+    with Bayes(plan.space, **options, name=name, about=shared) as study:
         while batch := dict(study.ask(plan.lanes, trials=plan.trials)):
             with closing(runs.run(list(batch.items()), plan.steps)) as running:
                 for number, curves in (entry for found in running for entry in found.items()):
@@ -328,7 +337,8 @@ def _checked_plan(
     steps = first.num_steps if steps is None else steps
     _checks.check_count(_WHO, "steps", steps, 1)
     if eval_every is None:
-        eval_every = first.eval_every or math.ceil(steps / EVALUATIONS)
+        evaluations = EVALUATIONS if halving else FEW_EVALUATIONS
+        eval_every = first.eval_every or math.ceil(steps / evaluations)
     _checks.check_count(_WHO, "eval_every", eval_every, 1)
     return _Plan(
         recipe=recipe,
