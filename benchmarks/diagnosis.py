@@ -2,18 +2,31 @@
 
 For each task and optimizer the rate is tuned on a grid, with a cosine decay, by the validation
 loss. Then runs go wrong in one way each: a rate too high or too low, a decay too early, no decay, a
-layer too narrow, too few examples, initial weights scaled up or down; and some runs are tuned. Of several degrees of a cause the one is taken whose harm, the share of the tuned run's
-fall of the training loss that it misses, is nearest to a target; where none does harm of about that
-size the cause is left out. `diagnose` has no part in that choice. All seeds of it are judged.
+layer too narrow, too few examples, initial weights scaled up or down; and some runs are tuned. Of
+several degrees of a cause the one is taken whose harm, the share of the tuned run's fall of the
+training loss that it misses, is nearest to a target; where none does harm of about that size the
+cause is left out. `diagnose` has no part in that choice. All seeds of it are judged.
 
 A cause counts as named if one of the patterns that mean it is among the findings, or the first of
 them; see `CAUSES`. Tuned runs are "too short" where one of twice the length ends with a validation
 loss lower by a twentieth of its fall; if not, "overfits" where it is above training's by more than
 a tenth of its fall and twice as high; and if neither, "fine", and nothing should be said of them.
 
-The rules and their thresholds were made with the tasks of `IN_SIGHT` in sight. Those of `HELD_OUT`,
-other data and partly other optimizers, were run once they were done, and changed nothing.
-About eight minutes on two CPU cores:
+The rules and their thresholds were made with the tasks of `IN_SIGHT` in sight. Those of `SEEN_ONCE`
+were held out at first, and judged badly: of the tuned runs 38% were let pass, most of the others
+called "still improving". Part of that was true, and "too short" was not told from "fine" then; the
+rest, and validation losses that rise from the start, led to changes in the rules. So other tasks,
+`HELD_OUT`, were run once after that:
+
+    named     94% fine · 86% too short · 100% diverging, stuck, no decay, slow and stalled ·
+              53% slow, decayed · 83% small model · 52% few data · 67% small start ·
+              74% large start · 52% early decay
+
+One defect that these showed was mended afterwards, so that their figures of today are a little too
+good: a loss thrown up by the first update alone, as by RMSProp, was called too high a rate also
+where the run recovered, and hid what else there was to say.
+
+About fifteen minutes on two CPU cores:
 
     python benchmarks/diagnosis.py
 """
@@ -305,6 +318,38 @@ def characters():
     return standardized(x, windows[:, 6], 40, widths=(64,), batch_size=64, steps=500)
 
 
+def photo_pixel():
+    """Return the problem of a pixel's brightness, from the 24 around it in two photographs."""
+    x = np.concatenate([patches.reshape(-1, 25) for patches in _photographs(5, 8)])
+    return standardized(np.delete(x, 12, 1), x[:, 12], 0, widths=(48, 24), batch_size=32, steps=400)
+
+
+def photo_which():
+    """Return the problem of telling 8 × 8 pixels of two photographs, a temple and a flower."""
+    temple, flower = _photographs(8, 9)
+    x = np.concatenate([temple, flower])[..., None]
+    y = np.repeat([0, 1], [len(temple), len(flower)])
+    return standardized(x, y, 2, widths=(8, 16), batch_size=32, steps=300, convolve=True)
+
+
+def _photographs(size, stride):
+    """Return, for each of scikit-learn's photographs, its patches (n, size, size)."""
+    from sklearn.datasets import load_sample_images
+
+    for image in load_sample_images().images:
+        windows = np.lib.stride_tricks.sliding_window_view(image.mean(-1), (size, size))
+        yield windows[::stride, ::stride].reshape(-1, size, size)
+
+
+def spirals():
+    """Return the problem of three spiral arms in the plane, a little blurred."""
+    rng = np.random.default_rng(2)
+    arm, t = rng.integers(0, 3, 3000), rng.uniform(0.1, 1, 3000)
+    angle = 2 * np.pi * (arm / 3 + t)
+    x = t[:, None] * np.stack([np.cos(angle), np.sin(angle)], 1) + 0.03 * rng.normal(size=(3000, 2))
+    return standardized(x, arm, 3, widths=(64, 64), batch_size=32, steps=600)
+
+
 IN_SIGHT = {
     name: (problem, ("momentum", "adam"))
     for name, problem in {
@@ -315,8 +360,8 @@ IN_SIGHT = {
         "diabetes-mlp": diabetes_mlp,
     }.items()
 }
-HELD_OUT = {
-    name: (problem, ("momentum", "rmsprop", "adamw"))
+SEEN_ONCE = {
+    name: (problem, ("momentum", "adamw"))
     for name, problem in {
         "mnist1d-mlp": mnist1d_mlp,
         "mnist1d-cnn": mnist1d_cnn,
@@ -324,7 +369,19 @@ HELD_OUT = {
         "characters": characters,
     }.items()
 }
-GROUPS = {"in sight": IN_SIGHT, "held out": HELD_OUT}
+HELD_OUT = {
+    name: (problem, ("momentum", "rmsprop", "adamw"))
+    for name, problem in {
+        "photo-pixel": photo_pixel,
+        "photo-which": photo_which,
+        "spirals": spirals,
+    }.items()
+}
+GROUPS = {
+    "in sight": IN_SIGHT,
+    "seen once, then in sight": SEEN_ONCE,
+    "held out, but for one defect": HELD_OUT,
+}
 
 
 # Causes

@@ -5,8 +5,8 @@ judge. Here it is written by hand for a Flax NNX language model, which then is t
 first loss, range test, sweep, a long run, diagnosis. The text is that of `help("topics")`, some
 370,000 characters that come with Python: the first four fifths to train on, a tenth to validate, a
 tenth to test. By how often it occurs alone a character takes 4.7 bits; to the model, which sees up
-to 32 before it, half as many. Prints each step, and what the model writes; about a minute and a
-half on a CPU:
+to 32 before it, half as many. Prints each step, and what the model writes; about a minute on
+a CPU:
 
     python examples/05_character_transformer.py
 """
@@ -24,7 +24,7 @@ import optlab
 from optlab import lab
 
 CONTEXT, WIDTH, HEADS, BLOCKS = 32, 64, 4, 2
-BATCH_SIZE, TRIAL_STEPS, FINAL_STEPS = 16, 100, 2000
+BATCH_SIZE, TRIAL_STEPS, FINAL_STEPS = 16, 100, 1200
 NUM_WINDOWS = 256  # of each split, on which the model is judged
 PROMPT = "If a class defines this method, "  # CONTEXT characters
 

@@ -327,7 +327,7 @@ def test_storages_of_optunas_own_are_taken(tmp_path):
         ({"maximize": True}, "the study 'sweep' must maximize, got one to minimize; give this one"),
         (
             {"space": {**SPACE, "rate": LogUniform(1e-4, 1)}},
-            "be of the same sweep, got one whose r",
+            "have the same space, got one whose r",
         ),
         ({"space": {"a": Uniform(0, 1)}}, "one whose a, fixed, rate, rule, width differ; give"),
         (

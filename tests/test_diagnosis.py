@@ -11,11 +11,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import optlab
-from optlab.lab import History, Task, monitor, train
+from optlab.lab import (
+    Diagnosis,
+    History,
+    Task,
+    check_initial_loss,
+    check_overfits_small_batch,
+    diagnose,
+    monitor,
+    train,
+)
 from optlab.lab import _findings as names
-from optlab.lab._checks_before import check_initial_loss, check_overfits_small_batch
 from optlab.lab._curves import Curve, Curves, mann_kendall, noise, running, slope
-from optlab.lab._diagnosis import RULES, Diagnosis, diagnose
+from optlab.lab._diagnosis import RULES
 
 UPDATES, EVERY = 400, 16
 STEPS = np.arange(0, UPDATES + 1, EVERY)
@@ -185,6 +193,18 @@ def test_a_cosine_to_the_last_update_has_not_decayed_too_early():
         assert names.DECAYED_TOO_EARLY not in said(level=exponential(time))
 
 
+def test_a_spike_from_which_the_run_recovers_is_not_told():
+    thrown = np.where((TIME > 0) & (TIME < 0.05), 20.0, FINE)
+    assert said(level=thrown) == []
+    assert said(level=np.where(FINE < 0.9, 0.9, thrown)) == [names.RATE_TOO_HIGH]
+
+
+def test_a_validation_loss_that_only_rises_is_overfitting():
+    (finding,) = diagnose(history(FINE, validation=2.5 + 2 * TIME)).findings
+    assert finding.pattern == names.OVERFITTING
+    assert "validation data is made as training data is" in finding.advice
+
+
 def test_a_plateau_is_not_told_of_a_rate_that_decays_or_of_a_run_that_is_done():
     options, _ = CASES["noise at a constant rate"]
     assert said(**{**options, "rates": COSINE}) == []
@@ -272,7 +292,7 @@ def test_the_findings_are_printed_with_evidence_and_advice():
         "customary.\n  Try: a rate about 10000 times higher."
     )
     assert second.startswith("Still improving: the validation loss still fell at the end: the last")
-    assert "\n  Try: a rate 3 to 10 times higher" in second
+    assert "\n  Try: train longer; or, as progress is slow throughout, a rate 3 to 10" in second
     with pytest.raises(dataclasses.FrozenInstanceError):
         found.findings = ()
 

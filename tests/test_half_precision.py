@@ -28,6 +28,8 @@ WRAPPERS = {
     "stochastic_rounding": functools.partial(optlab.stochastic_rounding, key=KEY),
 }
 half_types = pytest.mark.parametrize("dtype", HALF, ids=lambda dtype: np.dtype(dtype).name)
+# Where programs are long, one of the two types: the other is the same code with another rounding.
+bfloat16 = pytest.mark.parametrize("dtype", [jnp.bfloat16], ids=["bfloat16"])
 wrappers = pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=list(WRAPPERS))
 keepers = pytest.mark.parametrize(
     "wrap", [optlab.master_params, optlab.kahan_summation], ids=lambda wrap: wrap.__name__
@@ -303,7 +305,7 @@ def eager_steps(tx, gradients, params):
     return params, state
 
 
-@half_types
+@bfloat16
 @pytest.mark.parametrize(
     ("tx", "run", "updates"),
     [
@@ -328,7 +330,7 @@ def test_master_parameters_are_those_of_a_float32_run(tx, run, updates, dtype):
 
 
 @wrappers
-@half_types
+@bfloat16
 def test_compiled_updates_equal_eager_ones_bit_for_bit(wrap, dtype):
     tx = wrap(optlab.sgd(RATE, momentum=0.5))
     params, gradients = random_tree(0, dtype, scale=0.01), random_gradients(8, dtype)
@@ -436,7 +438,7 @@ def test_a_low_precision_gradient_of_a_float32_leaf_passes_as_it_is(wrap):
 
 
 @wrappers
-@half_types
+@bfloat16
 def test_zero_gradients_change_nothing(wrap, dtype):
     for tx in (optlab.adam(0.1), optax.adam(0.1)):
         params = random_tree(0, dtype)
@@ -517,7 +519,7 @@ def kept_beside(state):
 
 
 @wrappers
-@half_types
+@bfloat16
 @pytest.mark.parametrize(
     ("guard", "gradient"),
     [
@@ -557,7 +559,7 @@ def test_a_skipped_step_leaves_a_compensation_that_float32_cannot_add():
 
 
 @wrappers
-@half_types
+@bfloat16
 @guards
 def test_inside_of_another_wrapper_is_bitwise_as_around_it(wrap, guard, dtype):
     """These hand float32 gradients on, and cast the updates to the gradients' first type."""
@@ -574,7 +576,7 @@ def test_inside_of_another_wrapper_is_bitwise_as_around_it(wrap, guard, dtype):
     assert_same_bits(kept_beside(inside[1]), kept_beside(around[1]))
 
 
-@half_types
+@bfloat16
 @guards
 @pytest.mark.parametrize("place", ["inside", "around"])
 def test_kahans_summation_keeps_its_digits_inside_and_around(guard, place, dtype):

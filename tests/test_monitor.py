@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 
 import optlab
-from optlab.lab import Task, compare, lr_range_test
+from optlab.lab import Task, lr_range_test
 from optlab.lab._monitor import MonitorState, monitor, monitored
 
 rng = np.random.default_rng(0)
@@ -312,16 +312,6 @@ def plain_adamw(rate):
 
 def monitored_adamw(rate):
     return monitor(optlab.adamw(rate), clipping=optlab.clip_by_global_norm(1.0))
-
-
-def test_a_comparison_is_bitwise_that_without_it():
-    makes = {"plain": plain_adamw, "monitored": monitored_adamw}
-    makes["last"] = lambda rate: optax.chain(plain_adamw(rate), monitor())
-    runs = compare(bowl(), makes, rates=[0.01, 0.3], seeds=2, num_steps=8, eval_every=4).runs
-    for name in ("monitored", "last"):
-        np.testing.assert_array_equal(runs[name].train_loss, runs["plain"].train_loss)
-        for metric, values in runs["plain"].validation.items():
-            np.testing.assert_array_equal(runs[name].validation[metric], values)
 
 
 def test_a_range_test_is_bitwise_that_without_it():

@@ -200,6 +200,8 @@ def _log_trial(trials: int) -> Callable[[Trial], None]:
 
 
 def _show(options: argparse.Namespace, found: Sweep, folder: Path) -> None:
+    if not found.trials:
+        raise UsageError(f"all {found.missing} trials still run elsewhere; call again later")
     chosen = {name: getattr(options, name) for name in ("optimizer", "halving", "repeats", "seed")}
     text = found.to_json(options=chosen)
     if options.json:

@@ -44,7 +44,7 @@ from optlab.lab import (
     tensorboard,
     train,
 )
-from optlab.lab._report import aligned
+from optlab.lab._report import aligned, number
 from optlab.registry import OPTIMIZERS
 
 
@@ -112,9 +112,9 @@ def run(options: argparse.Namespace) -> None:
     check_writable_folder(options.out)
     terminal = sys.stderr.isatty()
     callbacks = [] if terminal else [_log_evaluation]
-    if options.tensorboard:
-        callbacks.append(tensorboard(options.tensorboard))
     with task_errors(options.task), value_errors():
+        if options.tensorboard:
+            callbacks.append(tensorboard(options.tensorboard))
         trained = train(
             task,
             optimizer,
@@ -204,5 +204,5 @@ def _scores(trained: Run) -> str:
     splits = {name: metrics for name, metrics in splits.items() if metrics}
     columns = {f"after {trained.step} updates": list(splits)}
     for name in history.validation:
-        columns[name] = [f"{metrics[name]:.4g}" for metrics in splits.values()]
+        columns[name] = [number(metrics.get(name)) for metrics in splits.values()]
     return "\n".join(aligned(columns))

@@ -65,7 +65,6 @@ class Bayes:
         storage: where the study is kept: None for memory, the URL of a database such as
             "sqlite:///study.db", or one of Optuna's storages.
         name: of the study in its storage.
-        about: what else all that share the study must have in common, as JSON.
 
     Raises:
         ValueError: the storage cannot be used, or its study of that name has another space or
@@ -81,7 +80,6 @@ class Bayes:
         maximize: bool = False,
         storage: Any = None,
         name: str = "sweep",
-        about: Mapping[str, Any] | None = None,
     ):
         with needs_extra(_WHO, "bayes"):
             from optuna.storages import BaseStorage
@@ -102,7 +100,7 @@ class Bayes:
         with storage_errors(_WHO, storage, ValueError):
             self._study = open_study(storage, name, maximize, own_sampler)
         with self._storage_errors():
-            self._check_study(name, maximize, about or {})
+            self._check_study(name, maximize)
 
     def __enter__(self) -> "Bayes":
         """Return the study."""
@@ -251,10 +249,9 @@ class Bayes:
             if _is_abandoned(trial):
                 self._fail(trial.number)
 
-    def _check_study(self, name: str, maximize: bool, about: Mapping[str, Any]) -> None:
-        """Require that the study is one of ours, of this space and kind; sign a new one."""
+    def _check_study(self, name: str, maximize: bool) -> None:
+        """Require that the study is one of ours, of this space and direction; sign a new one."""
         ours = _without_traced(self._space)
-        ours |= {f"the sweep's {key}": value for key, value in about.items()}
         # In this order: another process signs the study before it asks for the first trial.
         has_trials = bool(self._study.get_trials(deepcopy=False))
         theirs = self._study.user_attrs.get(_SPACE)
@@ -270,7 +267,7 @@ class Bayes:
             self._study.set_user_attr(_SPACE, ours)
         elif theirs != ours:
             got = f"one whose {', '.join(_differing(ours, theirs))} differ"
-            _checks.fail(_WHO, f"the study {name!r} must be of the same sweep", got, _OTHER_NAME)
+            _checks.fail(_WHO, f"the study {name!r} must have the same space", got, _OTHER_NAME)
 
     def _storage_errors(self) -> Any:
         return storage_errors(_WHO, self._storage)

@@ -210,6 +210,7 @@ def check_overfits_small_batch(
     check_task(who, task)
     rates = RATES if tx is None else (None,)
     key = jax.random.key(0) if key is None else key
+    _loop.check_key(who, key)
     memory = jax.device_get(_memorize(task, tx, steps, _loop.run_keys(key)))
     return _judge(memory, rates, steps)
 

@@ -40,24 +40,20 @@ LEAST_UPDATES = 20
 """Fewer have no shape; of them only divergence is told."""
 
 _BROKEN = {DIVERGENCE, RATE_TOO_HIGH}
+_UNMOVED = {UPDATES_TOO_SMALL, NO_PROGRESS}
 
 RULES: Mapping[Callable[[Curves], Finding | None], set[str]] = {
     divergence: set(),
+    decayed_too_early: {DIVERGENCE},
     rate_too_high: {DIVERGENCE},
     high_start: set(),
     flat_start: _BROKEN,
-    decayed_too_early: _BROKEN,
     updates_too_small: _BROKEN,
-    no_progress: {*_BROKEN, UPDATES_TOO_SMALL},
-    overfitting: {*_BROKEN, NO_PROGRESS},
-    still_improving: {*_BROKEN, NO_PROGRESS, DECAYED_TOO_EARLY, OVERFITTING},
-    plateau: {
-        *(*_BROKEN, FLAT_START, UPDATES_TOO_SMALL, NO_PROGRESS),
-        *(DECAYED_TOO_EARLY, STILL_IMPROVING),
-    },
-    underfitting: {
-        *(*_BROKEN, UPDATES_TOO_SMALL, NO_PROGRESS, DECAYED_TOO_EARLY, OVERFITTING),
-    },
+    no_progress: _BROKEN | {UPDATES_TOO_SMALL},
+    overfitting: _BROKEN | {NO_PROGRESS},
+    still_improving: _BROKEN | {NO_PROGRESS, DECAYED_TOO_EARLY, OVERFITTING},
+    plateau: _BROKEN | _UNMOVED | {DECAYED_TOO_EARLY, FLAT_START, STILL_IMPROVING},
+    underfitting: _BROKEN | _UNMOVED | {DECAYED_TOO_EARLY, OVERFITTING},
 }
 """Rule → the patterns that explain what it would say; the most important first."""
 
@@ -100,7 +96,7 @@ def diagnose(history: History, *, baseline: float | None = None) -> Diagnosis:
             before training.
 
     Raises:
-        ValueError: `baseline` is not a number above 0.
+        ValueError: `history` is no `History`, or `baseline` not a number above 0.
 
     Example:
         >>> import numpy as np
@@ -111,6 +107,9 @@ def diagnose(history: History, *, baseline: float | None = None) -> Diagnosis:
         >>> print(diagnose(History(0.2 + 2 * np.exp(-updates / 30))))
         Nothing stands out.
     """
+    if not isinstance(history, History):
+        got, remedy = type(history).__name__, "pass run.history, or a History of your own curves"
+        _checks.fail("diagnose", "history must be a History", got, remedy)
     if baseline is not None:
         _checks.check_number("diagnose", "baseline", baseline, _checks.POSITIVE)
         baseline = float(baseline)

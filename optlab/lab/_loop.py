@@ -4,12 +4,13 @@ Everything in the lab that trains is made of these, under `jit`, in loops and in
 same key gives the same run everywhere.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from optlab import _checks
 from optlab._types import Array, Tree
 from optlab.lab._task import Batch, Task
 
@@ -28,6 +29,15 @@ class TrainState(NamedTuple):
     params: Tree
     model_state: Tree
     opt_state: optax.OptState
+
+
+def check_key(who: str, key: Any) -> None:
+    """Require one random key, of either kind that JAX has."""
+    try:
+        jax.random.split(key)
+    except (TypeError, ValueError):
+        got = f"{key.dtype}{list(key.shape)}" if isinstance(key, jax.Array) else repr(key)
+        _checks.fail(who, "key must be one random key", got, "pass jax.random.key(0)")
 
 
 def run_keys(key: Array) -> Keys:

@@ -239,7 +239,12 @@ def _make(optimizer: MakeScheduled, rates: np.ndarray) -> optax.GradientTransfor
     if not callable(optimizer):
         _checks.fail(_WHO, "optimizer must be a function of the rate", repr(optimizer), remedy)
     table = jnp.asarray(rates, float)
-    made = optimizer(lambda count: table[jnp.clip(count, 0, len(rates) - 1)])
+    try:
+        made = optimizer(lambda count: table[jnp.clip(count, 0, len(rates) - 1)])
+    except TypeError as error:
+        required = "optimizer must take a schedule of the rate, a function of the step"
+        how = "where it computes with the rate, compute in functions of the step"
+        raise ValueError(f"{_WHO}: {required}, got one that raises {error}; {how}") from error
     if not all(callable(getattr(made, name, None)) for name in ("init", "update")):
         required = "optimizer must return an optax.GradientTransformation"
         _checks.fail(_WHO, required, repr(made), remedy)

@@ -40,6 +40,10 @@ SPIKE = 0.3
 """A loss that rises above its start by this share of it, and ends poor, was thrown there: noise
 apart, a small enough rate never raises it."""
 
+RECOVERED = 0.1
+"""And one that ends below this share of its start has recovered, however high it was thrown: the
+first updates of RMSProp, which has no average yet, are several times too large at any rate."""
+
 LOST = 0.3
 """The share of the fall that is lost again at the end of a run whose rate is too high."""
 
@@ -65,11 +69,22 @@ CUT_OFF, CUT_OFF_SIGNIFICANT = 0.06, 3.0
 """What is gained in the second half of the rate time where an early decay cut it off, as a share
 of the fall, and in deviations of the noise: few updates are left to see it in."""
 
-SLOW = 0.08
-"""What a decayed run whose rate was too low gains, as a share of the fall, in the last third of
-the rate time; a good one, by the decay itself, up to 0.075."""
+ANNEALED_GAINS = 0.06
+"""Where the rate decays, the share of the fall gained at the end that makes it worth going on:
+the decay itself gains up to 0.05 there, once and for all."""
 
-DONE = 0.1
+SLOW = 0.15
+"""What a decayed run whose rate was too low gains from τ = 0.3 to 0.65, as a share of the fall;
+good ones gain up to 0.145."""
+
+CUT_SHORT = 0.2
+"""What a decayed run that was too short gains from τ = 0.65 on; good ones up to 0.19."""
+
+SLOW_GAINS, SLOW_RATIO = 0.1, 1e-4
+"""A run that still gains this much at the end, or with a ratio below this, asks for a higher rate
+before it asks for more updates."""
+
+DONE = 0.05
 """With less than this share of the initial loss left, a decayed run is not called slow."""
 
 SETTLED, SETTLED_SINCE = 0.02, 0.6
@@ -149,9 +164,10 @@ def _signs_of_a_high_rate(c: Curves) -> Iterator[str]:
         )
     medians = running(c.loss, 3)
     peak = float(medians.max())
-    least = SPIKE if poor else DIVERGENCE_FACTOR - 1
+    least = (SPIKE if poor else DIVERGENCE_FACTOR - 1) * abs(c.start)
     # The highest of many medians of three is further out than one level is.
-    if peak - c.start > max(least * abs(c.start), 1.5 * SIGNIFICANT * c.noise):
+    thrown = peak - c.start > max(least, 1.5 * SIGNIFICANT * c.noise)
+    if thrown and c.trend.left > RECOVERED:
         update = int(medians.argmax()) + 1
         yield (
             f"the loss rose from {number(c.start)} to {number(peak)} by update {update}"
@@ -227,38 +243,40 @@ def still_improving(c: Curves) -> Finding | None:
     """Progress that the end of the run cut off."""
     course, held_out = c.trend, c.validation or c.trend
     gain = min(course.late_gain, held_out.late_gain)
-    if gain > GAINS:
+    middle, last = _gains_in_rate_time(c, course)
+    slow = middle > SLOW or (gain > SLOW_GAINS and not c.decays)
+    if gain > (ANNEALED_GAINS if c.decays else GAINS):
         said = (
             f"{held_out.name} still fell at the end: the last {1 - LATE:.0%} of the updates brought"
             f" {gain:.0%} of its fall, to {number(held_out.end)}"
         )
-    elif c.decays and course.left > DONE and (late := _gain_in_rate_time(c, course)) > SLOW:
+    elif c.decays and course.left > DONE and (slow or last > CUT_SHORT):
         said = (
             f"{course.name} fell all along, and stopped at {number(course.end)} only as the rate "
-            f"decayed: {late:.0%} of its fall came in the last three tenths of the sum of the rates"
+            f"decayed: {middle + last:.0%} of its fall came after the first three tenths of the "
+            "sum of the rates"
         )
-        gain = late
     else:
         return None
     ratio = c.monitored("ratio")
-    usual = None if ratio is None else float(np.median(ratio))
-    slow = gain > SLOW or (usual is not None and usual < 1e-4)
-    if usual is not None and usual < 3e-4:
+    if ratio is not None and (usual := float(np.median(ratio))) < SLOW_RATIO:
         said += f"; an update changes the weights by {usual:.1e}, where 1e-3 is customary"
-    advice = (
-        "a rate 3 to 10 times higher, as progress is slow throughout; otherwise train longer."
-        if slow
-        else "train longer, with the decay stretched to the new length."
-    )
+        slow = True
+    advice = "train longer, with the decay stretched to the new length."
+    if slow:
+        advice = (
+            "train longer; or, as progress is slow throughout, a rate 3 to 10 times higher, where "
+            "a sweep or `lr_range_test` has not shown that it is too high."
+        )
     return Finding(STILL_IMPROVING, f"{said}.", advice)
 
 
-def _gain_in_rate_time(c: Curves, course: Curve) -> float:
-    """Return the gain from τ = 0.65 to the end, as a share of the fall; 0 where it is unknown."""
+def _gains_in_rate_time(c: Curves, course: Curve) -> tuple[float, float]:
+    """Return the gains from τ = 0.3 to 0.65, and on to the end; 0 where they are unknown."""
     if c.rate_time is None or not course.fell:
-        return 0.0
-    level = np.interp(0.65, c.in_rate_time(course.at), course.values)
-    return float(level - course.end) / course.fall
+        return 0.0, 0.0
+    first, then = np.interp((0.3, 0.65), c.in_rate_time(course.at), course.values)
+    return float(first - then) / course.fall, float(then - course.end) / course.fall
 
 
 def plateau(c: Curves) -> Finding | None:
@@ -270,7 +288,10 @@ def plateau(c: Curves) -> Finding | None:
         late = np.asarray(rates, float)[int(SETTLED_SINCE * len(c.loss)) : len(c.loss)]
         if late.max() > 1.2 * late.min() or late.min() < 0.1 * np.max(rates):
             return None
-    settled = course.gain(SETTLED_SINCE) < SETTLED or not course.is_falling(SETTLED_SINCE)
+    both = (course, c.validation or course)
+    settled = course.gain(SETTLED_SINCE) < SETTLED or not all(
+        x.is_falling(SETTLED_SINCE) for x in both
+    )
     if not settled or course.fall < SIGNIFICANT * course.noise:
         return None
     shaken = course.fluctuation(0.5) if course is not c.batches else 0.0

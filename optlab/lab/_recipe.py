@@ -149,9 +149,9 @@ def traced_types(recipe: Recipe, space: Mapping[str, Range], example: Values) ->
         try:
             _trace(recipe, example, {name: dtype})
             traceable[name] = dtype
-        except Exception:
+        except Exception as error:
             if not isinstance(space[name], Categorical) or space[name].traced:
-                _fail_untraceable(name, space[name])
+                _fail_untraceable(name, space[name], error)
     return traceable
 
 
@@ -171,19 +171,20 @@ def _type(values: Range) -> type:
     return next((kind for kind in (bool, int) if kinds == {kind}), float)
 
 
-def _fail_untraceable(name: str, values: Range) -> NoReturn:
+def _fail_untraceable(name: str, values: Range, error: Exception) -> NoReturn:
     remedy = "leave out traced=True, and each choice is compiled in"
     if not isinstance(values, Categorical):
         remedy = (
             "give it a few choices, as Categorical([…]), which are compiled in, or pass "
-            f"{type(values).__name__}(…, traced=False) to compile for every value"
+            f"{type(values).__name__}(…, traced=False) to compile for every value "
+            "(optlab.lab.tasks.dropout is a dropout whose rate may be traced)"
         )
-    _checks.fail(
-        _WHO,
-        f"{name} must be usable as a traced number, to share one compiled program",
-        "a task or an optimizer that needs it in Python (an `if`, a shape, a static field)",
-        remedy,
-    )
+    required = f"{name} must be usable as a traced number, to share one compiled program"
+    first_line = str(error).splitlines()[0] if str(error) else ""
+    raise ValueError(
+        f"{_WHO}: {required}, got a task or an optimizer that raises {type(error).__name__}: "
+        f"{first_line}; {remedy}"
+    ) from error
 
 
 def _trace(recipe: Recipe, example: Values, types: Mapping[str, type]) -> None:

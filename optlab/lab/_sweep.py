@@ -5,6 +5,8 @@ each rung. The rungs lie at T/ηᵏ, …, T/η, T updates, and k is the largest 
 reaches an evaluation and ηᵏ ≤ n.
 """
 
+import hashlib
+import json
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -38,9 +40,6 @@ LANES_ELSEWHERE = 64
 
 FEW_EVALUATIONS = 10
 """Evaluations of a trial for which nothing else is said, where no rungs lie on them."""
-
-SHARED = ("optimizer", "score", "repeats", "steps", "eval_every")
-"""What processes that share a search must have in common, beside space and direction."""
 
 BATCH = 8
 """Trials that Optuna is asked for together: from more at once it learns less."""
@@ -97,7 +96,9 @@ def sweep(
             may use one file, but do not share the work.
         storage: for "bayes", the URL of an Optuna storage, such as "sqlite:///study.db", through
             which several processes or machines work on the same trials; takes the place of
-            `results`.
+            `results`. Each sweep has a study of its own there, which the same arguments find
+            again. Who is done first returns without the trials that others still run, and
+            `Sweep.missing` tells how many those are.
         lanes: trials that run together, ≥ 1; None for 16 on a CPU, 64 elsewhere, and 8 by "bayes",
             which learns from batch to batch. Rounding in the last bit depends on it.
         memory: bytes that the programs may take which run together; fewer lanes run where they
@@ -160,6 +161,7 @@ def sweep(
         maximize=plan.task.maximize,
         trials=ended,
         seconds=time.perf_counter() - began,
+        missing=max(0, plan.trials - len(ended)),
     )
 
 
@@ -191,6 +193,11 @@ class _Plan:
         if self.search == "grid" or self.halving:
             about["trials"] = self.trials
         return about
+
+    def study(self) -> str:
+        """Return the name of the study that this sweep, and no other one, has in a storage."""
+        about = json.dumps({**self.about(), "lanes": None}, sort_keys=True)
+        return f"{self.task.name} {hashlib.sha256(about.encode()).hexdigest()[:12]}"
 
     def points(self) -> list[Point]:
         """Return the trials, where their values are known beforehand."""
@@ -286,10 +293,8 @@ def _search_together(
     plan: _Plan, runs: TrialRuns, storage: str, callbacks: Sequence[Callable[[Trial], None]]
 ) -> list[Trial]:
     """Share the trials with whoever works on the same Optuna storage."""
-    shared = {name: plan.about()[name] for name in SHARED}
     options = {"seed": plan.seed, "maximize": plan.task.maximize, "storage": storage}
-    name = f"optlab: {plan.task.name}"
-    with Bayes(plan.space, **options, name=name, about=shared) as study:
+    with Bayes(plan.space, **options, name=plan.study()) as study:
         while batch := dict(study.ask(plan.lanes, trials=plan.trials)):
             with closing(runs.run(list(batch.items()), plan.steps)) as running:
                 for number, curves in (entry for found in running for entry in found.items()):
@@ -346,13 +351,14 @@ def _checked_plan(
         space=space,
         traced=traced_types(recipe, space, example),
         search=search,
-        trials=trials,
-        seed=seed,
-        repeats=repeats,
-        steps=steps,
-        eval_every=eval_every,
-        halving=halving,
-        lanes=lanes,
+        # NumPy's integers, too, are kept as JSON.
+        trials=int(trials),
+        seed=int(seed),
+        repeats=int(repeats),
+        steps=int(steps),
+        eval_every=int(eval_every),
+        halving=None if halving is None else int(halving),
+        lanes=int(lanes),
     )
 
 
@@ -367,7 +373,7 @@ def _check_places(search: str, results: str | Path | None, storage: str | None) 
 
 
 def _check_callbacks(callbacks: Any) -> None:
-    if not isinstance(callbacks, list | tuple) or not all(map(callable, callbacks)):
+    if not isinstance(callbacks, Sequence) or not all(map(callable, callbacks)):
         remedy = "pass [function]"
         _checks.fail(_WHO, "callbacks must be a list of functions", repr(callbacks), remedy)
 

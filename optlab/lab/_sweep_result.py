@@ -36,6 +36,7 @@ class Sweep:
         maximize: whether a higher score is better.
         trials: all that ended, by number.
         seconds: wall time of this call, with compilation.
+        missing: how many trials other processes that share the storage still run.
     """
 
     task: str
@@ -46,6 +47,7 @@ class Sweep:
     maximize: bool
     trials: Sequence[Trial]
     seconds: float
+    missing: int = 0
 
     def ranked(self) -> list[Trial]:
         """Return the trials from the best.
@@ -60,17 +62,10 @@ class Sweep:
         """The best trial.
 
         Raises:
-            ValueError: every trial diverged.
+            ValueError: there is no trial, or every one diverged.
         """
-        best = self.ranked()[0]
-        if best.status == DIVERGED:
-            _checks.fail(
-                "Sweep.best",
-                "there must be a trial that did not diverge",
-                f"{len(self.trials)} that did",
-                "try lower rates",
-            )
-        return best
+        self._check_any_converged("best")
+        return self.ranked()[0]
 
     def narrowed(self, best: int | None = None) -> dict[str, Range]:
         """Return a smaller space around the best trials, to search more finely.
@@ -87,13 +82,25 @@ class Sweep:
         if best is None:
             best = max(3, math.ceil(len(self.trials) / 10))
         _checks.check_count("Sweep.narrowed", "best", best, 1)
-        good = [t for t in self.ranked()[:best] if t.status == self.best.status]
+        self._check_any_converged("narrowed")
+        good = [trial for trial in self.ranked()[:best] if trial.status != DIVERGED]
         numbers = [r for r in self.space.values() if not isinstance(r, Categorical)]
         share = len(self.trials) ** (-1 / max(1, len(numbers)))
         return {
             name: values.around([trial.values[name] for trial in good], share)
             for name, values in self.space.items()
         }
+
+    def _check_any(self, what: str) -> None:
+        if not self.trials:
+            remedy = "call sweep again once the others' trials have ended"
+            _checks.fail(f"Sweep.{what}", "there must be a trial", "none", remedy)
+
+    def _check_any_converged(self, what: str) -> None:
+        self._check_any(what)
+        if all(trial.status == DIVERGED for trial in self.trials):
+            required, got = "there must be a trial that did not diverge", "none"
+            _checks.fail(f"Sweep.{what}", required, got, "try lower rates")
 
     def title(self, metric: str) -> str:
         """Name a metric as reports and plots do: "validation loss", or "loss" without data."""
@@ -128,7 +135,9 @@ class Sweep:
 
         Raises:
             ModuleNotFoundError: if Matplotlib is not installed.
+            ValueError: there is no trial.
         """
+        self._check_any("plot")
         from optlab.plots import plot_sweep  # which imports this room
 
         return plot_sweep(self)
@@ -164,6 +173,8 @@ class Sweep:
     def _notes(self) -> Iterator[str]:
         diverged = sum(trial.status == DIVERGED for trial in self.trials)
         stopped = sum(trial.status == STOPPED for trial in self.trials)
+        if self.missing:
+            yield f"{self.missing} more trials still run elsewhere."
         if stopped:
             yield f"{stopped} of {len(self.trials)} trials were stopped early for better ones."
         if diverged:

@@ -454,11 +454,7 @@ def _check_arguments(tx: optax.GradientTransformation, steps: int, key: Array) -
             "pass optlab.adam(1e-3), a function of the rate already called",
         )
     _checks.check_count(_WHO, "steps", steps, 1)
-    try:
-        jax.random.split(key)
-    except (TypeError, ValueError):
-        got = f"{key.dtype}{list(key.shape)}" if isinstance(key, jax.Array) else repr(key)
-        _checks.fail(_WHO, "key must be one random key", got, "pass jax.random.key(0)")
+    _loop.check_key(_WHO, key)
 
 
 def _check_options(

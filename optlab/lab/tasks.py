@@ -192,6 +192,28 @@ def nnx_classifier(
     )
 
 
+def dropout(rate: ArrayLike, *, rngs: "nnx.Rngs") -> "nnx.Module":
+    """Return a Flax NNX dropout layer whose rate may be traced.
+
+    Of `nnx.Dropout` each rate has to be compiled; with this one a sweep over `Uniform(0, 0.6)` is
+    one program. It has the stream of `rngs.dropout`, and `model.train()` and `model.eval()` turn it
+    on and off, as they do that.
+
+    Args:
+        rate: the share of elements dropped in training, in [0, 1), a number or a traced array.
+        rngs: the model's random streams.
+
+    Raises:
+        ModuleNotFoundError: if Flax is not installed.
+        ValueError: the rate is not in [0, 1).
+    """
+    _checks.check_number("dropout", "rate", rate, _checks.DECAY)
+    with needs_extra("dropout"):
+        from optlab.lab._models import Dropout
+
+    return Dropout(rate, rngs=rngs)
+
+
 def _digits(who: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Return the three splits: images (n, 8, 8, 1) float32, labels (n,) int32."""
     with needs_extra(who):
