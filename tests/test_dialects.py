@@ -125,6 +125,7 @@ def recorded_parameters(case, problem, dtype, update):
 CARRIED = sorted(CASES["pytorch"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CARRIED)
 def test_fifty_updates_in_pytorch_and_fifty_here_are_a_hundred_in_pytorch(case):
     """And the state then is PyTorch's: 1e-12 of each leaf's largest element, in float64."""

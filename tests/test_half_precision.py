@@ -518,6 +518,7 @@ def kept_beside(state):
     return [x for x in found if x is not None]
 
 
+@pytest.mark.slow
 @wrappers
 @bfloat16
 @pytest.mark.parametrize(
@@ -558,6 +559,7 @@ def test_a_skipped_step_leaves_a_compensation_that_float32_cannot_add():
     assert float(state.compensation[0]) == 2.0**-20
 
 
+@pytest.mark.slow
 @wrappers
 @bfloat16
 @guards

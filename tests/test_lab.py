@@ -388,6 +388,34 @@ def test_digits_are_split_without_overlap_and_with_the_same_share_of_each_class(
     assert splits["train"][0].std() == pytest.approx(1, abs=1e-4)
 
 
+def test_dropout_drops_its_share_in_training_alone_at_a_traced_rate_too():
+    ones = jnp.ones(4000)
+
+    @jax.jit
+    def dropped(rate):
+        return tasks.dropout(rate, rngs=nnx.Rngs(0))(ones)
+
+    y = np.asarray(dropped(0.25))
+    np.testing.assert_allclose(np.unique(y), [0, 4 / 3], rtol=1e-6)
+    # Five standard deviations of a share of 4000.
+    assert np.mean(y == 0) == pytest.approx(0.25, abs=5 * (0.25 * 0.75 / 4000) ** 0.5)
+    layer = tasks.dropout(0.25, rngs=nnx.Rngs(0))
+    np.testing.assert_array_equal(layer(ones), y)
+    assert not np.array_equal(layer(ones), y)
+    layer.eval()
+    np.testing.assert_array_equal(layer(ones), ones)
+    with pytest.raises(ValueError, match=re.escape("dropout: rate must be in [0, 1), got rate=1")):
+        tasks.dropout(1.0, rngs=nnx.Rngs(0))
+
+
+def test_the_network_on_digits_has_the_width_asked_for():
+    params, _ = jax.eval_shape(tasks.digits_mlp(width=6, dropout=0.1).init, jax.random.key(0))
+    shapes = {leaf.shape for leaf in jax.tree.leaves(params) if leaf.ndim == 2}
+    assert shapes == {(64, 6), (6, 3), (3, 10)}
+    with pytest.raises(ValueError, match="digits_mlp: width must be an integer >= 2, got width=1"):
+        tasks.digits_mlp(width=1)
+
+
 def test_convolution_by_matrix_product_is_a_convolution():
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.normal(size=(2, 8, 6, 3)), jnp.float32)

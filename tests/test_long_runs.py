@@ -87,6 +87,7 @@ BOUNDS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_a_million_updates_keep_to_the_reference(name, recorded):
     got = record.float32_outcomes(CASES[name])
