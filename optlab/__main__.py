@@ -1,13 +1,39 @@
 """`python -m optlab` and the console script `optlab`."""
 
-import gc
+import signal
 import sys
+from typing import Any
 
-from optlab.cli import main
+from optlab import cli
 
-# An interruption that comes during a collection is lost in a callback of JAX, which cannot raise.
-# Leaving out the many objects of the imports makes collections short.
-gc.freeze()
+PAUSE = 0.1
+"""Seconds after which a dropped interruption comes again: what has dropped it is short."""
+
+
+def main() -> int:
+    """Run the command line of the process and return its exit status.
+
+    Python drops what is raised in a destructor, in a weak reference's callback, and in one of the
+    garbage collector's, which JAX has. An interruption that came there is raised again a moment
+    later, so that one Ctrl-C is enough; one that was raised is never repeated, so that nothing
+    disturbs what is written before the end.
+    """
+    if not hasattr(signal, "setitimer"):  # Windows
+        return cli.main()
+    signal.signal(signal.SIGALRM, signal.default_int_handler)
+    sys.unraisablehook = _raise_interruptions_again
+    try:
+        return cli.main()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def _raise_interruptions_again(dropped: Any) -> None:
+    if issubclass(dropped.exc_type, KeyboardInterrupt):
+        signal.setitimer(signal.ITIMER_REAL, PAUSE)  # what is raised here would be dropped, too
+    else:
+        sys.__unraisablehook__(dropped)
+
 
 if __name__ == "__main__":
     sys.exit(main())

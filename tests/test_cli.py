@@ -1,6 +1,7 @@
 """The `optlab` command, as a shell sees it."""
 
 import contextlib
+import importlib.metadata
 import io
 import json
 import signal
@@ -204,6 +205,50 @@ def test_a_signal_interrupts_a_run(tmp_path):
     assert (process.returncode, out, err) == (130, "", "optlab: interrupted\n")
 
 
+DROPPING = """
+import gc, os, signal, sys, time, weakref
+from optlab import __main__, cli
+
+def interrupt(where):
+    if where not in seen:
+        seen.append(where)
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(1)  # raised here at the latest
+
+class Thing:
+    def __del__(self):
+        interrupt("destructor")
+
+def run():
+    try:
+        thing = Thing()
+        reference = weakref.ref(thing, lambda _: interrupt("weak reference"))
+        del thing
+        gc.callbacks.append(lambda phase, info: interrupt("collection"))
+        gc.collect()
+        print(*seen)
+        time.sleep(10)
+    except KeyboardInterrupt:
+        time.sleep(0.8)  # would be interrupted if it came once more
+        print("written")
+        return 130
+
+seen = []
+__main__.PAUSE = 0.5  # past the last of the three
+cli.main = run
+sys.exit(__main__.main())
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="the system has no such timer")
+def test_an_interruption_where_nothing_can_be_raised_is_raised_later_and_once():
+    ended = subprocess.run(
+        [sys.executable, "-c", DROPPING], capture_output=True, text=True, timeout=60
+    )
+    assert ended.stdout == "destructor weak reference collection\nwritten\n"
+    assert (ended.returncode, ended.stderr) == (130, "")
+
+
 def test_a_reader_that_leaves_early_causes_no_traceback(tmp_path):
     command = [sys.executable, "-m", "optlab", *QUICK, "--out", tmp_path]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
@@ -227,8 +272,9 @@ def test_help_and_version(arguments, capsys):
     assert (__version__ if "--version" in arguments else "usage: optlab") in capsys.readouterr().out
 
 
-def test_the_console_script_finds_the_command():
-    assert __main__.main is cli.main
+def test_the_console_script_runs_what_python_m_runs():
+    (script,) = importlib.metadata.entry_points(group="console_scripts", name="optlab")
+    assert script.load() is __main__.main
 
 
 def test_dialects_prints_the_tables_that_are_asked_for(run):
