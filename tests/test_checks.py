@@ -22,7 +22,7 @@ ROWS = {**registry.OPTIMIZERS, **registry.TRANSFORMATIONS, **registry.WRAPPERS}
 UPDATES = 1000
 FLOAT_EPS = float(np.finfo(np.float32).eps)
 
-SHAPES = {"b": (4,), "s": (), "w": (4, 3)}
+SHAPES = {"s": (), "w": (4, 3)}
 
 
 def random_tree(seed, *leading, dtype=np.float32):
@@ -93,6 +93,10 @@ def three_updates(tx, params=PARAMS, gradients=GRADIENTS):
     return updates, state
 
 
+def layout(tree):
+    return jax.tree.map(lambda x: (x.shape, x.dtype), tree)
+
+
 def assert_identical(a, b):
     assert jax.tree.structure(a) == jax.tree.structure(b)
     for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
@@ -129,20 +133,42 @@ def wanted_updates(name, sample):
     return reference_trajectory(row, options, PARAMS, GRADIENTS, CHECKED_UPDATES)
 
 
-def assert_matches_reference(row, gradients, params, rtol):
-    for sample, options in enumerate(row.samples):
-        tx = make(row, **options)
-        run = jax.jit(lambda g, p, tx=tx: trajectory(tx, g, p, row.outcome))
-        updates, _ = run(gradients, params)
+def run_samples(row, gradients, params):
+    """Return the outcomes of all samples, and the first one's updates and states.
+
+    One program for all of them compiles faster than one for each.
+    """
+
+    @jax.jit
+    def run(gradients, params):
+        first, *others = (make(row, **options) for options in row.samples)
+        (outcome, *kept), _ = trajectory(
+            first, gradients, params, lambda u, state: (row.outcome(u, state), u, state)
+        )
+        return [
+            outcome,
+            *(trajectory(tx, gradients, params, row.outcome)[0] for tx in others),
+        ], kept
+
+    return run(gradients, params)
+
+
+@functools.cache
+def single_runs(name):
+    return run_samples(ROWS[name], GRADIENTS, PARAMS)
+
+
+def assert_match_reference(row, outcomes, rtol):
+    for sample, (outcome, options) in enumerate(zip(outcomes, row.samples, strict=True)):
         for t, wanted in wanted_updates(row.name, sample).items():
-            for got, want in zip(updates.values(), wanted, strict=True):
+            for got, want in zip(outcome.values(), wanted, strict=True):
                 np.testing.assert_allclose(
                     got[t - 1], want, rtol=0, atol=rtol * np.abs(want).max(), err_msg=f"{options}"
                 )
 
 
 def matches_reference(row):
-    assert_matches_reference(row, GRADIENTS, PARAMS, rtol=2e-6)
+    assert_match_reference(row, single_runs(row.name)[0], rtol=2e-6)
 
 
 def matches_reference_in_double(row):
@@ -150,7 +176,8 @@ def matches_reference_in_double(row):
         {k: np.asarray(x, np.float64) for k, x in tree.items()} for tree in (GRADIENTS, PARAMS)
     )
     with jax.enable_x64(True):
-        assert_matches_reference(row, gradients, params, rtol=1e-12)
+        outcomes, _ = run_samples(row, gradients, params)
+    assert_match_reference(row, outcomes, rtol=1e-12)
 
 
 def follows_schedules(row):
@@ -192,12 +219,11 @@ def follows_schedules(row):
 
 
 def scan_equals_loop(row):
-    gradients = {k: g[:3] for k, g in GRADIENTS.items()}
-    in_scan, state = jax.jit(lambda g, p: trajectory(make(row), g, p))(gradients, PARAMS)
+    updates, states = single_runs(row.name)[1]
     in_loop, loop_state = three_updates(compiled(row.name))
-    stacked = jax.tree.map(lambda *u: jnp.stack(u), *in_loop)
-    assert_close(in_scan, stacked, FEW_ROUNDINGS)
-    assert_close(state, loop_state, FEW_ROUNDINGS)
+    for i, update in enumerate(in_loop):
+        assert_close(jax.tree.map(lambda u, i=i: u[i], updates), update, FEW_ROUNDINGS)
+    assert_close(jax.tree.map(lambda s: s[2], states), loop_state, FEW_ROUNDINGS)
 
 
 def vmap_over_hyperparameters_equals_loop(row):
@@ -208,9 +234,11 @@ def vmap_over_hyperparameters_equals_loop(row):
 
     values = {name: jnp.array(pair) for name, pair in row.hyperparams.items()}
     lanes = jax.jit(jax.vmap(run))(values)
-    run = jax.jit(run)
-    singles = [run(jax.tree.map(lambda v, i=i: v[i], values)) for i in range(2)]
-    assert_close(lanes, jax.tree.map(lambda *u: jnp.stack(u), *singles), FEW_ROUNDINGS)
+    for lane in range(2):
+        tx = make(row, **{name: v[lane] for name, v in values.items()})
+        for step, single in enumerate(three_updates(tx)[0][:2]):
+            of_lane = jax.tree.map(lambda u, i=lane, j=step: u[i, j], lanes)
+            assert_close(of_lane, single, FEW_ROUNDINGS)
 
 
 def vmap_over_trees_equals_loop(row):
@@ -238,7 +266,7 @@ def one_compilation_serves_all_values(row):
         for value in values:
             dtype = state_value(state, name).dtype
             state = optax.tree_utils.tree_set(state, **{name: jnp.asarray(value, dtype)})
-            _, state = step(GRADIENT, state, PARAMS)
+            _, state = jax.eval_shape(step, GRADIENT, state, PARAMS)  # what jit goes by
     assert len(traces) == 1
 
 
@@ -257,9 +285,11 @@ def donation_is_safe(row):
 def donation_keeps_the_callers_arrays(row):
     values = {name: jnp.array(pair[0]) for name, pair in row.hyperparams.items()}
     tx = make(row, **values)
-    step = jax.jit(tx.update, donate_argnums=1)
-    _, state = step(GRADIENT, tx.init(PARAMS), PARAMS)
-    step(GRADIENT, state, PARAMS)
+    _, state = tx.update(GRADIENT, tx.init(PARAMS), PARAMS)
+    consume = jax.jit(lambda state: jax.tree.map(jnp.copy, state), donate_argnums=0)
+    for donated in (tx.init(PARAMS), state):
+        consume(donated)
+        assert all(x.is_deleted() for x in jax.tree.leaves(donated))
     assert not any(value.is_deleted() for value in values.values())
 
 
@@ -280,23 +310,20 @@ def sharded_equals_single_device(row):
 
 
 def state_is_stable_under_cond(row):
+    """The branches must be of one type, which tracing decides; only one of them is ours to run."""
     tx = make(row)
 
-    @jax.jit
     def maybe(predicate, gradient, state, params):
         return jax.lax.cond(predicate, lambda: tx.update(gradient, state, params)[1], lambda: state)
 
     state = tx.init(PARAMS)
-    assert_identical(maybe(False, GRADIENT, state, PARAMS), state)
+    after = jax.eval_shape(maybe, False, GRADIENT, state, PARAMS)
+    assert layout(after) == layout(state)
 
 
 def abstract_init_has_the_concrete_layout(row):
     tx = make(row)
-    abstract = jax.eval_shape(tx.init, PARAMS)
-    concrete = tx.init(PARAMS)
-    assert jax.tree.map(lambda x: (x.shape, x.dtype), abstract) == jax.tree.map(
-        lambda x: (x.shape, x.dtype), concrete
-    )
+    assert layout(jax.eval_shape(tx.init, PARAMS)) == layout(tx.init(PARAMS))
 
 
 def inputs_are_not_mutated(row):
@@ -348,9 +375,8 @@ def a_none_gradient_leaves_its_slots_alone(row):
     assert jax.tree.structure(new_state) == jax.tree.structure(state)
     pairs = zip(jax.tree.leaves(state), jax.tree.leaves(new_state), strict=True)
     assert all(np.array_equal(old, new) for old, new in pairs if old.shape == SHAPES["w"])
-    without = {k: GRADIENT[k] for k in ("b", "s")}
-    alone, _ = tx.update(without, tx.init(without), {k: PARAMS[k] for k in without})
-    assert_identical({k: updates[k] for k in without}, alone)
+    alone, _ = tx.update({"s": GRADIENT["s"]}, tx.init({"s": PARAMS["s"]}), {"s": PARAMS["s"]})
+    assert_identical({"s": updates["s"]}, alone)
 
 
 def an_integer_leaf_is_an_error(row):
@@ -432,9 +458,10 @@ def low_precision_keeps_types_and_computes_in_float32(row):
 
 
 def mixed_types_keep_their_own(row):
-    dtypes = {"b": jnp.bfloat16, "s": jnp.float32, "w": jnp.float16}
+    dtypes = {"a": jnp.bfloat16, "b": jnp.float32, "c": jnp.float16}
     params, gradient = (
-        {k: jnp.asarray(x, dtypes[k]) for k, x in tree.items()} for tree in (PARAMS, GRADIENT)
+        {k: jnp.asarray(tree["w"], dtype) for k, dtype in dtypes.items()}
+        for tree in (PARAMS, GRADIENT)
     )
     tx = make(row)
     updates, _ = tx.update(gradient, tx.init(params), params)
@@ -482,7 +509,7 @@ def a_nan_is_not_hidden_and_does_not_spread(row):
     tx = make(row)
     updates, _ = tx.update(gradient, tx.init(PARAMS), PARAMS)
     assert np.isnan(updates["s"])
-    assert all(bool(jnp.isfinite(updates[k]).all()) for k in ("b", "w"))
+    assert np.isfinite(updates["w"]).all()
 
 
 def the_counter_saturates(row):
@@ -636,9 +663,9 @@ def test_exemptions_name_checks():
 
 
 class Variants(chex.TestCase):
-    """Updates with and without `jit`, and on values placed on a device."""
+    """Updates without `jit`, and on values placed on a device, as with it."""
 
-    @chex.all_variants(with_pmap=False)
+    @chex.variants(without_jit=True, with_device=True, without_device=True)
     @parameterized.named_parameters((name, name) for name in ROWS)
     def test_every_variant_gives_the_compiled_updates(self, name):
         tx = make(ROWS[name])

@@ -24,13 +24,19 @@ from optlab.lab._trial import Trial
 RATES = {"learning_rate": LogUniform(1e-3, 3.0)}
 
 
+def numbers(key, step, width):
+    """Return numbers of [0, 1), others for each key and step; quicker to compile than JAX's own."""
+    weyl = (width * step + jnp.arange(width)).astype(jnp.uint32) * jnp.uint32(2654435769)
+    return ((jax.random.key_data(key)[-1] + weyl) >> 8).astype(jnp.float32) / 2**24
+
+
 def bowl(width=2, **changes):
     """Return the task of descending ½|x|² through noise on x."""
     task = Task(
         name="bowl",
-        init=lambda key: (1 + jax.random.uniform(key, (width,)), ()),
+        init=lambda key: (1 + numbers(key, 0, width), ()),
         loss=lambda x, state, batch, key: (0.5 * jnp.sum((x + 0.1 * batch) ** 2), state),
-        batch=lambda key, step: jax.random.normal(jax.random.fold_in(key, step), (width,)),
+        batch=lambda key, step: 4 * numbers(key, step, width) - 2,
         evaluate=lambda x, state, data: {"loss": 0.5 * jnp.sum(x**2), "negative": -jnp.sum(x**2)},
         num_steps=16,
         eval_every=2,
