@@ -1,7 +1,11 @@
-"""Arithmetic that rules share, on one array, careful where float32 ends."""
+"""Arithmetic that rules share, on one array, careful where float32 ends.
+
+Here g − g stands for 0 where g is finite, and for NaN where it is not.
+"""
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from optlab._hyperparams import Decay
 from optlab._types import Array, DTypeLike
@@ -10,31 +14,64 @@ from optlab._types import Array, DTypeLike
 def average(beta: Decay, old: Array, new: Array) -> Array:
     """Return the exponential moving average β·old + (1 − β)·new.
 
-    The residue is what rounding took from β, and may be negative: `new` must be finite, or the two
-    last terms are ∞ − ∞.
+    Where β is close to 1, what counts is how exact 1 − β is: β rounded to float32 beside it would
+    make averages settle 1.3e-5 too high at 0.999. Where β is small, the difference would lose `new`
+    beside an `old` that is much larger.
     """
-    return beta.value * old + (beta.complement * new + beta.residue * old)
+    if beta.is_long:
+        return old + beta.complement * (new - old)
+    return beta.value * old + beta.complement * new
 
 
-def squareable(g: Array) -> Array:
-    """Return g with finite elements beyond ±2⁶³ (float64: ±2⁵¹¹) set to that bound.
+def accumulate(beta: Decay, old: Array, new: Array) -> Array:
+    """Return β·old + new, as exact as `average`."""
+    if beta.is_long:
+        return old + (new - beta.complement * old)
+    return beta.value * old + new
 
-    Their squares, and averages of these freed of bias, then stay finite: one huge gradient gives
-    an ordinary step, and is forgotten, where an infinite second moment would stop its coordinate
-    for ever. Inf and NaN stay, and are seen in the update.
+
+def bounded(g: Array) -> Array:
+    """Return g with elements beyond ±2⁶³ (float64: ±2⁵¹¹) set to that bound; NaN stays.
+
+    Beside `bounded_square` one huge gradient gives an ordinary step, and is forgotten, where an
+    infinite second moment would stop its coordinate for ever.
     """
-    bound = 2.0 ** (jnp.finfo(g.dtype).maxexp // 2 - 1)
-    return jnp.where(jnp.isinf(g), g, jnp.clip(g, -bound, bound))
+    bound = _bound(g.dtype)
+    return jax.lax.clamp(-bound, g, bound)
+
+
+def visibly_bounded(g: Array) -> Array:
+    """Return `bounded(g)` with NaN in place of Inf, so that it is seen in the update."""
+    return bounded(g) + (g - g)
+
+
+def bounded_square(g: Array) -> Array:
+    """Return the square of `bounded(g)`.
+
+    Formed of g itself: of a bounded g that both the square and the update are made of, XLA would
+    keep a copy in memory.
+    """
+    return jnp.minimum(g * g, _bound(g.dtype) ** 2)
+
+
+def _bound(dtype: DTypeLike) -> np.ndarray:
+    """Return a power of two whose square, freed of an average's bias, stays finite."""
+    return np.asarray(2.0 ** (jnp.finfo(dtype).maxexp // 2 - 1), dtype)
 
 
 def saturated(x: Array, g: Array) -> Array:
-    """Return x with overflowed elements at the largest finite number, where g is finite.
+    """Return x with overflowed elements at the largest finite number, NaN where g is not finite.
 
     What a rule gathers from finite gradients then stays finite, and can shrink again or at least
     go on dividing; what gathers an Inf or a NaN shows it.
     """
     largest = jnp.finfo(x.dtype).max
-    return jnp.where(jnp.isfinite(g), jnp.clip(x, -largest, largest), x)
+    return jax.lax.clamp(-largest, x, largest) + (g - g)
+
+
+def added(s: Array, square: Array) -> Array:
+    """Return s + square, at most the largest finite number, for finite s and square ≥ 0."""
+    return s + jnp.minimum(square, jnp.finfo(s.dtype).max - s)
 
 
 def narrowed(x: Array, dtype: DTypeLike) -> Array:

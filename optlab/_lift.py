@@ -17,6 +17,7 @@ Conventions of every lifted transformation:
 from collections import namedtuple
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import jax
@@ -48,7 +49,7 @@ def slot(value: ArrayLike = 0.0, dtype: DTypeLike | None = None) -> InitSlot:
     return start
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Rule:
     """One rule, written for one array.
 
@@ -124,6 +125,7 @@ def lift(*rules: Rule) -> optax.GradientTransformationExtraArgs:
     """
     who = rules[0].who
     needs_params = any(rule.needs_params for rule in rules)
+    run_leaf = _outlined(rules)
 
     def init(params: Tree) -> Any:
         params = jax.tree.map(as_array, params)
@@ -151,10 +153,23 @@ def lift(*rules: Rule) -> optax.GradientTransformationExtraArgs:
             _Step(rule, old, gradients, params, extra_args, in_force)
             for rule, old in zip(rules, states, strict=True)
         ]
+        scalars = _computed_once([step.prepared for step in steps], steps[0].count)
+        cast = cache(lambda dtype: jax.tree.map(lambda x: x.astype(dtype), scalars))
         parameters = gradients.align("parameters", params)
         new = list(gradients.leaves)
         for index in gradients.present:
-            new[index] = _run_leaf(steps, index, new[index], parameters[index])
+            gradient, parameter = gradients.leaves[index], parameters[index]
+            own_scalars = cast(_dtype_within(gradient, parameter))
+            touching = tuple(number for number, step in enumerate(steps) if step.touches(index))
+            new[index], slots = run_leaf(
+                touching,
+                gradient,
+                parameter,
+                [steps[number].slots(index) for number in touching],
+                [own_scalars[number] for number in touching],
+            )
+            for number, own in zip(touching, slots, strict=True):
+                steps[number].store(index, own)
         states = tuple(step.new_state() for step in steps)
         return gradients.structure.unflatten(new), states if len(rules) > 1 else states[0]
 
@@ -225,7 +240,7 @@ class _Gradients:
 
 
 class _Step:
-    """One rule in one update: its scalars, its mask, and its slots as lists of leaves.
+    """One rule in one update: what it has prepared, its mask, and its slots as lists of leaves.
 
     `before` holds the hyperparameters in force of the rules before it, and gains this rule's.
     """
@@ -247,15 +262,14 @@ class _Step:
             read = (before[name] for name in rule.reads)
             in_force = namedtuple("Hyperparams", names)(*in_force, *read)
         before |= in_force._asdict()
-        count = optax.safe_increment(state.count)
-        self.rule, self._structure = rule, gradients.structure
+        self.rule, self.count = rule, optax.safe_increment(state.count)
+        self._structure = gradients.structure
         if rule.observe is None:
             present = [gradients.leaves[index] for index in gradients.present]
-            self._scalars = rule.prepare(in_force, present, count)
+            self.prepared = rule.prepare(in_force, present, self.count)
         else:
-            state, self._scalars = rule.observe(state, in_force, extra_args)
-        self._cast: dict[jnp.dtype, Any] = {}
-        self._state = state._replace(count=count, hyperparams=values, memory=memory)
+            state, self.prepared = rule.observe(state, in_force, extra_args)
+        self._state = state._replace(count=self.count, hyperparams=values, memory=memory)
         self._slots = {
             name: gradients.align(f"state's {name}", getattr(state, name)) for name in rule.slots
         }
@@ -264,44 +278,74 @@ class _Step:
     def touches(self, index: int) -> bool:
         return self._mask is None or self._mask[index]
 
-    def scalars(self, dtype: jnp.dtype) -> Any:
-        """Return the scalars in the type a leaf is computed in, cast once for each type."""
-        if dtype not in self._cast:
-            self._cast[dtype] = jax.tree.map(lambda x: x.astype(dtype), self._scalars)
-        return self._cast[dtype]
-
     def slots(self, index: int) -> tuple[Array, ...]:
         return tuple(leaves[index] for leaves in self._slots.values())
 
     def store(self, index: int, new: tuple[Array, ...]) -> None:
         for leaves, leaf in zip(self._slots.values(), new, strict=True):
-            leaves[index] = narrowed(leaf, leaves[index].dtype)
+            leaves[index] = leaf
 
     def new_state(self) -> Any:
         slots = {name: self._structure.unflatten(leaves) for name, leaves in self._slots.items()}
         return self._state._replace(**slots)
 
 
+def _computed_once(scalars: Sequence[Any], count: Array) -> Sequence[Any]:
+    """Return the scalars as what XLA computes once, and not anew in the kernels of every leaf.
+
+    It does so on a CPU, where this can double the time of compilation; what comes out of a branch,
+    it must leave as it is. Only zeros could come out of the other one, as no count is negative.
+    """
+    flat, structure = jax.tree.flatten(scalars)
+
+    def from_branch(count: Array, *flat: Array) -> tuple[Array, ...]:
+        return jax.lax.cond(
+            count >= 0, lambda *x: x, lambda *x: tuple(map(jnp.zeros_like, x)), *flat
+        )
+
+    flat = jax.lax.platform_dependent(
+        count, *flat, cpu=from_branch, default=lambda count, *flat: flat
+    )
+    return structure.unflatten(flat)
+
+
+def _dtype_within(gradient: Array, parameter: Array | None) -> jnp.dtype:
+    """Return the type that a leaf is computed in."""
+    return compute_dtype(gradient.dtype, gradient.dtype if parameter is None else parameter.dtype)
+
+
+def _outlined(rules: Sequence[Rule]) -> Callable[..., Any]:
+    """Return `_run_leaf` as a function of its own, traced once for each shape and not each leaf."""
+
+    def run_leaf(touching: tuple[int, ...], *leaf: Any) -> tuple[Array, list[tuple[Array, ...]]]:
+        return _run_leaf([rules[number] for number in touching], *leaf)
+
+    run_leaf.__name__ = rules[0].who
+    return jax.jit(run_leaf, static_argnums=0)
+
+
 def _run_leaf(
-    steps: Sequence[_Step], index: int, gradient: Array, parameter: Array | None
-) -> Array:
-    """Run the rules on one leaf, store its slots, and return its update."""
-    steps = [step for step in steps if step.touches(index)]
-    dtype = compute_dtype(gradient.dtype, gradient.dtype if parameter is None else parameter.dtype)
+    rules: Sequence[Rule],
+    gradient: Array,
+    parameter: Array | None,
+    slots: Sequence[tuple[Array, ...]],
+    scalars: Sequence[Any],
+) -> tuple[Array, list[tuple[Array, ...]]]:
+    """Run the rules on one leaf; return its update, and its new slots of each rule."""
+    dtype = _dtype_within(gradient, parameter)
 
     def run(part: Callable[[Array], Array]) -> tuple[Array, list[tuple[Array, ...]]]:
         def take(x: Array) -> Array:
             return part(x).astype(dtype)
 
         update, new_slots = take(gradient), []
-        for step in steps:
+        for rule, old, own_scalars in zip(rules, slots, scalars, strict=True):
             p = parameter
             if p is not None:
                 p = take(p)
-                if step.rule.after_update:
+                if rule.after_update:
                     p = round_to(p + round_to(update, gradient.dtype), parameter.dtype)
-            own = tuple(map(take, step.slots(index)))
-            update, own = step.rule.leaf(update, own, step.scalars(dtype), p)
+            update, own = rule.leaf(update, tuple(map(take, old)), own_scalars, p)
             new_slots.append(own)
         return update, new_slots
 
@@ -309,6 +353,5 @@ def _run_leaf(
         update, new_slots = jax.tree.map(jax.lax.complex, run(jnp.real), run(jnp.imag))
     else:
         update, new_slots = run(lambda x: x)
-    for step, own in zip(steps, new_slots, strict=True):
-        step.store(index, own)
-    return update.astype(gradient.dtype)
+    new_slots = jax.tree.map(lambda new, old: narrowed(new, old.dtype), new_slots, list(slots))
+    return update.astype(gradient.dtype), new_slots

@@ -8,6 +8,7 @@ elements times a power of two, which is exact.
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,9 @@ from optlab._types import Array, DTypeLike, Tree
 # that overflows (underflows) the plain sum, with room for 2⁶⁰ elements; below `least` a plain sum
 # may have lost elements to underflow.
 _RANGE = {4: (2.0**-96, 2.0**80, 2.0**-66), 8: (2.0**-600, 2.0**600, 2.0**-900)}
+
+# The size of a small array: 64 KB in float32, which a core keeps beside it.
+_SMALL = 2**14
 
 
 def is_none(x: object) -> bool:
@@ -37,59 +41,87 @@ def compute_dtype(*dtypes: DTypeLike) -> jnp.dtype:
     return jnp.dtype(jnp.float64 if double else jnp.float32)
 
 
-@jax.jit  # so that eager calls, too, find the branches compiled
+@jax.jit  # so that eager calls, too, find it compiled
 def scaled_norm(leaves: Sequence[Array]) -> tuple[Array, Array]:
     """Return (‖leaves‖·scale, scale), with a power of two that keeps the norm in range.
 
     The pair stays finite and accurate where the norm itself would overflow or underflow.
     """
+    dtype = compute_dtype(*(leaf.dtype for leaf in leaves))
+    parts = [
+        part
+        for leaf in leaves
+        for part in ((leaf.real, leaf.imag) if jnp.iscomplexobj(leaf) else (leaf,))
+    ]
+    if not parts:
+        return jnp.zeros((), dtype), jnp.ones((), dtype)
     # A branch would make a GPU wait for the host; there the three sums share one read instead.
     return jax.lax.platform_dependent(
-        *leaves, cuda=_norm_at_once, rocm=_norm_at_once, default=_norm_by_branch
+        *parts, cpu=partial(_norm_by_branch, dtype), default=partial(_norm_at_once, dtype)
     )
 
 
-def _norm_by_branch(*leaves: Array) -> tuple[Array, Array]:
+def _norm_by_branch(dtype: DTypeLike, *parts: Array) -> tuple[Array, Array]:
     """Form the sum anew where the plain one is out of range."""
-    down, up, least = _scales(leaves)
-    plain = _sum_of_squares(leaves)
-    scale = jnp.where(jnp.isfinite(plain), up, down)
-    total, scale = jax.lax.cond(
-        jnp.isfinite(plain) & (plain >= least),
-        lambda: (plain, jnp.ones_like(scale)),
-        lambda: (_sum_of_squares(leaves, scale), scale),
-    )
+    parts = _packed(parts, dtype)
+    down, up, least = _scales(dtype)
+    sums = [_sum_of_squares(part.astype(dtype)) for part in parts]
+    plain = sum(sums)
+
+    def anew() -> tuple[Array, Array]:
+        # All scales are the same, but if XLA knew, it would fill memory with them to share them.
+        scales = [jnp.where(jnp.isfinite(plain + own), up, down) for own in sums]
+        total = sum(
+            _sum_of_squares(part.astype(dtype) * scale)
+            for part, scale in zip(parts, scales, strict=True)
+        )
+        return total, jnp.where(jnp.isfinite(plain), up, down)
+
+    in_range = jnp.isfinite(plain) & (plain >= least)
+    total, scale = jax.lax.cond(in_range, lambda: (plain, jnp.ones_like(up)), anew)
     return jnp.sqrt(total), scale
 
 
-def _norm_at_once(*leaves: Array) -> tuple[Array, Array]:
+def _packed(parts: Sequence[Array], dtype: DTypeLike) -> list[Array]:
+    """Join the small arrays into one, since on a CPU every sum costs a kernel to compile and call.
+
+    Large ones stay where they are, as they would be copied, and sharded ones, which cannot join.
+    """
+    alone, small = [], []
+    for part in parts:
+        is_sharded = any(jax.typeof(part).sharding.spec)
+        if is_sharded or part.size > _SMALL:
+            alone.append(part)
+        else:
+            small.append(part.ravel().astype(dtype))
+    return [jnp.concatenate(small), *alone] if small else alone
+
+
+def _norm_at_once(dtype: DTypeLike, *parts: Array) -> tuple[Array, Array]:
     """Form the sum at three scales, and choose."""
-    down, up, least = _scales(leaves)
-    plain = _sum_of_squares(leaves)
+    down, up, least = _scales(dtype)
+    plain, low, high = sum(_three_sums(part, dtype) for part in parts)
     finite = jnp.isfinite(plain)
     choices = [finite & (plain >= least), finite, ~finite]
-    totals = [plain, _sum_of_squares(leaves, up), _sum_of_squares(leaves, down)]
     scales = [jnp.ones_like(up), up, down]
-    return jnp.sqrt(jnp.select(choices, totals)), jnp.select(choices, scales)
+    return jnp.sqrt(jnp.select(choices, [plain, low, high])), jnp.select(choices, scales)
 
 
-def _scales(leaves: Sequence[Array]) -> tuple[Array, Array, Array]:
-    dtype = compute_dtype(*(leaf.dtype for leaf in leaves))
-    down, up, least = (jnp.asarray(x, dtype) for x in _RANGE[dtype.itemsize])
-    return down, up, least
+@partial(jax.jit, static_argnums=1)  # so that it is traced once for each shape
+def _three_sums(x: Array, dtype: DTypeLike) -> Array:
+    """Return Σ x², Σ (x·up)² and Σ (x·down)² as one array."""
+    # XLA may turn (x·c)·(x·c) into (x·x)·(c·c) for a constant c, which is what to avoid.
+    down, up, _ = jax.lax.optimization_barrier(_scales(dtype))
+    x = x.astype(dtype)
+    return jnp.stack([_sum_of_squares(y) for y in (x, x * up, x * down)])
 
 
-def _sum_of_squares(leaves: Sequence[Array], scale: Array | None = None) -> Array:
-    dtype = compute_dtype(*(leaf.dtype for leaf in leaves))
-    if scale is not None:
-        # XLA may turn (x·c)·(x·c) into (x·x)·(c·c) for a constant c, which is what to avoid.
-        scale = jax.lax.optimization_barrier(scale)
-    total = jnp.zeros((), dtype)
-    for leaf in leaves:
-        for part in (leaf.real, leaf.imag) if jnp.iscomplexobj(leaf) else (leaf,):
-            part = part.astype(dtype)
-            total += jnp.sum(jnp.square(part if scale is None else part * scale))
-    return total
+def _sum_of_squares(x: Array) -> Array:
+    return jnp.sum(jnp.square(x))
+
+
+def _scales(dtype: DTypeLike) -> tuple[Array, Array, Array]:
+    return tuple(jnp.asarray(x, dtype) for x in _RANGE[dtype.itemsize])
 
 
 def global_norm(tree: Tree) -> Array:

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import optax
 
 from optlab import _checks
-from optlab._arithmetic import saturated, squareable
+from optlab._arithmetic import added, bounded_square, visibly_bounded
 from optlab._hyperparams import Hyperparams, Memory, number
 from optlab._lift import Rule, lift, slot
 from optlab._types import Array, ArrayLike, Hyperparam, Tree
@@ -58,12 +58,14 @@ def adagrad_rule(
 
     def leaf(g, slots, h, p):
         old, *lost = slots
-        g = squareable(g)
-        square = g * g + lost[0] if compensated else g * g
-        s = saturated(old + square, g)
+        square = bounded_square(g)
+        if compensated:
+            square += lost[0]
+        s = added(old, square)
         if compensated:
             lost = [square - (s - old)]
-        return g / (jnp.sqrt(s + h.eps) if eps_in_sqrt else jnp.sqrt(s) + h.eps), (s, *lost)
+        root = jnp.sqrt(s + h.eps) if eps_in_sqrt else jnp.sqrt(s) + h.eps
+        return visibly_bounded(g) / root, (s, *lost)
 
     _checks.check_number(
         who, "initial_accumulator_value", initial_accumulator_value, _checks.NONNEGATIVE

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import optax
 
 from optlab import _checks
-from optlab._arithmetic import average, squareable
+from optlab._arithmetic import average, bounded_square, visibly_bounded
 from optlab._hyperparams import Hyperparams, Memory, decay, number
 from optlab._lift import Rule, lift, slot
 from optlab._types import Array, DTypeLike, Hyperparam, Tree
@@ -76,21 +76,21 @@ def adam_rule(
 
     def leaf(g, slots, h, p):
         mu, nu, *nu_max = slots
-        g = squareable(g)
-        mu = average(h.b1, mu, g)
-        nu = average(h.b2, nu, g * g)
-        mu_hat = mu / h.b1.correction
+        bounded = visibly_bounded(g)
+        mu = average(h.b1, mu, bounded)
+        nu = average(h.b2, nu, bounded_square(g))
+        mu_hat = h.b1.correction * mu
         if nesterov:
-            next_correction = h.b1.complement + h.b1.value * h.b1.correction
-            mu_hat = h.b1.value * (mu / next_correction) + h.b1.complement * (g / h.b1.correction)
-        nu_hat = nu / h.b2.correction
+            next_bias = h.b1.complement + h.b1.value / h.b1.correction
+            mu_hat = h.b1.value / next_bias * mu + h.b1.complement * h.b1.correction * bounded
+        nu_hat = h.b2.correction * nu
         if max_slot == "nu_max":
             nu_hat = jnp.maximum(nu_max[0], nu_hat)
             nu_max = [nu_hat]
         elif max_slot == "raw_nu_max":
             nu_max = [jnp.maximum(nu_max[0], nu)]
-            nu_hat = nu_max[0] / h.b2.correction
-        eps = h.eps / jnp.sqrt(h.b2.correction) if eps_hat else h.eps
+            nu_hat = h.b2.correction * nu_max[0]
+        eps = h.eps * jnp.sqrt(h.b2.correction) if eps_hat else h.eps
         return mu_hat / (jnp.sqrt(nu_hat + h.eps_root) + eps), (mu, nu, *nu_max)
 
     _checks.check_float_dtype(who, "mu_dtype", mu_dtype)

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import optax
 
 from optlab import _checks
-from optlab._arithmetic import average, squareable
+from optlab._arithmetic import average, bounded, bounded_square, visibly_bounded
 from optlab._hyperparams import Hyperparams, Memory, number
 from optlab._hyperparams import decay as decay_rate
 from optlab._lift import Rule, lift, slot
@@ -67,16 +67,15 @@ def rmsprop_rule(
 
     def leaf(g, slots, h, p):
         s, *m = slots
-        g = squareable(g)
-        s = average(h.decay, s, g * g)
+        s = average(h.decay, s, bounded_square(g))
         if centered:
-            m = [average(h.decay, m[0], g)]
+            m = [average(h.decay, m[0], bounded(g))]
         weight = h.decay.correction if bias_correction else 1
-        variance = s / weight
+        variance = weight * s
         if centered:
-            variance = jnp.maximum(variance - jnp.square(m[0] / weight), 0)
+            variance = jnp.maximum(variance - jnp.square(weight * m[0]), 0)
         root = jnp.sqrt(variance + h.eps) if eps_in_sqrt else jnp.sqrt(variance) + h.eps
-        return g / root, (s, *m)
+        return visibly_bounded(g) / root, (s, *m)
 
     _checks.check_number(who, "initial_scale", initial_scale, _checks.NONNEGATIVE)
     return Rule(

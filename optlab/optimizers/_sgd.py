@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import optax
 
 from optlab import _checks
-from optlab._arithmetic import saturated
+from optlab._arithmetic import accumulate, saturated
 from optlab._hyperparams import Hyperparams, Memory, decay
 from optlab._lift import Rule, lift, slot
 from optlab._types import Array, DTypeLike, Hyperparam, Tree
@@ -64,7 +64,7 @@ def _momentum_rule(
         g = share * g
 
         def onward(v):
-            return saturated(momentum.value * v + (g + momentum.residue * v), g)
+            return saturated(accumulate(momentum, v, g), g)
 
         v = onward(v)
         return (onward(v) if nesterov else v), (v,)
