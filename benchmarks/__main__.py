@@ -1,0 +1,106 @@
+"""Measure, print tables, and write results and pictures: `python -m benchmarks --help`."""
+
+import contextlib
+import importlib.util
+import itertools
+import json
+import sys
+from collections.abc import Iterator, Sequence
+
+import jax
+
+from benchmarks import compilation, memory, precision, step
+from benchmarks.contenders import num_cores
+from benchmarks.environment import environment
+from benchmarks.options import Options, parse
+from benchmarks.report import Record, Section, plain
+from benchmarks.timing import Disagreement
+
+SECTIONS = {
+    "step": step.sections,
+    "compile": compilation.sections,
+    "memory": memory.sections,
+    "types": precision.sections,
+}
+
+QUICK = "Only tried out (--quick): these figures say nothing about speed."
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run what the command line asks for.
+
+    Args:
+        arguments: by default those of the process.
+
+    Returns:
+        The exit status: 0, 1 where contenders disagree, 130 where one has interrupted. What was
+        measured until then is printed and written in any case.
+    """
+    options = parse(arguments)
+    if importlib.util.find_spec("torch"):
+        import torch
+
+        torch.set_num_threads(num_cores())
+    found = environment()
+    print(plain([[name, value] for name, value in found.items()]))
+    if options.quick:
+        print(f"\n{QUICK}")
+    records = []
+    status = 0
+    try:
+        with _no_compilation_cache():
+            for section in _sections(options):
+                with contextlib.ExitStack() as stack:
+                    stack.callback(_show, section, options.markdown)
+                    _take(section, records)
+    except Disagreement as error:
+        print(f"python -m benchmarks: {error}", file=sys.stderr)
+        status = 1
+    except KeyboardInterrupt:
+        status = 130
+    if options.out:
+        _write(options, found, records)
+    return status
+
+
+def _sections(options: Options) -> Iterator[Section]:
+    return itertools.chain.from_iterable(SECTIONS[part](options) for part in options.parts)
+
+
+def _take(section: Section, records: list[Record]) -> None:
+    """Measure, with a dot for each result on the standard error."""
+    print(f"{section.part}: {section.title} ", end="", file=sys.stderr)
+    for record in section.results:
+        section.records.append(record)
+        records.append(record)
+        print(".", end="", flush=True, file=sys.stderr)
+    print(file=sys.stderr)
+
+
+def _show(section: Section, markdown: bool) -> None:
+    print(f"\n{section.text(markdown)}", flush=True)
+
+
+@contextlib.contextmanager
+def _no_compilation_cache() -> Iterator[None]:
+    before = jax.config.jax_enable_compilation_cache
+    jax.config.update("jax_enable_compilation_cache", False)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_compilation_cache", before)
+
+
+def _write(options: Options, found: dict[str, str], records: list[Record]) -> None:
+    from benchmarks.plots import save_pictures
+
+    options.out.mkdir(parents=True, exist_ok=True)
+    contents = {"environment": found, "quick": options.quick, "results": records}
+    path = options.out / "results.json"
+    path.write_text(json.dumps(contents, indent=1) + "\n")
+    for written in [path, *save_pictures(records, options.out, options.quick)]:
+        print(written, file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,142 @@
+"""Who competes: optlab, Optax, hand-written steps, PyTorch, and the memory itself.
+
+A contender keeps parameters and state of its own, starts where all start, and makes steps when told
+to.
+"""
+
+import importlib.util
+import os
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks.cases import Case, Functions
+from benchmarks.roofline import roofline
+from benchmarks.shapes import Arrays
+
+BASE = "optax"
+"""Whom all others are compared with."""
+
+JAX_PEERS = (BASE, "optlab", "by-hand")
+TORCH_PEERS = ("torch-fused", "torch-foreach")
+PEERS = (*JAX_PEERS, *TORCH_PEERS, "roofline")
+
+
+class Contender(Protocol):
+    """What is timed.
+
+    Attributes:
+        name: for tables.
+    """
+
+    name: str
+
+    def advance(self, steps: int) -> None:
+        """Make so many steps, or begin them."""
+
+    def wait(self) -> None:
+        """Wait until all steps are done, and everything that they return is there."""
+
+
+class Optimizer(Contender, Protocol):
+    """A contender that computes something."""
+
+    def set_gradients(self, gradients: dict[str, jax.Array]) -> None:
+        """Replace the gradients of every step."""
+
+    def results(self) -> dict[str, list[np.ndarray]]:
+        """Return the parameters and, where the case has one, their average."""
+
+
+class JaxStep:
+    """A compiled step of pure functions, with the arrays it works on."""
+
+    def __init__(
+        self,
+        name: str,
+        functions: Functions,
+        params: Arrays,
+        gradients: dict[str, jax.Array],
+        donate: bool,
+        dtype: Any = jnp.float32,
+    ) -> None:
+        """Build a contender.
+
+        Args:
+            name: of the contender.
+            functions: what it does.
+            params: to start from.
+            gradients: of every step; shared by all such contenders, as no step changes them.
+            donate: whether the memory of old parameters and state may be taken for the new.
+            dtype: type of the parameters.
+        """
+        self.name = name
+        self._average = functions.average
+        self._step = jax.jit(functions.step, donate_argnums=(0, 1) if donate else ())
+        self._params = {name: jnp.array(p, dtype) for name, p in params.items()}
+        self._state = functions.init(self._params)
+        self.set_gradients(gradients)
+
+    def set_gradients(self, gradients: dict[str, jax.Array]) -> None:
+        self._gradients = gradients
+
+    def advance(self, steps: int) -> None:
+        for _ in range(steps):
+            self._params, self._state = self._step(self._params, self._state, self._gradients)
+
+    def wait(self) -> None:
+        jax.block_until_ready((self._params, self._state))
+
+    def results(self) -> dict[str, list[np.ndarray]]:
+        """Return the parameters and, where the case has one, their average."""
+        results = {"params": self._params}
+        if self._average:
+            results["average"] = self._average(self._state)
+        return {name: [np.array(x) for x in tree.values()] for name, tree in results.items()}
+
+    def state_bytes(self) -> int:
+        """Return the bytes of the state."""
+        return sum(x.nbytes for x in jax.tree.leaves(self._state))
+
+
+def available(peer: str, case: Case, donate: bool = True) -> bool:
+    """Return whether a peer has the case.
+
+    PyTorch must be installed and have the rule; as it updates in place, it counts as donated.
+    """
+    if peer not in TORCH_PEERS:
+        return True
+    has = case.torch is not None and (case.torch.fused or peer != "torch-fused")
+    return has and donate and importlib.util.find_spec("torch") is not None
+
+
+def contender(
+    peer: str,
+    case: Case,
+    params: Arrays,
+    gradients: dict[str, jax.Array],
+    donate: bool,
+) -> Contender:
+    """Return a contender for a case.
+
+    Args:
+        peer: one of PEERS that is available.
+        case: what to compute.
+        params: to start from, float32.
+        gradients: of every step, float32.
+        donate: whether JAX may reuse the memory of old parameters and state.
+    """
+    if peer == "roofline":
+        return roofline(case.reads, case.writes, sum(p.size for p in params.values()), num_cores())
+    if peer in TORCH_PEERS:
+        from benchmarks.torch_peers import TorchStep
+
+        return TorchStep(peer, case, peer.removeprefix("torch-"), params, gradients)
+    return JaxStep(peer, case.functions(peer), params, gradients, donate)
+
+
+def num_cores() -> int:
+    """Return the number of cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()

@@ -1,0 +1,95 @@
+"""Time of a step with parameters and gradients in bfloat16, against float32 in the same rounds.
+
+Moments are float32 in both, as far as each contender can: optlab's and the hand-written ones are;
+Optax's `mu_dtype` makes the first so, and the second has the parameters' type. Bytes of state tell.
+"""
+
+from collections.abc import Iterator
+
+import jax.numpy as jnp
+
+from benchmarks.cases import CASES, Case
+from benchmarks.contenders import BASE, JAX_PEERS, JaxStep
+from benchmarks.options import Options
+from benchmarks.report import Record, Section, by_columns, spread
+from benchmarks.shapes import Arrays, describe, shapes_of, start
+from benchmarks.timing import check_agreement, measure, quantiles, ratio
+
+MEASURED = ("adamw", "clip-adamw")
+"""Names of cases."""
+
+EXTRA = {"optax": {"mu_dtype": jnp.float32}}
+"""Options that keep what can be kept in float32."""
+
+TYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+COLUMNS = {
+    "case": lambda r: r["case"],
+    "contender": lambda r: r["contender"],
+    "parameters": lambda r: r["type"],
+    "state, bytes a parameter": lambda r: f"{r['state_bytes_per_param']:.1f}",
+    "ms": lambda r: f"{r['ms']['50%']:.3g}",
+    "speed / float32's": lambda r: spread(r["speed_to_float32"]),
+    f"speed / {BASE}'s": lambda r: spread(r["speed"]),
+}
+
+
+def sections(options: Options) -> Iterator[Section]:
+    """Yield one section for each network."""
+    for shapes in options.shapes:
+        yield Section(
+            part="types",
+            title=f"Types of parameters on {describe(shapes)}, donated, {options.rounds} rounds",
+            results=_results(options, shapes),
+            table=lambda records: by_columns(COLUMNS, records),
+        )
+
+
+def _results(options: Options, shapes: str) -> Iterator[Record]:
+    params, gradients = start(shapes_of(shapes))
+    peers = [peer for peer in JAX_PEERS if peer in options.peers]
+    for name in MEASURED:
+        yield from _compare(options, shapes, CASES[name], peers, params, gradients)
+
+
+def _compare(
+    options: Options,
+    shapes: str,
+    case: Case,
+    peers: list[str],
+    params: Arrays,
+    gradients: Arrays,
+) -> Iterator[Record]:
+    contenders = {}
+    for type_name, dtype in TYPES.items():
+        shared = {name: jnp.array(g, dtype) for name, g in gradients.items()}
+        same_type = {
+            (peer, type_name): JaxStep(
+                f"{peer} {type_name}",
+                case.functions(peer, **EXTRA.get(peer, {})),
+                params,
+                shared,
+                donate=True,
+                dtype=dtype,
+            )
+            for peer in peers
+        }
+        rounded = [p.astype(dtype) for p in params.values()]
+        check_agreement([*same_type.values()], rounded, shared, float(jnp.finfo(dtype).eps))
+        contenders |= same_type
+    samples = measure([*contenders.values()], options.rounds, options.warm_ups)
+    size = sum(p.size for p in params.values())
+    for (peer, type_name), contender in contenders.items():
+        yield {
+            "part": "types",
+            "shapes": shapes,
+            "case": case.name,
+            "contender": peer,
+            "type": type_name,
+            "state_bytes_per_param": contender.state_bytes() / size,
+            "ms": quantiles(1e3 * samples.seconds[contender.name]),
+            "speed_to_float32": ratio(samples.seconds, f"{peer} float32", contender.name),
+            "speed": ratio(samples.seconds, f"{BASE} {type_name}", contender.name),
+            "rounds": options.rounds,
+            "steps_per_sample": samples.steps,
+        }

@@ -1,0 +1,78 @@
+"""Results as tables, plain or in Markdown."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+Record = dict[str, Any]
+"""One result, ready for JSON."""
+
+Table = list[list[str]]
+"""Rows of cells, the first the heads of columns."""
+
+
+@dataclass
+class Section:
+    """Results that make one table.
+
+    Attributes:
+        part: of the benchmark.
+        title: above the table.
+        results: measured as they are taken.
+        table: of the records.
+        compact: a shorter one, for Markdown; by default the same.
+        records: those taken so far.
+    """
+
+    part: str
+    title: str
+    results: Iterator[Record]
+    table: Callable[[list[Record]], Table]
+    compact: Callable[[list[Record]], Table] | None = None
+    records: list[Record] = field(default_factory=list)
+
+    def text(self, markdown: bool = False) -> str:
+        """Return title and table."""
+        make = (self.compact or self.table) if markdown else self.table
+        table = make(self.records) if self.records else [["nothing measured"]]
+        return f"{self.title}\n\n{(in_markdown if markdown else plain)(table)}"
+
+
+def by_columns(columns: dict[str, Callable[[Record], str]], records: Sequence[Record]) -> Table:
+    """Return a table with a row for each record."""
+    return [[*columns], *([cell(record) for cell in columns.values()] for record in records)]
+
+
+def plain(table: Table) -> str:
+    """Return columns of even width, text to the left and numbers to the right."""
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    right = [_is_number(column[1:]) for column in zip(*table, strict=True)]
+    lines = (
+        "  ".join(
+            cell.rjust(width) if to_right else cell.ljust(width)
+            for cell, width, to_right in zip(row, widths, right, strict=True)
+        )
+        for row in table
+    )
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def in_markdown(table: Table) -> str:
+    """Return a table of GitHub's Markdown."""
+    right = [_is_number(column[1:]) for column in zip(*table, strict=True)]
+    rule = ["---:" if to_right else "---" for to_right in right]
+    return "\n".join("| " + " | ".join(row) + " |" for row in [table[0], rule, *table[1:]])
+
+
+def _is_number(cells: Sequence[str]) -> bool:
+    return all(cell[:1].isdigit() or cell == MISSING for cell in cells)
+
+
+MISSING = "–"
+"""What stands for a figure that there is not."""
+
+
+def spread(quantiles: dict[str, float], digits: int = 2) -> str:
+    """Return a median with its quartiles."""
+    low, middle, high = (f"{quantiles[q]:.{digits}f}" for q in ("25%", "50%", "75%"))
+    return f"{middle} [{low}–{high}]"

@@ -1,0 +1,92 @@
+"""Time of a step: every case, on the parameters of real networks.
+
+Beside milliseconds stand the speed, as a multiple of the base's in the same rounds, and the share
+of the roofline: its time in the same rounds divided by the contender's.
+"""
+
+import gc
+from collections.abc import Iterator
+
+import jax.numpy as jnp
+
+from benchmarks.cases import Case
+from benchmarks.contenders import BASE, available, contender
+from benchmarks.options import Options
+from benchmarks.report import MISSING, Record, Section, Table, by_columns, spread
+from benchmarks.shapes import Arrays, describe, shapes_of, start
+from benchmarks.timing import Samples, check_agreement, measure, quantiles, ratio
+
+COLUMNS = {
+    "case": lambda r: r["case"],
+    "contender": lambda r: r["contender"],
+    "ms": lambda r: f"{r['ms']['50%']:.3g}",
+    f"speed / {BASE}'s": lambda r: spread(r["speed"]),
+    "of the roofline": lambda r: f"{r['roofline']['50%']:.0%}" if r["roofline"] else MISSING,
+    "difference": lambda r: MISSING if r["difference"] is None else f"{r['difference']:.0e}",
+}
+
+
+def sections(options: Options) -> Iterator[Section]:
+    """Yield one section for each network, with and without donation."""
+    for shapes in options.shapes:
+        arrays = start(shapes_of(shapes))
+        for donate in options.donations:
+            yield Section(
+                part="step",
+                title=f"A step on {describe(shapes)}, {'' if donate else 'not '}donated, "
+                f"{options.rounds} rounds",
+                results=_results(options, shapes, arrays, donate),
+                table=lambda records: by_columns(COLUMNS, records),
+                compact=_compact_table,
+            )
+
+
+def _results(
+    options: Options, shapes: str, arrays: tuple[Arrays, Arrays], donate: bool
+) -> Iterator[Record]:
+    for case in options.cases:
+        samples, differences = _measure(options, case, *arrays, donate)
+        for name, seconds in samples.seconds.items():
+            has_roofline = "roofline" in samples.seconds
+            yield {
+                "part": "step",
+                "shapes": shapes,
+                "donated": donate,
+                "case": case.name,
+                "contender": name,
+                "ms": quantiles(1e3 * seconds),
+                "speed": ratio(samples.seconds, BASE, name),
+                "roofline": ratio(samples.seconds, "roofline", name) if has_roofline else None,
+                "difference": differences.get(name),
+                "rounds": len(seconds),
+                "steps_per_sample": samples.steps,
+            }
+
+
+def _measure(
+    options: Options, case: Case, params: Arrays, gradients: Arrays, donate: bool
+) -> tuple[Samples, dict[str, float]]:
+    """Return samples and differences, after the memory of the last case is free."""
+    gc.collect()
+    shared = {name: jnp.array(g) for name, g in gradients.items()}
+    contenders = [
+        contender(peer, case, params, shared, donate)
+        for peer in options.peers
+        if available(peer, case, donate)
+    ]
+    optimizers = [one for one in contenders if one.name != "roofline"]
+    differences = check_agreement(optimizers, list(params.values()), shared)
+    return measure(contenders, options.rounds, options.warm_ups), differences
+
+
+def _compact_table(records: list[Record]) -> Table:
+    """Return one row for each case: the base in ms, the others' speed."""
+    by_case = {}
+    for record in records:
+        by_case.setdefault(record["case"], {})[record["contender"]] = record
+    names = list(dict.fromkeys(r["contender"] for r in records if r["contender"] != BASE))
+    table = [["case", f"{BASE}, ms", *(f"{name}, × as fast" for name in names)]]
+    for case, found in by_case.items():
+        speeds = [spread(found[name]["speed"]) if name in found else MISSING for name in names]
+        table.append([case, COLUMNS["ms"](found[BASE]), *speeds])
+    return table

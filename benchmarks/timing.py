@@ -1,0 +1,162 @@
+"""How contenders are timed: side by side, in rounds, after their results have been compared.
+
+In each round every contender makes one sample, in an order drawn anew, so that whatever else the
+machine does meets all alike. Before each sample come as many steps that are not timed: the caches
+hold what the contender before has left there, and that one's idle threads still spin for some
+milliseconds. Ratios are formed within rounds; their median and quartiles are what counts, beside
+which a median of milliseconds is an illustration.
+"""
+
+import gc
+import math
+import time
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks.contenders import Contender, Optimizer
+
+MIN_SAMPLE = 0.005
+"""Seconds that a sample lasts at least; short steps are repeated in it."""
+
+FACTORS = (1.0, -1.5, 2.0)
+"""Of the gradients in three steps before the timing: of changing sign, so that averages are seen,
+and growing, for AMSGrad takes the largest v̂ in JAX and the largest v in PyTorch, which is then the
+last of either."""
+
+TOLERANCE = 1e-4
+"""Of the farthest movement. Optax and the hand-written steps form 1 − β₂ᵗ in float32, where β₂ =
+0.999 is off by 1e-8, and so 1 − β₂ by 1e-5; sums of 10⁸ squares differ in their last digits by the
+order in which they are formed."""
+
+
+class Disagreement(Exception):
+    """Two contenders do not compute the same."""
+
+
+class Samples(NamedTuple):
+    """What was measured.
+
+    Attributes:
+        seconds: of a step, by contender: (rounds,) float64.
+        steps: in a sample.
+    """
+
+    seconds: dict[str, np.ndarray]
+    steps: int
+
+
+def check_agreement(
+    contenders: Sequence[Optimizer],
+    start: Sequence[np.ndarray],
+    gradients: dict[str, jax.Array],
+    eps: float = float(jnp.finfo(jnp.float32).eps),
+) -> dict[str, float]:
+    """Let all take three steps, and compare parameters and averages with those of the first.
+
+    They may differ by TOLERANCE of the farthest movement, and in each step by one rounding of the
+    largest parameter.
+
+    Args:
+        contenders: that have not moved yet.
+        start: the parameters they stand at.
+        gradients: those of the timing; contenders have them again in the end.
+        eps: the relative spacing of the parameters' type.
+
+    Returns:
+        The parameters' largest difference by contender, as a share of their farthest movement.
+
+    Raises:
+        Disagreement: a difference is larger.
+    """
+    largest = max(float(np.abs(p).max()) for p in start)
+    reference = _after_three_steps(contenders[0], gradients)
+    movement = {kind: _distance(arrays, start) for kind, arrays in reference.items()}
+    shares = {contenders[0].name: 0.0}
+    for contender in contenders[1:]:
+        for kind, arrays in _after_three_steps(contender, gradients).items():
+            difference = _distance(reference[kind], arrays)
+            allowed = TOLERANCE * movement[kind] + len(FACTORS) * eps * largest
+            if not difference <= allowed:
+                raise Disagreement(
+                    f"{contender.name}: {kind} must be within {allowed:.1e} of those of "
+                    f"{contenders[0].name}, got {difference:.1e}"
+                )
+            if kind == "params":
+                shares[contender.name] = difference / movement[kind]
+    return shares
+
+
+def _after_three_steps(
+    contender: Optimizer, gradients: dict[str, jax.Array]
+) -> dict[str, list[np.ndarray]]:
+    for factor in FACTORS:
+        contender.set_gradients({name: factor * g for name, g in gradients.items()})
+        contender.advance(1)
+    contender.set_gradients(gradients)
+    return contender.results()
+
+
+def _distance(some: Sequence[np.ndarray], others: Sequence[np.ndarray]) -> float:
+    """Return the largest difference of two numbers; NaN where there is one."""
+    differences = (
+        np.abs(x.astype(np.float32) - y.astype(np.float32)).max()
+        for x, y in zip(some, others, strict=True)
+    )
+    return float(np.max(list(differences)))
+
+
+def measure(
+    contenders: Sequence[Contender], rounds: int, warm_ups: int = 10, seed: int = 0
+) -> Samples:
+    """Time contenders side by side.
+
+    Args:
+        contenders: to be timed.
+        rounds: samples of each, ≥ 1.
+        warm_ups: rounds before, ≥ 1, by whose quickest step the length of samples is chosen.
+        seed: of the orders.
+    """
+    rng = np.random.default_rng(seed)
+
+    def one_round(steps: int) -> dict[str, float]:
+        order = rng.permutation(len(contenders))
+        return {contenders[i].name: _sample(contenders[i], steps) for i in order}
+
+    gc.collect()
+    gc.disable()
+    try:
+        quickest = min(min(one_round(steps=1).values()) for _ in range(warm_ups))
+        steps = math.ceil(MIN_SAMPLE / quickest)
+        taken = [one_round(steps) for _ in range(rounds)]
+    finally:
+        gc.enable()
+    names = [contender.name for contender in contenders]
+    return Samples({name: np.array([one[name] for one in taken]) for name in names}, steps)
+
+
+def _sample(contender: Contender, steps: int) -> float:
+    """Return the seconds of a step. JAX may begin the next before the last is done."""
+    contender.advance(steps)
+    contender.wait()
+    began = time.perf_counter()
+    contender.advance(steps)
+    contender.wait()
+    return (time.perf_counter() - began) / steps
+
+
+def quantiles(values: np.ndarray) -> dict[str, float]:
+    """Return the quantiles that describe samples, by their percentage."""
+    percentages = (5, 25, 50, 75, 95)
+    return {
+        f"{q}%": float(x)
+        for q, x in zip(percentages, np.percentile(values, percentages), strict=True)
+    }
+
+
+def ratio(seconds: dict[str, np.ndarray], base: str, name: str) -> dict[str, float]:
+    """Return how many times as fast as the base, by quantiles of the ratios within rounds."""
+    return quantiles(seconds[base] / seconds[name])

@@ -1,0 +1,72 @@
+"""PyTorch's optimizers as contenders. Import this where PyTorch is installed only."""
+
+import numpy as np
+import torch
+
+from benchmarks.cases import Case
+from benchmarks.settings import AVERAGE_DECAY, LEARNING_RATE, MAX_NORM
+from benchmarks.shapes import Arrays
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def tensor(array: np.ndarray) -> torch.Tensor:
+    """Return a tensor on the device, with memory of its own."""
+    return torch.from_numpy(np.array(array)).to(DEVICE)
+
+
+class TorchStep:
+    """A step in place, as in a training loop of PyTorch: clip, update, average.
+
+    Clipping changes the gradients, too, in place. It multiplies them whether they are too long or
+    not, so that later steps, whose gradients have been clipped before, do the same work.
+    """
+
+    def __init__(self, name: str, case: Case, form: str, params: Arrays, gradients: Arrays) -> None:
+        """Build a contender.
+
+        Args:
+            name: of the contender.
+            case: one that PyTorch has.
+            form: "fused" or "foreach".
+            params: to start from.
+            gradients: of every step.
+        """
+        self.name = name
+        self._clip = case.clip
+        self._params = [tensor(p).requires_grad_() for p in params.values()]
+        self.set_gradients(gradients)
+        self._averages = [tensor(p) for p in params.values()] if case.average else []
+        rule = case.torch
+        constructor = getattr(torch.optim, rule.name)
+        self._optimizer = constructor(
+            self._params, lr=LEARNING_RATE, **rule.options, **{form: True}
+        )
+
+    def set_gradients(self, gradients: Arrays) -> None:
+        for p, g in zip(self._params, gradients.values(), strict=True):
+            p.grad = tensor(g)
+
+    def advance(self, steps: int) -> None:
+        """Make so many steps."""
+        for _ in range(steps):
+            if self._clip:
+                torch.nn.utils.clip_grad_norm_(self._params, MAX_NORM, foreach=True)
+            self._optimizer.step()
+            if self._averages:
+                with torch.no_grad():
+                    torch._foreach_lerp_(self._averages, self._params, 1 - AVERAGE_DECAY)
+
+    def wait(self) -> None:
+        """Wait until all steps are done."""
+        if DEVICE.type == "cuda":
+            torch.cuda.synchronize()
+
+    def results(self) -> dict[str, list[np.ndarray]]:
+        """Return the parameters and, where the case has one, their average."""
+        results = {"params": self._params, "average": self._averages}
+        return {
+            name: [x.detach().cpu().numpy() for x in tensors]
+            for name, tensors in results.items()
+            if tensors
+        }

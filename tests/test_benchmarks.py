@@ -1,0 +1,174 @@
+"""The benchmark compares the same arithmetic, counts bytes right, and reports what it took."""
+
+import json
+import math
+import sys
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+sys.path.append(str(Path(__file__).parent.parent))  # last, for the installed optlab comes first
+
+from benchmarks import by_hand, shapes, timing
+from benchmarks.__main__ import main
+from benchmarks.cases import CASES, RULES
+from benchmarks.contenders import JAX_PEERS, contender
+from benchmarks.report import in_markdown, plain
+from benchmarks.roofline import CpuRoofline, plan
+
+cases = pytest.mark.parametrize("case", CASES.values(), ids=list(CASES))
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    """Parameters, the gradients that all share, and the same as NumPy's arrays."""
+    params, gradients = shapes.start(shapes.shapes_of("tiny"))
+    return params, {name: jnp.array(g) for name, g in gradients.items()}
+
+
+@pytest.mark.parametrize("name", shapes.SHAPES)
+def test_networks_have_their_published_numbers_of_leaves_and_parameters(name):
+    made = shapes.shapes_of(name)
+    assert (len(made), sum(map(math.prod, made.values()))) == shapes.COUNTS[name]
+
+
+@cases
+def test_optlab_optax_and_the_hand_written_step_agree(case, tiny):
+    contenders = [contender(peer, case, *tiny, donate=True) for peer in JAX_PEERS]
+    shares = timing.check_agreement(contenders, list(tiny[0].values()), tiny[1])
+    assert set(shares) == set(JAX_PEERS)
+
+
+def test_a_contender_that_computes_something_else_is_refused(tiny):
+    contenders = [contender("by-hand", CASES[name], *tiny, donate=True) for name in ("sgd", "adam")]
+    with pytest.raises(timing.Disagreement, match=r"^by-hand: params must be within .* got "):
+        timing.check_agreement(contenders, list(tiny[0].values()), tiny[1])
+
+
+@cases
+def test_the_roofline_reads_and_writes_as_much_as_the_case(case):
+    operations = plan(case.reads, case.writes)
+    assert (operations.reads, operations.writes) == (case.reads, case.writes)
+    assert min(operations) >= 0
+
+
+@cases
+def test_reads_and_writes_are_those_of_the_arrays_in_the_hand_written_state(case, tiny):
+    state = contender("by-hand", case, *tiny, donate=False)
+    arrays = round(state.state_bytes() / sum(p.nbytes for p in tiny[0].values()))
+    assert case.writes == 1 + arrays
+    assert case.reads == 2 + arrays + case.clip
+
+
+def test_every_rule_is_written_by_hand():
+    assert list(by_hand.RULES) == list(RULES)
+
+
+def test_the_roofline_touches_every_element_in_every_step():
+    size = 5
+    line = CpuRoofline(reads=5, writes=3, size=size, threads=2)
+    line.advance(3)
+    gradients, params, *state = (
+        np.concatenate([block for blocks in part for block in blocks])
+        for part in zip(*line._parts, strict=True)
+    )
+    assert np.array_equal(gradients, np.ones(size))
+    assert np.array_equal(params, np.full(size, 4))
+    assert np.array_equal(state, np.full((2, size), -1))
+
+
+def test_ratios_are_formed_within_rounds():
+    # Rounds differ a hundredfold, and the second is twice as fast in each.
+    seconds = {"one": np.array([1.0, 100.0, 4.0]), "other": np.array([0.5, 50.0, 2.0])}
+    assert set(timing.ratio(seconds, "one", "other").values()) == {2.0}
+    shuffled = seconds | {"other": np.array([2.0, 0.5, 50.0])}
+    assert timing.ratio(shuffled, "one", "other") == timing.quantiles(np.array([0.5, 200.0, 0.08]))
+
+
+class Sleeper:
+    """A contender of known length that notes what it does."""
+
+    def __init__(self, name, log):
+        self.name, self.log = name, log
+
+    def advance(self, steps):
+        self.log.append(self.name)
+
+    def wait(self):
+        """Do nothing."""
+
+
+def test_every_contender_has_one_sample_a_round_in_changing_order(monkeypatch):
+    monkeypatch.setattr(timing, "MIN_SAMPLE", 1e-9)
+    log = []
+    samples = timing.measure([Sleeper(name, log) for name in "abc"], rounds=20, warm_ups=2)
+    rounds = [tuple(log[i : i + 6 : 2]) for i in range(0, len(log), 6)]
+    assert log[::2] == log[1::2]  # untimed steps, then the sample
+    assert len(rounds) == 22
+    assert all(sorted(one) == ["a", "b", "c"] for one in rounds)
+    assert len(set(rounds)) > 3
+    assert {name: len(seconds) for name, seconds in samples.seconds.items()} == dict.fromkeys(
+        "abc", 20
+    )
+
+
+def test_tables_are_aligned_or_in_markdown():
+    table = [["case", "ms"], ["sgd", "1.5"], ["adamw", "12.5"]]
+    assert plain(table) == "case     ms\nsgd     1.5\nadamw  12.5"
+    assert in_markdown(table).splitlines()[1] == "| --- | ---: |"
+
+
+def test_a_quick_run_prints_and_writes_all_parts(tmp_path, capsys):
+    arguments = ["--quick", "--cases", "sgd", "--peers", "optlab", "roofline", "--donate", "yes"]
+    assert main([*arguments, "--out", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert "these figures say nothing" in out
+    assert "A step on tiny (3 leaves, 17,168 parameters), donated, 3 rounds" in out
+    written = json.loads((tmp_path / "results.json").read_text())
+    assert written["quick"]
+    results = written["results"]
+    assert {r["part"] for r in results} == {"step", "compile", "memory", "types"}
+    steps = [r for r in results if r["part"] == "step"]
+    assert [r["contender"] for r in steps] == ["optax", "optlab", "roofline"]
+    assert all(r["rounds"] == 3 and r["donated"] for r in steps)
+    assert steps[0]["speed"]["50%"] == 1
+    # Of three rounds, the median of the reciprocals is the reciprocal of the median.
+    assert math.isclose(steps[0]["roofline"]["50%"], 1 / steps[2]["speed"]["50%"])
+    assert {path.name for path in tmp_path.glob("*.png")} == {
+        "compile.png",
+        "step-tiny-donated.png",
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "names"),
+    [
+        (["stepp"], ["step", "compile", "memory", "types"]),
+        (["--cases", "adamax"], CASES),
+        (["--shapes", "bert"], shapes.SHAPES),
+        (["--peers", "keras"], JAX_PEERS),
+        (["--donate", "maybe"], ["yes", "no", "both"]),
+        (["--rounds", "0"], ["an integer of at least 1"]),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_wrong_arguments_are_answered_in_one_line(arguments, names, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert all(name in error for name in names)
+
+
+def test_an_interruption_prints_and_writes_what_is_finished(monkeypatch, tmp_path, capsys):
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("benchmarks.memory._account", interrupted)
+    arguments = ["compile", "memory", "--quick", "--peers", "optax", "--out", str(tmp_path)]
+    assert main(arguments) == 130
+    assert "Time to a first step" in capsys.readouterr().out
+    assert json.loads((tmp_path / "results.json").read_text())["results"][0]["part"] == "compile"
