@@ -290,23 +290,22 @@ class _Step:
         return self._state._replace(**slots)
 
 
+@jax.jit  # so that eager calls, too, find it compiled
 def _computed_once(scalars: Sequence[Any], count: Array) -> Sequence[Any]:
     """Return the scalars as what XLA computes once, and not anew in the kernels of every leaf.
 
     It does so on a CPU, where this can double the time of compilation; what comes out of a branch,
     it must leave as it is. Only zeros could come out of the other one, as no count is negative.
     """
-    flat, structure = jax.tree.flatten(scalars)
 
-    def from_branch(count: Array, *flat: Array) -> tuple[Array, ...]:
+    def from_branch(scalars: Sequence[Any], count: Array) -> Sequence[Any]:
         return jax.lax.cond(
-            count >= 0, lambda *x: x, lambda *x: tuple(map(jnp.zeros_like, x)), *flat
+            count >= 0, lambda x: x, lambda x: jax.tree.map(jnp.zeros_like, x), scalars
         )
 
-    flat = jax.lax.platform_dependent(
-        count, *flat, cpu=from_branch, default=lambda count, *flat: flat
+    return jax.lax.platform_dependent(
+        scalars, count, cpu=from_branch, default=lambda scalars, count: scalars
     )
-    return structure.unflatten(flat)
 
 
 def _dtype_within(gradient: Array, parameter: Array | None) -> jnp.dtype:

@@ -63,7 +63,8 @@ def scaled_norm(leaves: Sequence[Array]) -> tuple[Array, Array]:
 
 def _norm_by_branch(dtype: DTypeLike, *parts: Array) -> tuple[Array, Array]:
     """Form the sum anew where the plain one is out of range."""
-    parts = _packed(parts, dtype)
+    # The casts of narrow types are the norm's own behind a barrier. XLA would keep shared ones.
+    parts = _packed(jax.lax.optimization_barrier(parts), dtype)
     down, up, least = _scales(dtype)
     sums = [_sum_of_squares(part.astype(dtype)) for part in parts]
     plain = sum(sums)
