@@ -14,20 +14,17 @@ from optlab._types import Array, DTypeLike
 def average(beta: Decay, old: Array, new: Array) -> Array:
     """Return the exponential moving average β·old + (1 − β)·new.
 
-    Where β is close to 1, what counts is how exact 1 − β is: β rounded to float32 beside it would
-    make averages settle 1.3e-5 too high at 0.999. Where β is small, the difference would lose `new`
-    beside an `old` that is much larger.
+    It goes from the heavier of both, `old` where β ≥ ½, towards the other. Formed so, it is as
+    exact as 1 − β, on which it depends how long it lasts: with β rounded to float32 beside that, it
+    would settle 1.3e-5 too high at 0.999.
     """
-    if beta.is_long:
-        return old + beta.complement * (new - old)
-    return beta.value * old + beta.complement * new
+    heavier = jax.lax.select(beta.is_short, new, old)
+    return heavier + beta.weight * (new - old)
 
 
 def accumulate(beta: Decay, old: Array, new: Array) -> Array:
-    """Return β·old + new, as exact as `average`."""
-    if beta.is_long:
-        return old + (new - beta.complement * old)
-    return beta.value * old + new
+    """Return β·old + new, as exact as 1 − β."""
+    return (old - beta.complement * old) + new
 
 
 def bounded(g: Array) -> Array:
@@ -70,8 +67,10 @@ def saturated(x: Array, g: Array) -> Array:
 
 
 def added(s: Array, square: Array) -> Array:
-    """Return s + square, at most the largest finite number, for finite s and square ≥ 0."""
-    return s + jnp.minimum(square, jnp.finfo(s.dtype).max - s)
+    """Return s + square, at most the largest finite number, for s and square ≥ 0."""
+    largest = jnp.finfo(s.dtype).max
+    s = jnp.minimum(s, largest)
+    return s + jnp.minimum(square, largest - s)
 
 
 def narrowed(x: Array, dtype: DTypeLike) -> Array:

@@ -7,9 +7,8 @@ used until the argument given to the constructor differs from the one seen at th
 
 A decay rate β comes with what float32 would lose (see `Decay`):
 
-- where β is a Python number, 1 − β formed in float64, and whether β is at least ½, so that rules
-  can do with 1 − β alone. An average with β = float32(0.999) and any 1 − β settles 1.3e-5 too high
-  or forgets too slowly;
+- 1 − β, formed in float64 where β is a Python number. An average with β = float32(0.999) and any
+  1 − β settles 1.3e-5 too high or forgets too slowly;
 - the bias correction 1/(1 − Πβᵢ) = −1/expm1(Σ log βᵢ), the product over the updates made so far,
   whether β is constant or scheduled. The sum is carried as an unevaluated pair of numbers, so that
   it stays good to 4e-7 over any number of updates (1 − βᵗ in float32 errs by 2e-5 for 0.999).
@@ -20,8 +19,6 @@ A decay rate β comes with what float32 would lose (see `Decay`):
 import math
 from collections import namedtuple
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -49,19 +46,14 @@ class Memory(NamedTuple):
     log_products: tuple[Array, ...]
 
 
-@partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["value", "complement", "correction"],
-    meta_fields=["is_long"],
-)
-@dataclass(frozen=True)
-class Decay:
+class Decay(NamedTuple):
     """A decay rate in force, as a rule sees it: scalars of the type that is computed in."""
 
     value: Array
     complement: Array  # 1 − β
+    is_short: Array  # β < ½
+    weight: Array  # 1 − β, or −β where it is short; see `average`
     correction: Array | None = None  # 1/(1 − Πβ) or 1/(1 − βᵗ), where asked for
-    is_long: bool = False  # whether β was given as a Python number, at least ½
 
 
 class Parameter(NamedTuple):
@@ -166,10 +158,10 @@ class Hyperparams:
             if parameter.has_product:
                 product = _add(next(products), log)
                 new_products.append(product)
-                beta = replace(beta, correction=-1 / jnp.expm1(product[0]))
+                beta = beta._replace(correction=-1 / jnp.expm1(product[0]))
             elif parameter.bias_corrected:
                 t = count.astype(value.dtype) + 1
-                beta = replace(beta, correction=-1 / jnp.expm1(t * log[0] + t * log[1]))
+                beta = beta._replace(correction=-1 / jnp.expm1(t * log[0] + t * log[1]))
             seen[name] = beta
         return self._in_force(**seen), new_values, Memory(_stack(new_given), tuple(new_products))
 
@@ -198,20 +190,21 @@ def _stack(given: Mapping[str, Array]) -> Array:
 def _decay(argument: Hyperparam, value: Array) -> tuple[Decay, tuple[Array, Array]]:
     """Return β in force, and log β as a (high, low) pair."""
     log = jnp.maximum(jnp.log1p(-(1 - value)), _LOG_OF_ZERO).astype(value.dtype)
-    rounded = (1 - value, log, jnp.zeros_like(value))
-    if not isinstance(argument, int | float | np.number):
-        complement, *log = rounded
-        return Decay(value, complement), tuple(log)
-    # β is known beyond the type's digits, as long as nobody has replaced it in the state.
-    beta = float(argument)
-    log_beta = math.log(beta) if beta > 0 else _LOG_OF_ZERO
-    exact = (1 - beta, *_split(log_beta, value.dtype))
-    unreplaced = value == np.asarray(beta, value.dtype)
-    complement, *log = (
-        jnp.where(unreplaced, np.asarray(x, value.dtype), y)
-        for x, y in zip(exact, rounded, strict=True)
-    )
-    return Decay(value, complement, is_long=beta >= 0.5), tuple(log)
+    parts = (1 - value, log, jnp.zeros_like(value))
+    if isinstance(argument, int | float | np.number):
+        # β is known beyond the type's digits, as long as nobody has replaced it in the state.
+        beta = float(argument)
+        log_beta = math.log(beta) if beta > 0 else _LOG_OF_ZERO
+        exact = (1 - beta, *_split(log_beta, value.dtype))
+        unreplaced = value == np.asarray(beta, value.dtype)
+        parts = (
+            jnp.where(unreplaced, np.asarray(x, value.dtype), y)
+            for x, y in zip(exact, parts, strict=True)
+        )
+    complement, high, low = parts
+    is_short = value < 0.5
+    weight = jnp.where(is_short, -value, complement)
+    return Decay(value, complement, is_short, weight), (high, low)
 
 
 def _split(number: float, dtype: jnp.dtype) -> tuple[np.ndarray, float]:

@@ -17,7 +17,7 @@ Conventions of every lifted transformation:
 from collections import namedtuple
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -57,7 +57,8 @@ class Rule:
         state: the NamedTuple of its state: `count`, a field for each slot, `hyperparams`, `memory`.
         hyperparams: its hyperparameters.
         leaf: the arithmetic, (update, slots, scalars, parameter) → (update, slots); `slots` is a
-            tuple in the order of `slots` below, `parameter` is None where none was given.
+            tuple in the order of `slots` below, `parameter` is None where none was given. It is
+            traced once for each shape, so that what changes must come through `scalars`.
         slots: for each field of the state that is a tree like the parameters', how it starts.
         prepare: what is computed once for the whole tree, (hyperparameters in force, gradients,
             number of this update from 1) → the `scalars` that every leaf receives. The gradients
@@ -125,7 +126,7 @@ def lift(*rules: Rule) -> optax.GradientTransformationExtraArgs:
     """
     who = rules[0].who
     needs_params = any(rule.needs_params for rule in rules)
-    run_leaf = _outlined(rules)
+    outlined = jax.jit(partial(_run_leaf, rules), static_argnums=0)  # traced once for each shape
 
     def init(params: Tree) -> Any:
         params = jax.tree.map(as_array, params)
@@ -153,8 +154,11 @@ def lift(*rules: Rule) -> optax.GradientTransformationExtraArgs:
             _Step(rule, old, gradients, params, extra_args, in_force)
             for rule, old in zip(rules, states, strict=True)
         ]
-        scalars = _computed_once([step.prepared for step in steps], steps[0].count)
-        cast = cache(lambda dtype: jax.tree.map(lambda x: x.astype(dtype), scalars))
+        scalars = [step.prepared for step in steps]
+        run_leaf = partial(_run_leaf, rules)
+        if any(isinstance(leaf, jax.core.Tracer) for leaf in gradients.leaves):
+            scalars, run_leaf = _computed_once(scalars, steps[0].count), outlined
+        cast = cache(lambda dtype: jax.tree.map(partial(_cast, dtype=dtype), scalars))
         parameters = gradients.align("parameters", params)
         new = list(gradients.leaves)
         for index in gradients.present:
@@ -290,12 +294,11 @@ class _Step:
         return self._state._replace(**slots)
 
 
-@jax.jit  # so that eager calls, too, find it compiled
 def _computed_once(scalars: Sequence[Any], count: Array) -> Sequence[Any]:
-    """Return the scalars as what XLA computes once, and not anew in the kernels of every leaf.
+    """Keep XLA from computing the scalars anew in the kernels of every leaf.
 
-    It does so on a CPU, where this can double the time of compilation; what comes out of a branch,
-    it must leave as it is. Only zeros could come out of the other one, as no count is negative.
+    On a CPU it does, which can double the time of compilation, but not with what comes out of a
+    branch. Only zeros could come out of the other one, as no count is negative.
     """
 
     def from_branch(scalars: Sequence[Any], count: Array) -> Sequence[Any]:
@@ -308,29 +311,25 @@ def _computed_once(scalars: Sequence[Any], count: Array) -> Sequence[Any]:
     )
 
 
+def _cast(x: Array, dtype: DTypeLike) -> Array:
+    return x if x.dtype == bool else x.astype(dtype)
+
+
 def _dtype_within(gradient: Array, parameter: Array | None) -> jnp.dtype:
     """Return the type that a leaf is computed in."""
     return compute_dtype(gradient.dtype, gradient.dtype if parameter is None else parameter.dtype)
 
 
-def _outlined(rules: Sequence[Rule]) -> Callable[..., Any]:
-    """Return `_run_leaf` as a function of its own, traced once for each shape and not each leaf."""
-
-    def run_leaf(touching: tuple[int, ...], *leaf: Any) -> tuple[Array, list[tuple[Array, ...]]]:
-        return _run_leaf([rules[number] for number in touching], *leaf)
-
-    run_leaf.__name__ = rules[0].who
-    return jax.jit(run_leaf, static_argnums=0)
-
-
 def _run_leaf(
     rules: Sequence[Rule],
+    touching: tuple[int, ...],
     gradient: Array,
     parameter: Array | None,
     slots: Sequence[tuple[Array, ...]],
     scalars: Sequence[Any],
 ) -> tuple[Array, list[tuple[Array, ...]]]:
-    """Run the rules on one leaf; return its update, and its new slots of each rule."""
+    """Run the rules that touch a leaf; return its update, and its new slots of each of them."""
+    rules = [rules[number] for number in touching]
     dtype = _dtype_within(gradient, parameter)
 
     def run(part: Callable[[Array], Array]) -> tuple[Array, list[tuple[Array, ...]]]:

@@ -79,7 +79,7 @@ def _norm_by_branch(dtype: DTypeLike, *parts: Array) -> tuple[Array, Array]:
         return total, jnp.where(jnp.isfinite(plain), up, down)
 
     in_range = jnp.isfinite(plain) & (plain >= least)
-    total, scale = jax.lax.cond(in_range, lambda: (plain, jnp.ones_like(up)), anew)
+    total, scale = jax.lax.cond(in_range, lambda: (plain, jnp.ones_like(plain)), anew)
     return jnp.sqrt(total), scale
 
 
@@ -94,14 +94,15 @@ def _packed(parts: Sequence[Array], dtype: DTypeLike) -> list[Array]:
         if is_sharded or part.size > _SMALL:
             alone.append(part)
         else:
-            small.append(part.ravel().astype(dtype))
+            small.append(jax.lax.reshape(part, (part.size,)).astype(dtype))
     return [jnp.concatenate(small), *alone] if small else alone
 
 
 def _norm_at_once(dtype: DTypeLike, *parts: Array) -> tuple[Array, Array]:
     """Form the sum at three scales, and choose."""
     down, up, least = _scales(dtype)
-    plain, low, high = sum(_three_sums(part, dtype) for part in parts)
+    sums = jnp.concatenate([_three_sums(part, dtype) for part in parts])
+    plain, low, high = sums.reshape(-1, 3).sum(axis=0)
     finite = jnp.isfinite(plain)
     choices = [finite & (plain >= least), finite, ~finite]
     scales = [jnp.ones_like(up), up, down]

@@ -152,3 +152,21 @@ def test_gradients_flow_to_a_hyperparameter():
     for rate in (0.1, 0.2):
         slope = jax.grad(lambda lr: optlab.sgd(lr).update(p, state, p)[0].sum())(rate)
         assert float(slope) == -3.0
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.1])
+def test_a_long_memory_replaced_by_a_short_one_keeps_the_new_gradient(beta):
+    tx = optlab.scale_by_momentum(0.9)
+    state = tx.init(jnp.zeros(()))._replace(velocity=jnp.float32(1e4))
+    state.hyperparams["momentum"] = jnp.float32(beta)
+    velocity, _ = tx.update(jnp.float32(1e-4), state)
+    np.testing.assert_allclose(velocity, np.float32(beta) * 1e4 + 1e-4, rtol=4 * EPS)
+
+
+def test_narrow_gradients_are_not_copied_into_float32_for_their_norm():
+    def norm(leaves):
+        norm = optlab.global_norm(leaves)
+        return norm, [leaf.astype(jnp.float32) / norm for leaf in leaves]
+
+    leaves = [jax.ShapeDtypeStruct((2**16,), jnp.bfloat16)] * 3
+    assert jax.jit(norm).lower(leaves).compile().memory_analysis().temp_size_in_bytes < 2**16

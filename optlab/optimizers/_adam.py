@@ -74,15 +74,20 @@ def adam_rule(
     """
     max_slot = ("raw_nu_max" if raw_max else "nu_max") if amsgrad else None
 
-    def leaf(g, slots, h, p):
-        mu, nu, *nu_max = slots
+    def weights(h, gradients, t):
+        of_mu, of_g = h.b1.correction, None
+        if nesterov:
+            next_bias = h.b1.complement + h.b1.value / h.b1.correction
+            of_mu, of_g = h.b1.value / next_bias, h.b1.complement * h.b1.correction
+        eps = h.eps * jnp.sqrt(h.b2.correction) if eps_hat else h.eps
+        return h._replace(eps=eps), of_mu, of_g
+
+    def leaf(g, slots, weights, p):
+        (mu, nu, *nu_max), (h, of_mu, of_g) = slots, weights
         bounded = visibly_bounded(g)
         mu = average(h.b1, mu, bounded)
         nu = average(h.b2, nu, bounded_square(g))
-        mu_hat = h.b1.correction * mu
-        if nesterov:
-            next_bias = h.b1.complement + h.b1.value / h.b1.correction
-            mu_hat = h.b1.value / next_bias * mu + h.b1.complement * h.b1.correction * bounded
+        mu_hat = of_mu * mu + of_g * bounded if nesterov else of_mu * mu
         nu_hat = h.b2.correction * nu
         if max_slot == "nu_max":
             nu_hat = jnp.maximum(nu_max[0], nu_hat)
@@ -90,8 +95,7 @@ def adam_rule(
         elif max_slot == "raw_nu_max":
             nu_max = [jnp.maximum(nu_max[0], nu)]
             nu_hat = h.b2.correction * nu_max[0]
-        eps = h.eps * jnp.sqrt(h.b2.correction) if eps_hat else h.eps
-        return mu_hat / (jnp.sqrt(nu_hat + h.eps_root) + eps), (mu, nu, *nu_max)
+        return mu_hat / (jnp.sqrt(nu_hat + h.eps_root) + h.eps), (mu, nu, *nu_max)
 
     _checks.check_float_dtype(who, "mu_dtype", mu_dtype)
     slots = {"mu": slot(dtype=mu_dtype), "nu": slot()}
@@ -105,6 +109,7 @@ def adam_rule(
             eps_root=number(eps_root),
         ),
         slots=slots | ({max_slot: slot()} if max_slot else {}),
+        prepare=weights,
         leaf=leaf,
     )
 
