@@ -33,8 +33,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: by default those of the process.
 
     Returns:
-        The exit status: 0, 1 where contenders disagree, 130 where one has interrupted. What was
-        measured until then is printed and written in any case.
+        The exit status: 0, 1 where contenders of a case disagree, of which all others are still
+        measured, 130 where one has interrupted. Whatever ends it, also an exception that passes:
+        what was measured until then is printed and written.
     """
     options = parse(arguments)
     if importlib.util.find_spec("torch"):
@@ -46,31 +47,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.quick:
         print(f"\n{QUICK}")
     records = []
-    status = 0
+    disagreements = []
     try:
         with _no_compilation_cache():
             for section in _sections(options):
                 with contextlib.ExitStack() as stack:
                     stack.callback(_show, section, options.markdown)
-                    _take(section, records)
-    except Disagreement as error:
-        print(f"python -m benchmarks: {error}", file=sys.stderr)
-        status = 1
+                    _take(section, records, disagreements)
     except KeyboardInterrupt:
-        status = 130
-    if options.out:
-        _write(options, found, records)
-    return status
+        return 130
+    finally:
+        for line in disagreements:
+            print(f"python -m benchmarks: {line}", file=sys.stderr)
+        if options.out:
+            _write(options, found, records, disagreements)
+    return 1 if disagreements else 0
 
 
 def _sections(options: Options) -> Iterator[Section]:
     return itertools.chain.from_iterable(SECTIONS[part](options) for part in options.parts)
 
 
-def _take(section: Section, records: list[Record]) -> None:
+def _take(section: Section, records: list[Record], disagreements: list[str]) -> None:
     """Measure, with a dot for each result on the standard error."""
     print(f"{section.part}: {section.title} ", end="", file=sys.stderr)
     for record in section.results:
+        if isinstance(record, Disagreement):
+            disagreements.append(f"{section.title}: {record}")
+            continue
         section.records.append(record)
         records.append(record)
         print(".", end="", flush=True, file=sys.stderr)
@@ -91,15 +95,22 @@ def _no_compilation_cache() -> Iterator[None]:
         jax.config.update("jax_enable_compilation_cache", before)
 
 
-def _write(options: Options, found: dict[str, str], records: list[Record]) -> None:
+def _write(
+    options: Options, found: dict[str, str], records: list[Record], disagreements: list[str]
+) -> None:
     from benchmarks.plots import save_pictures
 
-    options.out.mkdir(parents=True, exist_ok=True)
-    contents = {"environment": found, "quick": options.quick, "results": records}
+    contents = {
+        "environment": found,
+        "quick": options.quick,
+        "disagreements": disagreements,
+        "results": records,
+    }
     path = options.out / "results.json"
     path.write_text(json.dumps(contents, indent=1) + "\n")
-    for written in [path, *save_pictures(records, options.out, options.quick)]:
-        print(written, file=sys.stderr)
+    print(path, file=sys.stderr)
+    for picture in save_pictures(records, options.out, options.quick):
+        print(picture, file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -106,18 +106,18 @@ def start_adam(params):
 
 
 def adam_moments(state, gradients):
-    """Return the new state, and the bias corrections 1 − β₁ᵗ and 1 − β₂ᵗ."""
+    """Return the new state, and the bias corrections: factors 1 / (1 − β₁ᵗ) and 1 / (1 − β₂ᵗ)."""
     gradients = in_float32(gradients)
     count = state["count"] + 1
     mu = average(B1, state["mu"], gradients)
     nu = average(B2, state["nu"], squares(gradients))
-    return {"count": count, "mu": mu, "nu": nu}, 1 - B1**count, 1 - B2**count
+    return {"count": count, "mu": mu, "nu": nu}, 1 / (1 - B1**count), 1 / (1 - B2**count)
 
 
 def adam(params, state, gradients):
     state, c1, c2 = adam_moments(state, gradients)
     directions = jax.tree.map(
-        lambda m, v: (m / c1) / (jnp.sqrt(v / c2) + ADAM_EPS), state["mu"], state["nu"]
+        lambda m, v: (c1 * m) / (jnp.sqrt(c2 * v) + ADAM_EPS), state["mu"], state["nu"]
     )
     return descend(params, directions), state
 
@@ -125,7 +125,7 @@ def adam(params, state, gradients):
 def adamw(params, state, gradients):
     state, c1, c2 = adam_moments(state, gradients)
     directions = jax.tree.map(
-        lambda p, m, v: (m / c1) / (jnp.sqrt(v / c2) + ADAM_EPS) + WEIGHT_DECAY * p,
+        lambda p, m, v: (c1 * m) / (jnp.sqrt(c2 * v) + ADAM_EPS) + WEIGHT_DECAY * p,
         params,
         state["mu"],
         state["nu"],
@@ -135,9 +135,11 @@ def adamw(params, state, gradients):
 
 def nadam(params, state, gradients):
     state, c1, c2 = adam_moments(state, gradients)
-    next_c1 = 1 - B1 ** (state["count"] + 1)
+    # A second power, B1 ** (count + 1), would be formed anew for every element by XLA's CPU kernel.
+    of_mu = B1 / (1 - B1 * B1 ** state["count"])
+    of_gradient = (1 - B1) * c1
     directions = jax.tree.map(
-        lambda g, m, v: (B1 * (m / next_c1) + (1 - B1) * (g / c1)) / (jnp.sqrt(v / c2) + ADAM_EPS),
+        lambda g, m, v: (of_mu * m + of_gradient * g) / (jnp.sqrt(c2 * v) + ADAM_EPS),
         gradients,
         state["mu"],
         state["nu"],
@@ -151,9 +153,9 @@ def start_amsgrad(params):
 
 def amsgrad(params, state, gradients):
     moments, c1, c2 = adam_moments(state["adam"], gradients)
-    nu_max = jax.tree.map(lambda a, v: jnp.maximum(a, v / c2), state["nu_max"], moments["nu"])
+    nu_max = jax.tree.map(lambda a, v: jnp.maximum(a, c2 * v), state["nu_max"], moments["nu"])
     directions = jax.tree.map(
-        lambda m, v: (m / c1) / (jnp.sqrt(v) + ADAM_EPS), moments["mu"], nu_max
+        lambda m, v: (c1 * m) / (jnp.sqrt(v) + ADAM_EPS), moments["mu"], nu_max
     )
     return descend(params, directions), {"adam": moments, "nu_max": nu_max}
 

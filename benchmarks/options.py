@@ -1,12 +1,14 @@
 """The command line, and what it decides."""
 
 import argparse
+import importlib.util
+import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.cases import CASES, Case
-from benchmarks.contenders import BASE, PEERS
+from benchmarks.contenders import BASE, PEERS, TORCH_PEERS
 from benchmarks.shapes import SHAPES
 
 PARTS = {
@@ -33,7 +35,7 @@ class Options:
         rounds: samples of each contender.
         quick: whether only to try things out.
         markdown: whether to print tables in Markdown.
-        out: folder for results and pictures; None for none.
+        out: folder for results and pictures, which exists; None for none.
     """
 
     parts: tuple[str, ...]
@@ -96,7 +98,6 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
         "--peers",
         nargs="+",
         type=_one_of(PEERS),
-        default=[*PEERS],
         metavar="PEER",
         help=f"beside {BASE}, the base of all ratios: {', '.join(PEERS)} (all)",
     )
@@ -115,11 +116,23 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
         "--out", type=Path, metavar="FOLDER", help="write results.json and pictures there"
     )
     given = parser.parse_args(arguments)
+    if named := [name for name in given.peers or () if name in TORCH_PEERS]:
+        if importlib.util.find_spec("torch") is None:
+            parser.error(f"argument --peers: {named[0]} needs PyTorch, which is not installed")
+        if given.donate == "no":
+            parser.error(f"argument --peers: {named[0]} works in place, so --donate must not be no")
+    if given.out:
+        try:
+            given.out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            parser.error(f"argument --out: cannot make the folder {given.out}: {error.strerror}")
+        if not os.access(given.out, os.W_OK):
+            parser.error(f"argument --out: cannot write to the folder {given.out}")
     return Options(
         parts=tuple(given.parts or PARTS),
         cases=tuple(CASES[name] for name in given.cases),
         shapes=tuple(given.shapes or (["tiny"] if given.quick else default_shapes)),
-        peers=tuple(name for name in PEERS if name == BASE or name in given.peers),
+        peers=tuple(name for name in PEERS if name == BASE or name in (given.peers or PEERS)),
         donations=DONATIONS[given.donate],
         rounds=given.rounds or (QUICK_ROUNDS if given.quick else ROUNDS),
         quick=given.quick,

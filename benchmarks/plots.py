@@ -23,6 +23,8 @@ MARKERS = dict(zip(PEERS, "os^DvP", strict=True))
 def save_pictures(records: list[Record], folder: Path, quick: bool) -> Iterator[Path]:
     """Write a picture of the speeds on each network, and one of the times to a first step.
 
+    Networks where the base was alone have none.
+
     Args:
         records: of all parts.
         folder: that exists.
@@ -33,7 +35,8 @@ def save_pictures(records: list[Record], folder: Path, quick: bool) -> Iterator[
     """
     note = " (only tried out)" if quick else ""
     steps = [r for r in records if r["part"] == "step"]
-    for shapes, donated in dict.fromkeys((r["shapes"], r["donated"]) for r in steps):
+    compared = [r for r in steps if r["contender"] != BASE]
+    for shapes, donated in dict.fromkeys((r["shapes"], r["donated"]) for r in compared):
         kind = "donated" if donated else "not-donated"
         figure = _speeds(
             [r for r in steps if (r["shapes"], r["donated"]) == (shapes, donated)],

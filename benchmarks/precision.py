@@ -13,7 +13,7 @@ from benchmarks.contenders import BASE, JAX_PEERS, JaxStep
 from benchmarks.options import Options
 from benchmarks.report import Record, Section, by_columns, spread
 from benchmarks.shapes import Arrays, describe, shapes_of, start
-from benchmarks.timing import check_agreement, measure, quantiles, ratio
+from benchmarks.timing import Disagreement, check_agreement, measure, quantiles, ratio
 
 MEASURED = ("adamw", "clip-adamw")
 """Names of cases."""
@@ -45,11 +45,14 @@ def sections(options: Options) -> Iterator[Section]:
         )
 
 
-def _results(options: Options, shapes: str) -> Iterator[Record]:
+def _results(options: Options, shapes: str) -> Iterator[Record | Disagreement]:
     params, gradients = start(shapes_of(shapes))
     peers = [peer for peer in JAX_PEERS if peer in options.peers]
     for name in MEASURED:
-        yield from _compare(options, shapes, CASES[name], peers, params, gradients)
+        try:
+            yield from _compare(options, shapes, CASES[name], peers, params, gradients)
+        except Disagreement as error:
+            yield Disagreement(f"{name}: {error}")  # without the frames, which hold arrays
 
 
 def _compare(
@@ -91,5 +94,6 @@ def _compare(
             "speed_to_float32": ratio(samples.seconds, f"{peer} float32", contender.name),
             "speed": ratio(samples.seconds, f"{BASE} {type_name}", contender.name),
             "rounds": options.rounds,
+            "seconds": samples.seconds[contender.name].tolist(),
             "steps_per_sample": samples.steps,
         }

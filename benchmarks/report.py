@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from benchmarks.timing import Disagreement
+
 Record = dict[str, Any]
 """One result, ready for JSON."""
 
@@ -18,7 +20,7 @@ class Section:
     Attributes:
         part: of the benchmark.
         title: above the table.
-        results: measured as they are taken.
+        results: measured as they are taken, or why they were not.
         table: of the records.
         compact: a shorter one, for Markdown; by default the same.
         records: those taken so far.
@@ -26,7 +28,7 @@ class Section:
 
     part: str
     title: str
-    results: Iterator[Record]
+    results: Iterator[Record | Disagreement]
     table: Callable[[list[Record]], Table]
     compact: Callable[[list[Record]], Table] | None = None
     records: list[Record] = field(default_factory=list)

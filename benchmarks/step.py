@@ -1,7 +1,8 @@
 """Time of a step: every case, on the parameters of real networks.
 
-Beside milliseconds stand the speed, as a multiple of the base's in the same rounds, and the share
-of the roofline: its time in the same rounds divided by the contender's.
+Beside milliseconds stand the speed, as a multiple of the base's and of the hand-written step's in
+the same rounds, and the share of the roofline: its time in the same rounds divided by the
+contender's.
 """
 
 import gc
@@ -10,17 +11,25 @@ from collections.abc import Iterator
 import jax.numpy as jnp
 
 from benchmarks.cases import Case
-from benchmarks.contenders import BASE, available, contender
+from benchmarks.contenders import BASE, BY_HAND, available, contender
 from benchmarks.options import Options
 from benchmarks.report import MISSING, Record, Section, Table, by_columns, spread
 from benchmarks.shapes import Arrays, describe, shapes_of, start
-from benchmarks.timing import Samples, check_agreement, measure, quantiles, ratio
+from benchmarks.timing import (
+    Disagreement,
+    Samples,
+    check_agreement,
+    measure,
+    quantiles,
+    ratio,
+)
 
 COLUMNS = {
     "case": lambda r: r["case"],
     "contender": lambda r: r["contender"],
     "ms": lambda r: f"{r['ms']['50%']:.3g}",
     f"speed / {BASE}'s": lambda r: spread(r["speed"]),
+    f"speed / {BY_HAND}'s": lambda r: spread(r["speed_to_by_hand"]),
     "of the roofline": lambda r: f"{r['roofline']['50%']:.0%}" if r["roofline"] else MISSING,
     "difference": lambda r: MISSING if r["difference"] is None else f"{r['difference']:.0e}",
 }
@@ -36,18 +45,21 @@ def sections(options: Options) -> Iterator[Section]:
                 title=f"A step on {describe(shapes)}, {'' if donate else 'not '}donated, "
                 f"{options.rounds} rounds",
                 results=_results(options, shapes, arrays, donate),
-                table=lambda records: by_columns(COLUMNS, records),
+                table=_table,
                 compact=_compact_table,
             )
 
 
 def _results(
     options: Options, shapes: str, arrays: tuple[Arrays, Arrays], donate: bool
-) -> Iterator[Record]:
+) -> Iterator[Record | Disagreement]:
     for case in options.cases:
-        samples, differences = _measure(options, case, *arrays, donate)
+        try:
+            samples, differences = _measure(options, case, *arrays, donate)
+        except Disagreement as error:
+            yield Disagreement(f"{case.name}: {error}")  # without the frames, which hold arrays
+            continue
         for name, seconds in samples.seconds.items():
-            has_roofline = "roofline" in samples.seconds
             yield {
                 "part": "step",
                 "shapes": shapes,
@@ -56,9 +68,11 @@ def _results(
                 "contender": name,
                 "ms": quantiles(1e3 * seconds),
                 "speed": ratio(samples.seconds, BASE, name),
-                "roofline": ratio(samples.seconds, "roofline", name) if has_roofline else None,
+                "speed_to_by_hand": ratio(samples.seconds, BY_HAND, name),
+                "roofline": ratio(samples.seconds, "roofline", name),
                 "difference": differences.get(name),
                 "rounds": len(seconds),
+                "seconds": seconds.tolist(),
                 "steps_per_sample": samples.steps,
             }
 
@@ -79,14 +93,27 @@ def _measure(
     return measure(contenders, options.rounds, options.warm_ups), differences
 
 
+def _table(records: list[Record]) -> Table:
+    """Return one row for each result; where no step is written by hand, no ratio to it."""
+    has_by_hand = any(r["speed_to_by_hand"] for r in records)
+    columns = [name for name in COLUMNS if has_by_hand or BY_HAND not in name]
+    return by_columns({name: COLUMNS[name] for name in columns}, records)
+
+
 def _compact_table(records: list[Record]) -> Table:
-    """Return one row for each case: the base in ms, the others' speed."""
+    """Return one row for each case: the base in ms, the others' speed, optlab's beside by hand."""
     by_case = {}
     for record in records:
         by_case.setdefault(record["case"], {})[record["contender"]] = record
     names = list(dict.fromkeys(r["contender"] for r in records if r["contender"] != BASE))
-    table = [["case", f"{BASE}, ms", *(f"{name}, × as fast" for name in names)]]
+    heads = [f"{name}, × as fast" for name in names]
+    to_by_hand = {"optlab", BY_HAND} <= set(names)
+    if to_by_hand:
+        heads.append(f"optlab / {BY_HAND}")
+    table = [["case", f"{BASE}, ms", *heads]]
     for case, found in by_case.items():
         speeds = [spread(found[name]["speed"]) if name in found else MISSING for name in names]
+        if to_by_hand:
+            speeds.append(spread(found["optlab"]["speed_to_by_hand"]))
         table.append([case, COLUMNS["ms"](found[BASE]), *speeds])
     return table

@@ -32,6 +32,13 @@ TOLERANCE = 1e-4
 0.999 is off by 1e-8, and so 1 − β₂ by 1e-5; sums of 10⁸ squares differ in their last digits by the
 order in which they are formed."""
 
+ROUNDINGS = 2
+"""Of each number in each step, that two contenders may differ by: each rounds, by up to half a
+spacing, the number and a product that is as large (in an average, decay · old)."""
+
+SEEN = 10
+"""How many times what is allowed some number must move in three steps, or nothing is compared."""
+
 
 class Disagreement(Exception):
     """Two contenders do not compute the same."""
@@ -57,8 +64,10 @@ def check_agreement(
 ) -> dict[str, float]:
     """Let all take three steps, and compare parameters and averages with those of the first.
 
-    They may differ by TOLERANCE of the farthest movement, and in each step by one rounding of the
-    largest parameter.
+    Each number may differ by TOLERANCE of the farthest movement, and in each step by ROUNDINGS of
+    that movement and of its own. The largest number's roundings must not be allowed to all: in
+    bfloat16 they exceed the whole movement, and a step that does nothing would pass. Numbers near 0
+    have roundings far smaller than their steps, and tell, also where clipped steps are short.
 
     Args:
         contenders: that have not moved yet.
@@ -70,23 +79,27 @@ def check_agreement(
         The parameters' largest difference by contender, as a share of their farthest movement.
 
     Raises:
-        Disagreement: a difference is larger.
+        Disagreement: a difference is larger, or nothing moves enough to tell.
     """
-    largest = max(float(np.abs(p).max()) for p in start)
     reference = _after_three_steps(contenders[0], gradients)
     movement = {kind: _distance(arrays, start) for kind, arrays in reference.items()}
+    roundings = len(FACTORS) * ROUNDINGS * eps
+    every = {kind: (TOLERANCE + roundings) * distance for kind, distance in movement.items()}
+    for kind, arrays in reference.items():
+        if not _excess(arrays, start, every[kind], roundings) >= SEEN:
+            raise Disagreement(f"{contenders[0].name}: {kind} must move enough to be compared")
     shares = {contenders[0].name: 0.0}
     for contender in contenders[1:]:
         for kind, arrays in _after_three_steps(contender, gradients).items():
-            difference = _distance(reference[kind], arrays)
-            allowed = TOLERANCE * movement[kind] + len(FACTORS) * eps * largest
-            if not difference <= allowed:
+            excess = _excess(reference[kind], arrays, every[kind], roundings)
+            if not excess <= 1:
                 raise Disagreement(
-                    f"{contender.name}: {kind} must be within {allowed:.1e} of those of "
-                    f"{contenders[0].name}, got {difference:.1e}"
+                    f"{contender.name}: {kind} must be within {every[kind]:.1e} and "
+                    f"{roundings:.1e} of their size from those of {contenders[0].name}, "
+                    f"got {excess:.1f} times as much"
                 )
             if kind == "params":
-                shares[contender.name] = difference / movement[kind]
+                shares[contender.name] = _distance(reference[kind], arrays) / movement[kind]
     return shares
 
 
@@ -102,11 +115,25 @@ def _after_three_steps(
 
 def _distance(some: Sequence[np.ndarray], others: Sequence[np.ndarray]) -> float:
     """Return the largest difference of two numbers; NaN where there is one."""
-    differences = (
-        np.abs(x.astype(np.float32) - y.astype(np.float32)).max()
-        for x, y in zip(some, others, strict=True)
-    )
-    return float(np.max(list(differences)))
+    return _excess(some, others, every=1.0, relative=0.0)
+
+
+def _excess(
+    some: Sequence[np.ndarray], others: Sequence[np.ndarray], every: float, relative: float
+) -> float:
+    """Return the largest difference over what its number may have; NaN where there is one.
+
+    Args:
+        some: reference.
+        others: compared with it.
+        every: difference that all may have.
+        relative: further difference, over the reference's absolute value.
+    """
+    excesses = []
+    for x, y in zip(some, others, strict=True):
+        x, y = x.astype(np.float32), y.astype(np.float32)
+        excesses.append(np.max(np.abs(x - y) / (every + relative * np.abs(x))))
+    return float(np.max(excesses))
 
 
 def measure(
@@ -157,6 +184,9 @@ def quantiles(values: np.ndarray) -> dict[str, float]:
     }
 
 
-def ratio(seconds: dict[str, np.ndarray], base: str, name: str) -> dict[str, float]:
-    """Return how many times as fast as the base, by quantiles of the ratios within rounds."""
-    return quantiles(seconds[base] / seconds[name])
+def ratio(seconds: dict[str, np.ndarray], base: str, name: str) -> dict[str, float] | None:
+    """Return how many times as fast as the base, by quantiles of the ratios within rounds.
+
+    None where the base was not measured.
+    """
+    return quantiles(seconds[base] / seconds[name]) if base in seconds else None

@@ -1,22 +1,36 @@
 """The benchmark compares the same arithmetic, counts bytes right, and reports what it took."""
 
+# ruff: noqa: E402
+
+import importlib.util
 import json
 import math
 import sys
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-sys.path.append(str(Path(__file__).parent.parent))  # last, for the installed optlab comes first
 
-from benchmarks import by_hand, shapes, timing
+def _import_benchmarks():
+    """Import the folder by its path, past any other `benchmarks`; optlab stays the installed."""
+    path = Path(__file__).parent.parent / "benchmarks" / "__init__.py"
+    spec = importlib.util.spec_from_file_location("benchmarks", path)
+    sys.modules["benchmarks"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(sys.modules["benchmarks"])
+
+
+_import_benchmarks()
+
+from benchmarks import by_hand, precision, shapes, timing
 from benchmarks.__main__ import main
 from benchmarks.cases import CASES, RULES
-from benchmarks.contenders import JAX_PEERS, contender
+from benchmarks.contenders import JAX_PEERS, TORCH_PEERS, JaxStep, contender
 from benchmarks.report import in_markdown, plain
 from benchmarks.roofline import CpuRoofline, plan
+from benchmarks.settings import MAX_NORM
 
 cases = pytest.mark.parametrize("case", CASES.values(), ids=list(CASES))
 
@@ -39,6 +53,54 @@ def test_optlab_optax_and_the_hand_written_step_agree(case, tiny):
     contenders = [contender(peer, case, *tiny, donate=True) for peer in JAX_PEERS]
     shares = timing.check_agreement(contenders, list(tiny[0].values()), tiny[1])
     assert set(shares) == set(JAX_PEERS)
+
+
+class Idler:
+    """A contender that makes no step."""
+
+    name = "idler"
+
+    def __init__(self, like):
+        self._results = like.results()
+
+    def set_gradients(self, gradients):
+        """Do nothing."""
+
+    def advance(self, steps):
+        """Do nothing."""
+
+    def results(self):
+        return self._results
+
+
+def _check_with_idler(case, params, gradients, dtype, **of_rule):
+    moving = JaxStep("moving", case.functions("optax", **of_rule), params, gradients, False, dtype)
+    start = [p.astype(dtype) for p in params.values()]
+    timing.check_agreement([moving, Idler(moving)], start, gradients, float(jnp.finfo(dtype).eps))
+
+
+@cases
+def test_a_contender_that_does_nothing_is_refused(case, tiny):
+    with pytest.raises(timing.Disagreement, match=r"^idler: "):
+        _check_with_idler(case, *tiny, jnp.float32)
+
+
+@pytest.mark.parametrize("name", precision.MEASURED)
+def test_a_contender_that_does_nothing_is_refused_in_bfloat16(name, tiny):
+    gradients = {name: g.astype(jnp.bfloat16) for name, g in tiny[1].items()}
+    with pytest.raises(timing.Disagreement, match=r"^idler: "):
+        _check_with_idler(CASES[name], tiny[0], gradients, jnp.bfloat16, mu_dtype=jnp.float32)
+
+
+def test_movements_too_small_to_be_compared_are_refused(tiny):
+    params = {name: np.full_like(p, 1e3) for name, p in tiny[0].items()}
+    with pytest.raises(timing.Disagreement, match=r"^moving: params must move enough"):
+        _check_with_idler(CASES["sgd"], params, tiny[1], jnp.float32)
+
+
+def test_gradients_are_clipped_on_all_networks():
+    fewest = min(params for _, params in shapes.COUNTS.values())
+    assert math.sqrt(fewest) * shapes.SCALE > 2 * MAX_NORM
 
 
 def test_a_contender_that_computes_something_else_is_refused(tiny):
@@ -85,6 +147,7 @@ def test_ratios_are_formed_within_rounds():
     assert set(timing.ratio(seconds, "one", "other").values()) == {2.0}
     shuffled = seconds | {"other": np.array([2.0, 0.5, 50.0])}
     assert timing.ratio(shuffled, "one", "other") == timing.quantiles(np.array([0.5, 200.0, 0.08]))
+    assert timing.ratio(seconds, "by-hand", "other") is None
 
 
 class Sleeper:
@@ -136,10 +199,31 @@ def test_a_quick_run_prints_and_writes_all_parts(tmp_path, capsys):
     assert steps[0]["speed"]["50%"] == 1
     # Of three rounds, the median of the reciprocals is the reciprocal of the median.
     assert math.isclose(steps[0]["roofline"]["50%"], 1 / steps[2]["speed"]["50%"])
+    assert "speed / by-hand's" not in out
+    assert steps[0]["speed_to_by_hand"] is None
     assert {path.name for path in tmp_path.glob("*.png")} == {
         "compile.png",
         "step-tiny-donated.png",
     }
+
+
+def test_steps_are_compared_with_the_hand_written_one_and_all_seconds_are_kept(tmp_path, capsys):
+    arguments = ["step", "--quick", "--cases", "sgd", "--peers", "optlab", "by-hand"]
+    assert main([*arguments, "--donate", "yes", "--out", str(tmp_path)]) == 0
+    assert "speed / by-hand's" in capsys.readouterr().out
+    steps = json.loads((tmp_path / "results.json").read_text())["results"]
+    seconds = {r["contender"]: np.array(r["seconds"]) for r in steps}
+    assert {name: len(taken) for name, taken in seconds.items()} == dict.fromkeys(JAX_PEERS, 3)
+    for r in steps:
+        assert r["speed_to_by_hand"] == timing.ratio(seconds, "by-hand", r["contender"])
+    assert main([*arguments, "--donate", "yes", "--markdown"]) == 0
+    assert "| optlab / by-hand |" in capsys.readouterr().out
+
+
+def test_the_base_alone_has_no_picture_of_speeds(tmp_path):
+    arguments = ["step", "--quick", "--cases", "sgd", "--peers", "optax", "--donate", "yes"]
+    assert main([*arguments, "--out", str(tmp_path)]) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
 
 
 @pytest.mark.parametrize(
@@ -161,6 +245,60 @@ def test_wrong_arguments_are_answered_in_one_line(arguments, names, capsys):
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert all(name in error for name in names)
+
+
+@pytest.mark.parametrize("beneath", ["", "folder"])
+def test_a_folder_that_cannot_be_made_is_answered_in_one_line(beneath, tmp_path, capsys):
+    file = tmp_path / "file"
+    file.touch()
+    with pytest.raises(SystemExit) as stopped:
+        main(["--quick", "--out", str(file / beneath)])
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("python -m benchmarks: argument --out: cannot make the folder ")
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("installed", "donate", "reason"),
+    [(False, "both", "is not installed"), (True, "no", "--donate must not be no")],
+)
+@pytest.mark.parametrize("peer", TORCH_PEERS)
+def test_pytorch_asked_for_by_name_is_not_left_out(
+    installed, donate, reason, peer, monkeypatch, capsys
+):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: installed or None)
+    with pytest.raises(SystemExit) as stopped:
+        main(["--quick", "--donate", donate, "--peers", "optlab", peer])
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"python -m benchmarks: argument --peers: {peer} ")
+    assert error.endswith(f"{reason}\n")
+
+
+def test_a_disagreement_costs_its_case_only(monkeypatch, tmp_path, capsys):
+    def mistaken(params, state, gradients):
+        return jax.tree.map(lambda p, g: p + g, params, gradients), state
+
+    monkeypatch.setitem(by_hand.RULES, "sgd", (by_hand.no_state, mistaken))
+    arguments = ["step", "--quick", "--cases", "sgd", "momentum", "--peers", "by-hand"]
+    assert main([*arguments, "--donate", "yes", "--out", str(tmp_path)]) == 1
+    assert "donated, 3 rounds: sgd: by-hand: params must be within " in capsys.readouterr().err
+    written = json.loads((tmp_path / "results.json").read_text())
+    assert {r["case"] for r in written["results"]} == {"momentum"}
+    assert len(written["disagreements"]) == 1
+
+
+def test_an_error_passes_after_what_is_finished_is_written(monkeypatch, tmp_path, capsys):
+    def failing(*arguments):
+        raise MemoryError
+
+    monkeypatch.setattr("benchmarks.memory._account", failing)
+    arguments = ["compile", "memory", "--quick", "--peers", "optax", "--out", str(tmp_path)]
+    with pytest.raises(MemoryError):
+        main(arguments)
+    assert "Time to a first step" in capsys.readouterr().out
+    assert json.loads((tmp_path / "results.json").read_text())["results"][0]["part"] == "compile"
 
 
 def test_an_interruption_prints_and_writes_what_is_finished(monkeypatch, tmp_path, capsys):
