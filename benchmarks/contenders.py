@@ -44,7 +44,13 @@ class Contender(Protocol):
 
 
 class Optimizer(Contender, Protocol):
-    """A contender that computes something."""
+    """A contender that computes something.
+
+    Attributes:
+        norm_error: the relative error that its global norm is known to have.
+    """
+
+    norm_error: float
 
     def set_gradients(self, gradients: dict[str, jax.Array]) -> None:
         """Replace the gradients of every step."""
@@ -55,6 +61,8 @@ class Optimizer(Contender, Protocol):
 
 class JaxStep:
     """A compiled step of pure functions, with the arrays it works on."""
+
+    norm_error = 0.0
 
     def __init__(
         self,

@@ -64,10 +64,11 @@ def check_agreement(
 ) -> dict[str, float]:
     """Let all take three steps, and compare parameters and averages with those of the first.
 
-    Each number may differ by TOLERANCE of the farthest movement, and in each step by ROUNDINGS of
-    that movement and of its own. The largest number's roundings must not be allowed to all: in
-    bfloat16 they exceed the whole movement, and a step that does nothing would pass. Numbers near 0
-    have roundings far smaller than their steps, and tell, also where clipped steps are short.
+    Each number may differ by TOLERANCE of the farthest movement, by the error of the contender's
+    norm of it, and in each step by ROUNDINGS of that movement and of its own. The largest number's
+    roundings must not be allowed to all: in bfloat16 they exceed the whole movement, and a step
+    that does nothing would pass. Numbers near 0 have roundings far smaller than their steps, and
+    tell, also where clipped steps are short.
 
     Args:
         contenders: that have not moved yet.
@@ -91,10 +92,11 @@ def check_agreement(
     shares = {contenders[0].name: 0.0}
     for contender in contenders[1:]:
         for kind, arrays in _after_three_steps(contender, gradients).items():
-            excess = _excess(reference[kind], arrays, every[kind], roundings)
+            allowed = every[kind] + contender.norm_error * movement[kind]
+            excess = _excess(reference[kind], arrays, allowed, roundings)
             if not excess <= 1:
                 raise Disagreement(
-                    f"{contender.name}: {kind} must be within {every[kind]:.1e} and "
+                    f"{contender.name}: {kind} must be within {allowed:.1e} and "
                     f"{roundings:.1e} of their size from those of {contenders[0].name}, "
                     f"got {excess:.1f} times as much"
                 )

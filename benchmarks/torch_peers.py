@@ -7,6 +7,10 @@ from benchmarks.cases import Case
 from benchmarks.settings import AVERAGE_DECAY, LEARNING_RATE, MAX_NORM
 from benchmarks.shapes import Arrays
 
+NORM_ERROR = 5e-3
+"""PyTorch sums squares in float32: on a CPU the norm of the 38.6 million normal numbers of GPT-2's
+embedding is 2.4e-3 too small."""
+
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -34,6 +38,7 @@ class TorchStep:
         """
         self.name = name
         self._clip = case.clip
+        self.norm_error = NORM_ERROR if case.clip else 0.0
         self._params = [tensor(p).requires_grad_() for p in params.values()]
         self.set_gradients(gradients)
         self._averages = [tensor(p) for p in params.values()] if case.average else []

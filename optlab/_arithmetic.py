@@ -23,8 +23,8 @@ def average(beta: Decay, old: Array, new: Array) -> Array:
 
 
 def accumulate(beta: Decay, old: Array, new: Array) -> Array:
-    """Return β·old + new, as exact as 1 − β."""
-    return (old - beta.complement * old) + new
+    """Return β·old + new."""
+    return beta.value * old + (new + beta.residue * old)
 
 
 def bounded(g: Array) -> Array:

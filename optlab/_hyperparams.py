@@ -7,8 +7,8 @@ used until the argument given to the constructor differs from the one seen at th
 
 A decay rate β comes with what float32 would lose (see `Decay`):
 
-- 1 − β, formed in float64 where β is a Python number. An average with β = float32(0.999) and any
-  1 − β settles 1.3e-5 too high or forgets too slowly;
+- where β is a Python number, 1 − β formed in float64, and what rounding took from β itself. An
+  average with β = float32(0.999) and any 1 − β settles 1.3e-5 too high or forgets too slowly;
 - the bias correction 1/(1 − Πβᵢ) = −1/expm1(Σ log βᵢ), the product over the updates made so far,
   whether β is constant or scheduled. The sum is carried as an unevaluated pair of numbers, so that
   it stays good to 4e-7 over any number of updates (1 − βᵗ in float32 errs by 2e-5 for 0.999).
@@ -50,6 +50,7 @@ class Decay(NamedTuple):
     """A decay rate in force, as a rule sees it: scalars of the type that is computed in."""
 
     value: Array
+    residue: Array  # β − value: what rounding took
     complement: Array  # 1 − β
     is_short: Array  # β < ½
     weight: Array  # 1 − β, or −β where it is short; see `average`
@@ -190,21 +191,23 @@ def _stack(given: Mapping[str, Array]) -> Array:
 def _decay(argument: Hyperparam, value: Array) -> tuple[Decay, tuple[Array, Array]]:
     """Return β in force, and log β as a (high, low) pair."""
     log = jnp.maximum(jnp.log1p(-(1 - value)), _LOG_OF_ZERO).astype(value.dtype)
-    parts = (1 - value, log, jnp.zeros_like(value))
+    zero = jnp.zeros_like(value)
+    parts = (zero, 1 - value, log, zero)
     if isinstance(argument, int | float | np.number):
         # β is known beyond the type's digits, as long as nobody has replaced it in the state.
         beta = float(argument)
         log_beta = math.log(beta) if beta > 0 else _LOG_OF_ZERO
-        exact = (1 - beta, *_split(log_beta, value.dtype))
-        unreplaced = value == np.asarray(beta, value.dtype)
+        nearest, residue = _split(beta, value.dtype)
+        exact = (residue, 1 - beta, *_split(log_beta, value.dtype))
+        unreplaced = value == nearest
         parts = (
             jnp.where(unreplaced, np.asarray(x, value.dtype), y)
             for x, y in zip(exact, parts, strict=True)
         )
-    complement, high, low = parts
+    residue, complement, high, low = parts
     is_short = value < 0.5
     weight = jnp.where(is_short, -value, complement)
-    return Decay(value, complement, is_short, weight), (high, low)
+    return Decay(value, residue, complement, is_short, weight), (high, low)
 
 
 def _split(number: float, dtype: jnp.dtype) -> tuple[np.ndarray, float]:

@@ -59,6 +59,7 @@ class Idler:
     """A contender that makes no step."""
 
     name = "idler"
+    norm_error = 0.0
 
     def __init__(self, like):
         self._results = like.results()
