@@ -49,7 +49,7 @@ def slot(value: ArrayLike = 0.0, dtype: DTypeLike | None = None) -> InitSlot:
     return start
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Rule:
     """One rule, written for one array.
 

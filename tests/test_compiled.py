@@ -3,6 +3,8 @@
 Memory is XLA's own account for a CPU, of a step that returns its donated arguments in their order.
 """
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -54,6 +56,18 @@ def test_a_leaf_is_traced_once_for_each_shape_and_type():
     calls = [eqn.params["jaxpr"] for eqn in update.eqns if eqn.params.get("name") == "_run_leaf"]
     assert len(calls) == len(params)
     assert len({id(call) for call in calls}) == 3
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="elsewhere XLA is left to choose")
+def test_scalars_are_computed_once_and_not_in_the_kernels_of_every_leaf():
+    tx = optlab.adamw(0.1)
+
+    def scalar_operations(leaves):
+        params = [jax.ShapeDtypeStruct((SIZE,), jnp.float32)] * leaves
+        step = jax.jit(stepping(tx)).lower(params, jax.eval_shape(tx.init, params), params)
+        return len(re.findall(r"f32\[\] (?:select|subtract|divide)\(", step.compile().as_text()))
+
+    assert scalar_operations(1) == scalar_operations(4) > 0
 
 
 def test_a_transformation_built_anew_in_every_eager_update_compiles_nothing():
