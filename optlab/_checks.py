@@ -3,7 +3,8 @@
 adamw: b1 must be in [0, 1), got b1=1.0
 """
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -11,27 +12,52 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optlab._types import Array, DTypeLike, Tree
+from optlab._types import Array, ArrayLike, DTypeLike, Tree
 
 
 @dataclass(frozen=True)
 class Domain:
-    """The set of numbers a hyperparameter may take."""
+    """The set of numbers that a hyperparameter may take: an interval of the real line.
+
+    Attributes:
+        description: what stands behind "must be" in an error.
+        low: the least number, None for no bound.
+        high: the largest number, None for no bound.
+        open_low: whether `low` itself is outside.
+        open_high: whether `high` itself is outside.
+        finite: whether infinities and NaN are outside. NaN is also outside of any bound.
+    """
 
     description: str
-    contains: Callable[[np.ndarray], np.ndarray]
+    low: float | None = None
+    high: float | None = None
+    open_low: bool = False
+    open_high: bool = False
+    finite: bool = True
+
+    def contains(self, number: ArrayLike) -> bool:
+        """Return whether a concrete real number lies in the interval."""
+        number = float(number)
+        if self.finite and not math.isfinite(number):
+            return False
+        if self.low is not None and not (
+            number > self.low if self.open_low else number >= self.low
+        ):
+            return False
+        return self.high is None or (number < self.high if self.open_high else number <= self.high)
 
 
-ANY = Domain("any number", lambda x: np.full(np.shape(x), True))
-FINITE = Domain("finite", np.isfinite)
-NONNEGATIVE = Domain("finite and >= 0", lambda x: np.isfinite(x) & (x >= 0))
-POSITIVE = Domain("finite and > 0", lambda x: np.isfinite(x) & (x > 0))
-DECAY = Domain("in [0, 1)", lambda x: (x >= 0) & (x < 1))
-UNIT = Domain("in [0, 1]", lambda x: (x >= 0) & (x <= 1))
-INSIDE = Domain("in (0, 1)", lambda x: (x > 0) & (x < 1))
-SHARE = Domain("in (0, 1]", lambda x: (x > 0) & (x <= 1))
-AT_LEAST_ONE = Domain("finite and >= 1", lambda x: np.isfinite(x) & (x >= 1))
-ABOVE_ONE = Domain("finite and > 1", lambda x: np.isfinite(x) & (x > 1))
+ANY = Domain("any number", finite=False)
+FINITE = Domain("finite")
+NONNEGATIVE = Domain("finite and >= 0", 0)
+NONNEGATIVE_OR_INFINITE = Domain("a number >= 0", 0, finite=False)
+POSITIVE = Domain("finite and > 0", 0, open_low=True)
+DECAY = Domain("in [0, 1)", 0, 1, open_high=True)
+UNIT = Domain("in [0, 1]", 0, 1)
+INSIDE = Domain("in (0, 1)", 0, 1, open_low=True, open_high=True)
+SHARE = Domain("in (0, 1]", 0, 1, open_low=True)
+AT_LEAST_ONE = Domain("finite and >= 1", 1)
+ABOVE_ONE = Domain("finite and > 1", 1, open_low=True)
 
 
 def fail(who: str, required: str, got: str, remedy: str = "") -> NoReturn:
@@ -47,14 +73,19 @@ def check_number(
     *,
     kinds: str = "a number or a scalar array",
     dtype: DTypeLike | None = None,
-) -> None:
+) -> Any:
     """Require a real scalar in `domain`, also once it is rounded to `dtype` where that is given.
 
     Of a traced array only shape and type can be checked.
+
+    Returns:
+        The value as it is, but an array of shape (1,) as the scalar that it holds.
     """
     own_dtype = _number_dtype(value)
     if own_dtype is None:
         fail(who, f"{name} must be {kinds}", f"{name}={value!r}")
+    if isinstance(value, jax.Array | np.ndarray) and value.shape == (1,):
+        value = value.reshape(())
     if np.ndim(value):
         fail(
             who,
@@ -65,9 +96,9 @@ def check_number(
     if jnp.issubdtype(own_dtype, jnp.complexfloating):
         fail(who, f"{name} must be real", f"{name}={value}")
     if isinstance(value, jax.core.Tracer):
-        return
+        return value
     number = np.asarray(value, np.float64)
-    if not _contains(domain, number):
+    if not domain.contains(number):
         narrow = jnp.issubdtype(own_dtype, jnp.floating) and jnp.finfo(own_dtype).bits < 32
         fail(
             who,
@@ -83,17 +114,13 @@ def check_number(
             rounded = number.astype(dtype)
         # XLA takes numbers below the smallest normal one for 0 on some devices.
         vanished = number != 0 and abs(rounded) < float(jnp.finfo(dtype).tiny)
-        if vanished or not _contains(domain, rounded):
+        if vanished or not domain.contains(rounded):
             fail(
                 who,
                 f"{name} must be {domain.description} in {jnp.dtype(dtype).name}",
                 f"{name}={value}",
             )
-
-
-def _contains(domain: Domain, number: np.ndarray) -> bool:
-    with np.errstate(invalid="ignore"):
-        return bool(domain.contains(number))
+    return value
 
 
 def _number_dtype(value: Any) -> np.dtype | None:
@@ -105,9 +132,13 @@ def _number_dtype(value: Any) -> np.dtype | None:
     return dtype if jnp.issubdtype(dtype, jnp.number) else None
 
 
-def check_count(who: str, name: str, value: Any, minimum: int) -> None:
-    """Require an integer number of updates, known at construction, of at least `minimum`."""
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < minimum:
+def check_count(who: str, name: str, value: Any, minimum: int) -> int:
+    """Require a whole number, known at construction, of at least `minimum`; return it as an int.
+
+    Its type does not matter: 50, `5.0 * 10` and `np.array(50)` are the same number of updates.
+    """
+    count = _whole(value)
+    if count is None or count < minimum:
         remedy = "pass a Python int (inject_hyperparams: name it in static_args)"
         fail(
             who,
@@ -115,8 +146,30 @@ def check_count(who: str, name: str, value: Any, minimum: int) -> None:
             f"{name}={value!r}",
             remedy if isinstance(value, (jax.Array, np.ndarray)) else "",
         )
-    if value >= 2**31:
+    if count >= 2**31:
         fail(who, f"{name} must be below 2**31, where int32 ends", f"{name}={value}")
+    return count
+
+
+def _whole(value: Any) -> int | None:
+    """Return a concrete whole number of any type as an int; None if it is none."""
+    if isinstance(value, int):
+        return None if isinstance(value, bool) else value
+    if isinstance(value, jax.core.Tracer):
+        return None
+    dtype = _number_dtype(value)
+    if dtype is None or np.ndim(value) or jnp.issubdtype(dtype, jnp.complexfloating):
+        return None
+    if jnp.issubdtype(dtype, jnp.floating) and not float(value).is_integer():
+        return None
+    return int(value)
+
+
+def check_flag(who: str, name: str, value: Any) -> bool:
+    """Require True or False, and nothing that merely counts as one; return it as a bool."""
+    if not isinstance(value, bool | np.bool_):
+        fail(who, f"{name} must be True or False", f"{name}={value!r}")
+    return bool(value)
 
 
 def check_float_dtype(who: str, name: str, dtype: DTypeLike | None) -> None:
