@@ -5,16 +5,18 @@ type. `optlab.dialects` has the rules as other frameworks write them, `optlab.re
 float64; `optlab.lab` has the tools to choose between them.
 """
 
-from optlab import dialects, reference, schedules
+from optlab import dialects, reference, rules, schedules
 from optlab._inspect import hyperparams, replace_hyperparams
 from optlab._tree import global_norm
 from optlab.optimizers import (
     adagrad,
     adam,
     adamw,
+    lion,
     rmsprop,
     scale_by_adagrad,
     scale_by_adam,
+    scale_by_lion,
     scale_by_momentum,
     scale_by_rmsprop,
     sgd,
@@ -55,6 +57,7 @@ __all__ = [
     "global_norm",
     "hyperparams",
     "kahan_summation",
+    "lion",
     "loss_scale",
     "master_params",
     "params_ema",
@@ -62,9 +65,11 @@ __all__ = [
     "reference",
     "replace_hyperparams",
     "rmsprop",
+    "rules",
     "scale_by_adagrad",
     "scale_by_adam",
     "scale_by_learning_rate",
+    "scale_by_lion",
     "scale_by_momentum",
     "scale_by_rmsprop",
     "schedules",

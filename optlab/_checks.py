@@ -4,7 +4,6 @@ adamw: b1 must be in [0, 1), got b1=1.0
 """
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -188,7 +187,7 @@ def check_inexact(who: str, what: str, path: Any, leaf: Array) -> None:
         fail(
             who,
             f"{what} must be floating point or complex",
-            f"{leaf.dtype} at {_name(path)}",
+            f"{leaf.dtype} at {path_text(path)}",
             "leave this leaf out with optax.masked, optax.partition or your model library's filter "
             "(eqx.is_inexact_array)",
         )
@@ -208,32 +207,28 @@ def check_transformation(who: str, tx: Any) -> None:
 def check_state_kind(who: str, state: Any, kind: type) -> None:
     """Require the NamedTuple that `init` returns."""
     if not isinstance(state, kind):
-        fail(
-            who,
-            f"update must be given the state that init returned, a {kind.__name__}",
-            type(state).__name__,
-            "call update(gradients, state, params)",
-        )
+        fail_state(who, kind.__name__, state)
 
 
-def check_state(who: str, state: Any, kind: type, fields: Mapping[str, Any]) -> None:
-    """Require the state of this rule, made with the same options.
+def fail_state(who: str, required: str, state: Any) -> NoReturn:
+    """Say that a state is not one that `init` of this transformation returned."""
+    origin = _origin(state)
+    of_optax = origin.split(".")[0] == "optax"
+    fail(
+        who,
+        f"update must be given the state that init returned, a {required}",
+        f"a state of {origin}" if of_optax else type(state).__name__,
+        "carry it over with optlab.dialects.optax.from_state(tx, params, state)"
+        if of_optax
+        else "call update(gradients, state, params)",
+    )
 
-    Args:
-        who: the public name that errors begin with.
-        state: what was given.
-        kind: the NamedTuple it must be.
-        fields: the names of its hyperparameters under "hyperparams", of its slots under "slots".
-    """
-    check_state_kind(who, state, kind)
-    missing = [name for name in fields["slots"] if getattr(state, name) is None]
-    if missing or set(state.hyperparams) != set(fields["hyperparams"]):
-        fail(
-            who,
-            "the state must have been made with the same options",
-            f"no {', '.join(missing)}" if missing else f"hyperparams {sorted(state.hyperparams)}",
-            "call init of this transformation",
-        )
+
+def _origin(state: Any) -> str:
+    """Return the module and the name of a state's type, of a chain those of its first state."""
+    if type(state) is tuple and state:
+        return _origin(state[0])
+    return f"{type(state).__module__}.{type(state).__name__}".replace("optax._src", "optax")
 
 
 def check_same_shape(who: str, path: Any, update: Array, other: Array, what: str) -> None:
@@ -241,7 +236,7 @@ def check_same_shape(who: str, path: Any, update: Array, other: Array, what: str
     if update.shape != other.shape:
         fail(
             who,
-            f"the gradient at {_name(path)} must have the shape {other.shape} of the {what}",
+            f"the gradient at {path_text(path)} must have the shape {other.shape} of the {what}",
             f"{update.shape}",
         )
 
@@ -249,7 +244,7 @@ def check_same_shape(who: str, path: Any, update: Array, other: Array, what: str
 def fail_structure(who: str, what: str, updates: Tree, other: Tree, remedy: str) -> NoReturn:
     """Say where two trees that should be alike part."""
     ours, theirs = (
-        {_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)}
+        {path_text(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)}
         for tree in (updates, other)
     )
     only_updates, only_other = sorted(ours - theirs), sorted(theirs - ours)
@@ -264,5 +259,6 @@ def fail_structure(who: str, what: str, updates: Tree, other: Tree, remedy: str)
     )
 
 
-def _name(path: Any) -> str:
+def path_text(path: Any) -> str:
+    """Return the path of a leaf as errors show it."""
     return jax.tree_util.keystr(path) or "the root"

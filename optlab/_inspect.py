@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Hashable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -9,12 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from optlab import _checks
-from optlab._hyperparams import Memory
 from optlab._types import Array, ArrayLike
-
-_DOMAINS = dict.fromkeys(("b1", "b2", "decay", "momentum", "dampening", "rtol"), _checks.DECAY)
-_DOMAINS |= {"factor": _checks.INSIDE, "min_scale": _checks.UNIT}
-"""What values may be, by name, where that is less than any finite number ≥ 0."""
+from optlab.rules._hyperparams import scheduled_mark
+from optlab.rules._state import is_rule_state
 
 
 class _Entry(NamedTuple):
@@ -23,7 +21,9 @@ class _Entry(NamedTuple):
     key: str  # as `hyperparams` calls it
     name: str  # as the constructor calls it
     path: Hashable  # of the rule's state
+    index: int | None  # in the state's array of hyperparameters; None for a field of its own
     value: Array
+    domain: _checks.Domain
     scheduled: bool
 
 
@@ -62,8 +62,8 @@ def replace_hyperparams(state: Any, **values: ArrayLike) -> Any:
 
     Args:
         state: as for `hyperparams`.
-        **values: name → value, ≥ 0 and finite. A name stands for all groups that have it; one
-            group's alone is replaced by `**{"head/learning_rate": 1e-3}`.
+        **values: name → value, in the range that the constructor demands. A name stands for all
+            groups that have it; one group's alone is replaced by `**{"head/learning_rate": 1e-3}`.
 
     Returns:
         A state of the same structure and types.
@@ -81,7 +81,7 @@ def replace_hyperparams(state: Any, **values: ArrayLike) -> Any:
     """
     who = "replace_hyperparams"
     entries = _entries(state)
-    changes: dict[Hashable, dict[str, ArrayLike]] = {}
+    changes: dict[Hashable, list[tuple[_Entry, ArrayLike]]] = {}
     for key, value in values.items():
         meant = [entry for entry in entries if key in (entry.key, entry.name)]
         free = [entry.key for entry in entries if not entry.scheduled]
@@ -93,53 +93,72 @@ def replace_hyperparams(state: Any, **values: ArrayLike) -> Any:
                 _checks.fail(
                     who, f"{entry.key} must not be scheduled", "a schedule, which sets it", there
                 )
-            domain = _DOMAINS.get(entry.name, _checks.NONNEGATIVE)
-            _checks.check_number(who, key, value, domain, dtype=entry.value.dtype)
-            changes.setdefault(entry.path, {})[entry.name] = value
+            number = _checks.check_number(who, key, value, entry.domain, dtype=entry.value.dtype)
+            changes.setdefault(entry.path, []).append((entry, number))
 
     def change(path: Any, node: Any) -> Any:
-        for name, value in changes.get(path, {}).items():
-            if name in node.hyperparams:
-                scheduled = jnp.isnan(_given(node)[name])
-                new = _filled(node.hyperparams[name], value, keep=scheduled)
-                node = node._replace(hyperparams={**node.hyperparams, name: new})
+        for entry, value in changes.get(path, ()):
+            if entry.index is None:
+                set_value = partial(jnp.full_like, fill_value=value)
+                field = entry.name
             else:
-                node = node._replace(**{name: _filled(getattr(node, name), value, keep=False)})
+                size = len(node.declarations)
+                set_value = partial(_with_value, index=entry.index, size=size, value=value)
+                field = "hyperparams"
+            # Through the tree, as Flax NNX wraps the array in a variable.
+            node = node._replace(**{field: jax.tree.map(set_value, getattr(node, field))})
         return node
 
     return jax.tree_util.tree_map_with_path(change, state, is_leaf=is_rule_state)
 
 
+def arguments(state: Any) -> dict[str, list[float | None]]:
+    """Return the constructors' arguments as a state holds them, by name; None for a schedule."""
+    result: dict[str, list[float | None]] = {}
+    for node in filter(is_rule_state, jax.tree.leaves(state, is_leaf=is_rule_state)):
+        size = len(node.declarations)
+        for index, declared in enumerate(node.declarations):
+            argument = _array(node.hyperparams)[size + index]
+            number = None if _is_scheduled(argument) else float(argument)
+            result.setdefault(declared.name, []).append(number)
+    return result
+
+
+def _with_value(stored: Array, index: int, size: int, value: ArrayLike) -> Array:
+    """Return a rule's array of hyperparameters with another value, unless it is scheduled."""
+    scheduled = stored[..., size + index] == scheduled_mark(stored.dtype)
+    value = jnp.where(scheduled, stored[..., index], jnp.asarray(value, stored.dtype))
+    return stored.at[..., index].set(value)
+
+
 def _entries(state: Any) -> list[_Entry]:
     """List all values, with keys that tell them apart."""
-    found = []
+    values = []
     for path, node in jax.tree_util.tree_leaves_with_path(state, is_leaf=is_rule_state):
         if not is_rule_state(node):
             continue
         group = "/".join(str(k.key) for k in path if isinstance(k, jax.tree_util.DictKey))
-        given = _given(node)
-        for name, value in sorted(node.hyperparams.items()):
-            found.append((group, name, path, _array(value), _is_nan(given[name])))
-        for name in getattr(node, "readable", ()):
-            found.append((group, name, path, _array(getattr(node, name)), False))
-    groups = {group for group, *_ in found if group} or {""}
-    names = Counter(name for _, name, *_ in found)
-    grouped = Counter((group, name) for group, name, *_ in found)
-    seen: Counter[tuple[str, str]] = Counter()
+        size = len(node.declarations)
+        stored = _array(node.hyperparams) if size else None
+        for index, declared in sorted(enumerate(node.declarations), key=lambda item: item[1].name):
+            scheduled = _is_scheduled(stored[..., size + index])
+            value = stored[..., index]
+            values.append((group, declared.name, path, index, value, declared.domain, scheduled))
+        for name, domain in node.readable:
+            values.append((group, name, path, None, _array(getattr(node, name)), domain, False))
+    groups = {group for group, *_ in values if group} or {""}
+    names = Counter(name for _, name, *_ in values)
+    grouped = Counter((group, name) for group, name, *_ in values)
+    numbered: Counter[tuple[str, str]] = Counter()
     entries = []
-    for group, name, path, value, scheduled in found:
+    for group, name, *rest in values:
         alone = len(groups) == 1 and names[name] == 1
         key = name if alone or not group else f"{group}/{name}"
         if grouped[group, name] > 1:
-            key += f"[{seen[group, name]}]"
-            seen[group, name] += 1
-        entries.append(_Entry(key, name, path, value, scheduled))
+            key += f"[{numbered[group, name]}]"
+            numbered[group, name] += 1
+        entries.append(_Entry(key, name, *rest))
     return entries
-
-
-def is_rule_state(node: Any) -> bool:
-    """Whether a node is the state of one rule."""
-    return isinstance(node, tuple) and isinstance(getattr(node, "memory", None), Memory)
 
 
 def _array(leaf: Any) -> Array:
@@ -147,16 +166,8 @@ def _array(leaf: Any) -> Array:
     return jax.tree.leaves(leaf)[0]
 
 
-def _given(node: Any) -> dict[str, Array]:
-    """Return the constructor's arguments by name, NaN for a schedule; of all lanes, if vmapped."""
-    given = jnp.moveaxis(_array(node.memory.given), -1, 0)
-    return dict(zip(sorted(node.hyperparams), given, strict=True))
-
-
-def _filled(leaf: Any, value: ArrayLike, keep: ArrayLike) -> Any:
-    """Return the leaf with another value, in its own type and wrapping, except where to keep it."""
-    return jax.tree.map(lambda old: jnp.where(keep, old, jnp.asarray(value, old.dtype)), leaf)
-
-
-def _is_nan(given: Array) -> bool:
-    return not isinstance(given, jax.core.Tracer) and bool(np.isnan(given).any())
+def _is_scheduled(argument: Array) -> bool:
+    """Whether the constructor's argument, as the state holds it, stands for a schedule."""
+    return not isinstance(argument, jax.core.Tracer) and bool(
+        np.any(np.asarray(argument) == scheduled_mark(argument.dtype))
+    )

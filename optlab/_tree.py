@@ -31,8 +31,8 @@ def is_none(x: object) -> bool:
 
 
 def as_array(x: object) -> Array:
-    """Return an array, leaving abstract ones (under `jax.eval_shape`) alone."""
-    return x if isinstance(x, jax.Array) else jnp.asarray(x)
+    """Return an array; arrays, traced ones and descriptions of arrays stay as they are."""
+    return x if isinstance(x, jax.Array | jax.ShapeDtypeStruct) else jnp.asarray(x)
 
 
 def compute_dtype(*dtypes: DTypeLike) -> jnp.dtype:

@@ -14,10 +14,10 @@ import optax
 import pytest
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
+from optlab._arithmetic import round_to
 
 import optlab
 from optlab import registry
-from optlab._arithmetic import round_to
 from optlab.wrappers import _rounding
 
 HALF = (jnp.bfloat16, jnp.float16)

@@ -6,9 +6,9 @@ import numpy as np
 import optax
 import pytest
 from long_runs import record
+from optlab._hyperparams import Hyperparams, decay
 
 from optlab import averaged_params, params_ema, reduce_on_plateau, registry, scale_by_adam, sgd
-from optlab._hyperparams import Hyperparams, decay
 
 CASES = record.CASES
 

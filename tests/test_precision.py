@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from optlab._hyperparams import Hyperparams, decay
 
 import optlab
-from optlab._hyperparams import Hyperparams, decay
 from optlab._tree import _norm_at_once, _norm_by_branch
 
 EPS = float(np.finfo(np.float32).eps)

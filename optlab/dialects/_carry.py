@@ -14,22 +14,19 @@ import numpy as np
 import optax
 
 from optlab import _checks
-from optlab._inspect import is_rule_state
+from optlab._inspect import arguments
 from optlab._types import Array, Tree
-from optlab.optimizers import (
-    ScaleByAdagradState,
-    ScaleByAdamState,
-    ScaleByMomentumState,
-    ScaleByRmspropState,
-)
-from optlab.transforms import ScaleByLearningRateState
+from optlab.rules._state import is_rule_state
 
-SLOTS: Mapping[type, tuple[str, ...]] = {
-    ScaleByMomentumState: ("velocity",),
-    ScaleByAdagradState: ("sum_of_squares",),
-    ScaleByRmspropState: ("mean_square", "mean"),
-    ScaleByAdamState: ("mu", "nu", "nu_max", "raw_nu_max"),
+MOMENTUM, RATE = "scale_by_momentum", "scale_by_learning_rate"
+SLOTS: Mapping[str, tuple[str, ...]] = {
+    MOMENTUM: ("velocity",),
+    "scale_by_adagrad": ("sum_of_squares",),
+    "scale_by_rmsprop": ("mean_square", "mean"),
+    "scale_by_adam": ("mu", "nu", "nu_max", "raw_nu_max"),
+    "scale_by_lion": ("mu",),
 }
+"""The slots of each kind of rule that other frameworks keep, too."""
 
 SQUARES = ("sum_of_squares", "mean_square", "nu", "nu_max", "raw_nu_max")
 """The fields that are sums or averages of squares."""
@@ -57,8 +54,8 @@ def states_of(who: str, tx: optax.GradientTransformation, params: Tree) -> list[
 
 def slots(node: Any) -> dict[str, Tree]:
     """Return what a rule keeps of the gradients, by the name of the field."""
-    names = SLOTS.get(type(node), ())
-    return {name: getattr(node, name) for name in names if getattr(node, name) is not None}
+    names = SLOTS.get(node.kind, ())
+    return {name: getattr(node, name) for name in names if name in node._fields}
 
 
 def velocities(state: Any) -> Iterator[tuple[bool, bool]]:
@@ -72,11 +69,11 @@ def velocities(state: Any) -> Iterator[tuple[bool, bool]]:
         return type(node) is tuple and bool(node) and all(map(is_rule_state, node))
 
     for group in jax.tree.leaves(state, is_leaf=together):
-        kinds = [type(node) for node in group] if together(group) else []
-        if ScaleByMomentumState in kinds and ScaleByLearningRateState in kinds:
-            velocity = kinds.index(ScaleByMomentumState)
-            inside = velocity > kinds.index(ScaleByLearningRateState)
-            yield inside, ScaleByRmspropState in kinds[:velocity]
+        kinds = [node.kind for node in group] if together(group) else []
+        if MOMENTUM in kinds and RATE in kinds:
+            velocity = kinds.index(MOMENTUM)
+            inside = velocity > kinds.index(RATE)
+            yield inside, "scale_by_rmsprop" in kinds[:velocity]
 
 
 def resume(
@@ -85,6 +82,7 @@ def resume(
     params: Tree,
     step: int,
     slot: Callable[[Any, str, Tree], Tree],
+    step_of: Callable[[list[Any]], int | None] = lambda states: None,
 ) -> Any:
     """Return the state of `tx` after `step` updates.
 
@@ -94,36 +92,81 @@ def resume(
         params: the parameters.
         step: updates made.
         slot: (state of a rule as `init` makes it, field, tree to be replaced) → the field's tree.
+        step_of: (the states of rules that share a counter) → the updates that they made, or None
+            for `step`.
     """
     start = tx.init(params)
     # One update tells the logarithms of the decay rates as exactly as the rules know them.
     once = iter(_after_one(who, tx, params, start))
 
-    def filled(node: Any) -> Any:
+    def filled(group: Any) -> Any:
+        nodes = rule_states(group)
+        if not nodes:
+            return group
+        own = step_of(nodes)
+        made = step if own is None else own
+        new = [_filled(who, node, next(once), made, slot) for node in nodes]
+        return new[0] if is_rule_state(group) else tuple(new)
+
+    state = jax.tree.map(filled, with_counts(start, step), is_leaf=_is_group)
+    # The values that the next update will use, of schedules too.
+    ahead = iter(_after_one(who, tx, params, state))
+
+    def with_values(node: Any) -> Any:
         if not is_rule_state(node):
             return node
-        logs = next(once).memory.log_products
-        if logs and np.isnan(np.asarray(node.memory.given)).any():
+        after = next(ahead)
+        size = len(node.declarations)
+        if not size:
+            return node
+        stored = node.hyperparams.at[:size].set(after.hyperparams[:size])
+        return node._replace(hyperparams=stored)
+
+    return jax.tree.map(with_values, state, is_leaf=is_rule_state)
+
+
+def _is_group(node: Any) -> bool:
+    """Whether a node is the state of one rule, or a tuple of such states, which act together."""
+    if is_rule_state(node):
+        return True
+    return type(node) is tuple and bool(node) and all(map(is_rule_state, node))
+
+
+def _filled(
+    who: str, node: Any, after: Any, step: int, slot: Callable[[Any, str, Tree], Tree]
+) -> Any:
+    """Return the state of one rule after `step` updates; `after` is its state after one."""
+    new = {name: slot(node, name, tree) for name, tree in slots(node).items()}
+    name = counter(node)
+    if name:
+        new[name] = jnp.full_like(getattr(node, name), step)
+    corrected = [declared.name for declared in node.declarations if declared.has_product]
+    if corrected:
+        if any(None in arguments(node)[name] for name in corrected):
             _checks.fail(
                 who,
                 "decay rates freed of their bias by a product must be constant",
                 "a schedule",
                 "build the optimizer with this dialect",
             )
-        new = {name: slot(node, name, tree) for name, tree in slots(node).items()}
-        products = tuple(_times(log, step) for log in logs)
-        return node._replace(memory=node.memory._replace(log_products=products), **new)
+        size = 2 * len(node.declarations)
+        products = [_times(log, step) for log in after.hyperparams[size:].reshape(-1, 2)]
+        new["hyperparams"] = node.hyperparams.at[size:].set(jnp.concatenate(products))
+    return node._replace(**new)
 
-    state = with_counts(jax.tree.map(filled, start, is_leaf=is_rule_state), step)
-    # The values that the next update will use, of schedules too.
-    ahead = iter(_after_one(who, tx, params, state))
-    return jax.tree.map(
-        lambda node: (
-            node._replace(hyperparams=next(ahead).hyperparams) if is_rule_state(node) else node
-        ),
-        state,
-        is_leaf=is_rule_state,
-    )
+
+def counter(node: Any) -> str | None:
+    """Return the field in which the state of a rule counts updates; None if another one does."""
+    return next((name for name in ("count", "step") if name in node._fields), None)
+
+
+def with_counters(state: Any) -> Iterator[tuple[Any, int]]:
+    """Yield the states of rules with the number of updates that each has made."""
+    for group in jax.tree.leaves(state, is_leaf=_is_group):
+        nodes = rule_states(group)
+        counts = [int(getattr(node, name)) for node in nodes if (name := counter(node))]
+        for node in nodes:
+            yield node, counts[0]
 
 
 def _after_one(who: str, tx: optax.GradientTransformation, params: Tree, state: Any) -> list[Any]:
@@ -141,7 +184,8 @@ def _after_one(who: str, tx: optax.GradientTransformation, params: Tree, state: 
         )
     last = 2**31 - 1  # where a count stays
     for old, new in zip(before, after, strict=True):
-        if int(new.count) == int(old.count) != last:
+        name = counter(new)
+        if name and int(getattr(new, name)) == int(getattr(old, name)) != last:
             _checks.fail(
                 who,
                 "tx must make a step in every update",
@@ -207,7 +251,9 @@ def fitted(who: str, name: str, key: str, array: Any, like: Array, *, square: bo
     return jnp.array(new, copy=True)
 
 
-def settle_step(who: str, counts: Mapping[str, Any], step: int | None, no_count: str) -> int:
+def settle_step(
+    who: str, counts: Mapping[str, Any], step: int | None, no_count: str, remedy: str = ""
+) -> int:
     """Return the one number of updates made that a foreign state tells, or that was passed.
 
     Args:
@@ -215,26 +261,27 @@ def settle_step(who: str, counts: Mapping[str, Any], step: int | None, no_count:
         counts: what the state tells, by where it stands.
         step: what was passed.
         no_count: why the state may tell none.
+        remedy: what to do where they differ.
     """
-    seen = {}
+    by_place = {}
     for place, count in counts.items():
         count = as_numpy(who, f"the number of updates at {place}", count)
         if count.shape or count != np.floor(count) or not 0 <= count < 2**31:
             _checks.fail(
                 who, f"the number of updates at {place} must be an integer >= 0", f"{count}"
             )
-        seen[place] = int(count)
-    if len(set(seen.values())) > 1:
-        got = ", ".join(f"{count} at {place}" for place, count in list(seen.items())[:4])
-        _checks.fail(who, "all must have made the same number of updates", got)
+        by_place[place] = int(count)
+    if len(set(by_place.values())) > 1:
+        got = ", ".join(f"{count} at {place}" for place, count in list(by_place.items())[:4])
+        _checks.fail(who, "all must have made the same number of updates", got, remedy)
     if step is None:
-        if not seen:
+        if not by_place:
             _checks.fail(who, f"step must be given, since {no_count}", "step=None")
-        return next(iter(seen.values()))
-    _checks.check_count(who, "step", step, 0)
-    if seen and step not in seen.values():
-        told = next(iter(seen.values()))
-        _checks.fail(who, f"step must be {told}, which the state tells", f"step={step}")
+        return next(iter(by_place.values()))
+    step = _checks.check_count(who, "step", step, 0)
+    if by_place and step not in by_place.values():
+        stated = next(iter(by_place.values()))
+        _checks.fail(who, f"step must be {stated}, which the state tells", f"step={step}")
     return step
 
 

@@ -1,30 +1,16 @@
 """What the dialects share: checks under a framework's own names, and the sign of the gradient."""
 
-from typing import Any, NamedTuple
+from dataclasses import replace
+from typing import Any
 
 import jax
 import numpy as np
 
 from optlab import _checks
 from optlab._checks import Domain
-from optlab._hyperparams import Hyperparams, Memory
-from optlab._lift import Rule
-from optlab._types import Array, Hyperparam, Mask
-from optlab.transforms._weight_decay import weight_decay_rule
-
-
-class FlipSignState(NamedTuple):
-    """State of the rule that turns descent into ascent.
-
-    Attributes:
-        count: () int32; updates made.
-        hyperparams: empty.
-        memory: empty.
-    """
-
-    count: Array
-    hyperparams: dict[str, Array]
-    memory: Memory
+from optlab._types import Hyperparam, Mask
+from optlab.rules import Rule
+from optlab.rules import weight_decay as weight_decay_rule
 
 
 def check(who: str, **numbers: tuple[Hyperparam, Domain]) -> None:
@@ -51,19 +37,34 @@ def is_zero(value: Hyperparam | None) -> bool:
 
 
 def flip_sign_rules(who: str, maximize: bool) -> list[Rule]:
-    """Return the rule that negates the gradient, where asked for."""
-    rule = Rule(
-        state=FlipSignState,
-        hyperparams=Hyperparams(who),
-        leaf=lambda g, slots, h, p: (-g, slots),
-    )
-    return [rule] if maximize else []
-
-
-def decay_rules(
-    who: str, weight_decay: Hyperparam | None, mask: Mask | None = None, **options: bool
-) -> list[Rule]:
-    """Return the rule of weight decay, or none where there is no decay."""
-    if is_zero(weight_decay):
+    """Return the rule that negates the gradient, or none where the optimizer descends."""
+    if not _checks.check_flag(who, "maximize", maximize):
         return []
-    return [weight_decay_rule(who, weight_decay, mask, **options)]
+    leaf = lambda g, slots, h, p: (-g, slots)  # noqa: E731
+    return [Rule(who, leaf, kind="flip_sign", counter="step")]
+
+
+def decay_rules(who: str, weight_decay: Hyperparam | None, mask: Mask | None = None) -> list[Rule]:
+    """Return the rule of weight decay, or none where there is no decay."""
+    return [] if is_zero(weight_decay) else [weight_decay_rule(who, weight_decay, mask)]
+
+
+def step_decay_rules(who: str, weight_decay: Hyperparam | None, *, times_rate: bool) -> list[Rule]:
+    """Return the rule that subtracts λθ, or ηλθ with `times_rate`, from what is a step already."""
+
+    def once(h, t):
+        return -(h.weight_decay * h.learning_rate) if times_rate else -h.weight_decay
+
+    reads = ("learning_rate",) if times_rate else ()
+    return [replace(rule, once=once, reads=reads) for rule in decay_rules(who, weight_decay)]
+
+
+def by_power(rule: Rule) -> Rule:
+    """Return a rule whose averages are freed of the bias 1 − βᵗ with the present β.
+
+    That is another number than the product of the values that β has had, where β changes.
+    """
+    parameters = {
+        name: parameter._replace(by_power=True) for name, parameter in rule.hyperparams.items()
+    }
+    return replace(rule, hyperparams=parameters)

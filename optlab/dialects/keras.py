@@ -28,22 +28,25 @@ Reference: keras.io/api/optimizers, and `keras/src/optimizers`. Trajectories are
 Keras 3.15 on JAX.
 """
 
+from dataclasses import replace
+
 import optax
 
 from optlab import _checks
-from optlab._lift import Rule, lift
 from optlab._types import ArrayLike, Hyperparam
-from optlab.dialects._common import check, decay_rules, is_zero
+from optlab.dialects._adam import with_eps_hat, with_raw_maximum
+from optlab.dialects._common import by_power, check, decay_rules, is_zero, step_decay_rules
 from optlab.optimizers._adagrad import adagrad_rule
 from optlab.optimizers._adam import adam_rule
+from optlab.optimizers._momentum import momentum_rules
 from optlab.optimizers._rmsprop import rmsprop_rule
-from optlab.optimizers._sgd import momentum_rules
-from optlab.transforms._clipping import global_norm_rule, leaf_norm_rule, value_rule
-from optlab.transforms._learning_rate import learning_rate_rule
+from optlab.rules import Rule, lift
+from optlab.rules import learning_rate as learning_rate_rule
+from optlab.transforms._clipping import clip_factors, global_norm_rule, times, value_rule
 
 __all__ = ["adagrad", "adam", "adamw", "rmsprop", "sgd"]
 
-_NONNEGATIVE, _DECAY = _checks.NONNEGATIVE, _checks.DECAY
+_NONNEGATIVE, _DECAY, _UNIT = _checks.NONNEGATIVE, _checks.DECAY, _checks.UNIT
 
 
 def sgd(
@@ -59,7 +62,7 @@ def sgd(
 
     Args:
         learning_rate: η ≥ 0.
-        momentum: μ in [0, 1); 0 keeps no velocity.
+        momentum: μ in [0, 1]; 0 keeps no velocity.
         nesterov: whether to look ahead along the velocity; without momentum it has no part.
         weight_decay: λ ≥ 0; each update takes the share ηλ of the weights. None for none.
         clipnorm: bound on the norm of each leaf.
@@ -73,12 +76,12 @@ def sgd(
         ValueError: a number is out of its range, or there is more than one bound.
     """
     who = "dialects.keras.sgd"
-    check(who, learning_rate=(learning_rate, _NONNEGATIVE), momentum=(momentum, _DECAY))
+    check(who, learning_rate=(learning_rate, _NONNEGATIVE), momentum=(momentum, _UNIT))
     return lift(
         *_clip_rules(who, clipnorm, clipvalue, global_clipnorm),
         learning_rate_rule(who, learning_rate),
         *([] if is_zero(momentum) else momentum_rules(who, momentum, nesterov=nesterov)),
-        *decay_rules(who, weight_decay, of_step=True, times_rate=True),
+        *step_decay_rules(who, weight_decay, times_rate=True),
     )
 
 
@@ -112,7 +115,7 @@ def adagrad(
     check(who, learning_rate=(learning_rate, _NONNEGATIVE), epsilon=(epsilon, _NONNEGATIVE))
     return lift(
         *_clip_rules(who, clipnorm, clipvalue, global_clipnorm),
-        adagrad_rule(who, epsilon, True, initial_accumulator_value),
+        adagrad_rule(who, initial_accumulator_value, epsilon, eps_in_sqrt=True),
         *decay_rules(who, weight_decay),
         learning_rate_rule(who, learning_rate),
     )
@@ -134,7 +137,7 @@ def rmsprop(
     Args:
         learning_rate: η ≥ 0.
         rho: ρ in [0, 1), of the average of squared gradients.
-        momentum: μ in [0, 1); 0 keeps no velocity.
+        momentum: μ in [0, 1]; 0 keeps no velocity.
         epsilon: ε ≥ 0, inside the root, in the unit of the squared gradients.
         centered: whether to divide by the standard deviation.
         weight_decay: λ ≥ 0; each update takes the share ηλ of the weights. None for none.
@@ -153,15 +156,15 @@ def rmsprop(
         who,
         learning_rate=(learning_rate, _NONNEGATIVE),
         rho=(rho, _DECAY),
-        momentum=(momentum, _DECAY),
+        momentum=(momentum, _UNIT),
         epsilon=(epsilon, _NONNEGATIVE),
     )
     return lift(
         *_clip_rules(who, clipnorm, clipvalue, global_clipnorm),
-        rmsprop_rule(who, rho, epsilon, True, 0.0, centered),
+        rmsprop_rule(who, rho, epsilon, eps_in_sqrt=True, centered=centered),
         learning_rate_rule(who, learning_rate),
-        *([] if is_zero(momentum) else momentum_rules(who, momentum, nesterov=False)),
-        *decay_rules(who, weight_decay, of_step=True, times_rate=True),
+        *([] if is_zero(momentum) else momentum_rules(who, momentum)),
+        *step_decay_rules(who, weight_decay, times_rate=True),
     )
 
 
@@ -263,6 +266,7 @@ def adamw(
 
 
 def _adam(who, learning_rate, beta_1, beta_2, epsilon, amsgrad, weight_decay, clips):
+    amsgrad = _checks.check_flag(who, "amsgrad", amsgrad)
     check(
         who,
         learning_rate=(learning_rate, _NONNEGATIVE),
@@ -270,15 +274,23 @@ def _adam(who, learning_rate, beta_1, beta_2, epsilon, amsgrad, weight_decay, cl
         beta_2=(beta_2, _DECAY),
         epsilon=(epsilon, _NONNEGATIVE),
     )
-    direction = adam_rule(
-        who, beta_1, beta_2, epsilon, amsgrad=amsgrad, raw_max=True, eps_hat=True, by_power=True
-    )
+    direction = with_eps_hat(by_power(adam_rule(who, beta_1, beta_2, epsilon)))
     return lift(
         *_clip_rules(who, *clips),
-        direction,
+        with_raw_maximum(direction) if amsgrad else direction,
         *decay_rules(who, weight_decay),
         learning_rate_rule(who, learning_rate),
     )
+
+
+def _leaf_norm_rule(who: str, clipnorm: Hyperparam) -> Rule:
+    """Return the rule that bounds the norm of each leaf, as `global_norm_rule` that of all."""
+
+    def leaf(g, slots, max_norm, p):
+        return times(g, clip_factors([g], max_norm)), slots
+
+    rule = global_norm_rule(who, clipnorm)
+    return replace(rule, across=None, once=lambda h, t: h.max_norm, leaf=leaf)
 
 
 def _clip_rules(
@@ -289,7 +301,7 @@ def _clip_rules(
 ) -> list[Rule]:
     """Return the rule of the bound that is given."""
     rules = {
-        "clipnorm": leaf_norm_rule,
+        "clipnorm": _leaf_norm_rule,
         "clipvalue": value_rule,
         "global_clipnorm": global_norm_rule,
     }

@@ -28,18 +28,18 @@ import jax.numpy as jnp
 import optax
 
 from optlab import _checks
-from optlab._lift import lift
 from optlab._tree import as_array
 from optlab._types import Array, ArrayLike, DTypeLike, Hyperparam, Mask, Tree
 from optlab.dialects import _carry
-from optlab.dialects._common import check
+from optlab.dialects._common import by_power, check
 from optlab.optimizers._adagrad import adagrad_rule
 from optlab.optimizers._adam import adam_rule
+from optlab.optimizers._momentum import momentum_rules
 from optlab.optimizers._rmsprop import rmsprop_rule
-from optlab.optimizers._sgd import momentum_rules
+from optlab.rules import learning_rate as learning_rate_rule
+from optlab.rules import lift
+from optlab.rules import weight_decay as weight_decay_rule
 from optlab.transforms._clipping import global_norm_rule, value_rule
-from optlab.transforms._learning_rate import learning_rate_rule
-from optlab.transforms._weight_decay import weight_decay_rule
 
 __all__ = [
     "adagrad",
@@ -62,6 +62,7 @@ _FIELDS: Mapping[str, Mapping[str, str]] = {
     "ScaleByRStdDevWithCountState": {"mean_square": "nu", "mean": "mu"},
     "ScaleByAdamState": {"mu": "mu", "nu": "nu"},
     "ScaleByAmsgradState": {"mu": "mu", "nu": "nu", "nu_max": "nu_max"},
+    "ScaleByLionState": {"mu": "mu"},
 }
 """What Optax calls the fields of our states, for each kind of its states."""
 
@@ -117,7 +118,7 @@ def adagrad(
     """
     who = "dialects.optax.adagrad"
     return lift(
-        adagrad_rule(who, eps, True, initial_accumulator_value),
+        adagrad_rule(who, initial_accumulator_value, eps, eps_in_sqrt=True),
         learning_rate_rule(who, learning_rate),
     )
 
@@ -153,8 +154,8 @@ def rmsprop(
         ValueError: a number is out of its range.
     """
     who = "dialects.optax.rmsprop"
-    direction = rmsprop_rule(
-        who, decay, eps, eps_in_sqrt, initial_scale, centered, bias_correction, by_power=True
+    direction = by_power(
+        rmsprop_rule(who, decay, eps, initial_scale, eps_in_sqrt, centered, bias_correction)
     )
     velocity = momentum_rules(who, momentum, nesterov=nesterov and momentum is not None)
     return lift(direction, learning_rate_rule(who, learning_rate), *velocity)
@@ -189,7 +190,7 @@ def adam(
     """
     who = "dialects.optax.adam"
     return lift(
-        adam_rule(who, b1, b2, eps, eps_root, nesterov, mu_dtype=mu_dtype, by_power=True),
+        by_power(adam_rule(who, b1, b2, eps, eps_root, mu_dtype, nesterov=nesterov)),
         learning_rate_rule(who, learning_rate),
     )
 
@@ -227,7 +228,7 @@ def adamw(
     """
     who = "dialects.optax.adamw"
     return lift(
-        adam_rule(who, b1, b2, eps, eps_root, nesterov, mu_dtype=mu_dtype, by_power=True),
+        by_power(adam_rule(who, b1, b2, eps, eps_root, mu_dtype, nesterov=nesterov)),
         weight_decay_rule(who, weight_decay, mask),
         learning_rate_rule(who, learning_rate),
     )
@@ -330,7 +331,7 @@ def to_state(state: Any, tx: optax.GradientTransformation, params: Tree) -> Any:
     states = _carry.rule_states(state)
     if not states:
         _checks.fail(who, "the state must be of an optimizer of optlab", type(state).__name__)
-    counts = {f"rule {i}": node.count for i, node in enumerate(states)}
+    counts = {f"rule {i}": count for i, (_, count) in enumerate(_carry.with_counters(state))}
     step = _carry.settle_step(who, counts, None, "")
     start = tx.init(params)
     matched = _match(who, states, state, start)
@@ -385,7 +386,7 @@ def _match(who: str, states: list[Any], ours: Any, theirs: Any) -> list[Any]:
             continue
         found = [other for other in left if set(_FIELDS[type(other).__name__]) == own]
         if not found:
-            needs = f"what {type(node).__name__} keeps, {', '.join(sorted(own))}"
+            needs = f"what {node.kind} keeps, {', '.join(sorted(own))}"
             _checks.fail(who, f"Optax's state must hold {needs}", kinds, remedy)
         matched.append(found[0])
         left = [other for other in left if other is not found[0]]

@@ -20,31 +20,34 @@ makes it negative and PyTorch's root NaN; finite gradients whose squares overflo
 (PyTorch's coordinate stops for ever) and are clipped to the bound (PyTorch: to 0); gradients whose
 norm is not finite pass the clip unchanged (PyTorch zeroes the finite ones). Updates are counted for
 the optimizer, not for each parameter, so a parameter that starts late, its gradient None before, is
-freed of less bias. Moments of bfloat16 parameters are float32 (PyTorch: bfloat16). Of
-`clip_grad_norm_` only `norm_type=2` is there.
+freed of less bias: put it into a group of its own. Moments of bfloat16 parameters are float32
+(PyTorch: bfloat16). Of `clip_grad_norm_` only `norm_type=2` is there.
 
 Reference: pytorch.org/docs/stable/optim.html, and the single-tensor functions in `torch/optim`.
 Trajectories are checked against PyTorch 2.13.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
 from optlab import _checks
-from optlab._lift import lift
 from optlab._types import Array, ArrayLike, Hyperparam, Tree
 from optlab.dialects import _carry
-from optlab.dialects._common import check, decay_rules, flip_sign_rules, is_zero, pair
+from optlab.dialects._adam import with_raw_maximum
+from optlab.dialects._common import by_power, check, decay_rules, flip_sign_rules, is_zero, pair
 from optlab.optimizers._adagrad import adagrad_rule
 from optlab.optimizers._adam import adam_rule
+from optlab.optimizers._momentum import momentum_rules
 from optlab.optimizers._rmsprop import rmsprop_rule
-from optlab.optimizers._sgd import momentum_rules
-from optlab.transforms._clipping import global_norm_rule, value_rule
-from optlab.transforms._learning_rate import learning_rate_rule
+from optlab.rules import Rule, lift, number
+from optlab.rules import learning_rate as learning_rate_rule
+from optlab.transforms._clipping import clip_factors, global_norm_rule, value_rule
 
 __all__ = [
     "adagrad",
@@ -58,7 +61,7 @@ __all__ = [
     "to_state_dict",
 ]
 
-_NONNEGATIVE, _DECAY = _checks.NONNEGATIVE, _checks.DECAY
+_NONNEGATIVE, _DECAY, _UNIT = _checks.NONNEGATIVE, _checks.DECAY, _checks.UNIT
 
 _KEYS = {
     "velocity": "momentum_buffer",
@@ -70,6 +73,11 @@ _KEYS = {
     "raw_nu_max": "max_exp_avg_sq",
 }
 """What PyTorch calls the fields of our states."""
+
+_GROUPS = (
+    "put parameters with different counts into groups of their own, with optax.partition and one "
+    "optimizer for each"
+)
 
 
 def sgd(
@@ -85,7 +93,7 @@ def sgd(
 
     Args:
         lr: η ≥ 0, outside the velocity.
-        momentum: μ in [0, 1); 0 keeps no velocity.
+        momentum: μ in [0, 1]; 0 keeps no velocity.
         dampening: τ in [0, 1), from the second update on.
         weight_decay: λ ≥ 0 of an L2 penalty ½λ‖θ‖², added to the gradient.
         nesterov: whether to look ahead; needs momentum and no dampening.
@@ -101,26 +109,34 @@ def sgd(
     check(
         who,
         lr=(lr, _NONNEGATIVE),
-        momentum=(momentum, _DECAY),
+        momentum=(momentum, _UNIT),
         dampening=(dampening, _DECAY),
         weight_decay=(weight_decay, _NONNEGATIVE),
     )
     if nesterov and (is_zero(momentum) or not is_zero(dampening)):
         got = f"momentum={momentum}, dampening={dampening}"
         _checks.fail(who, "nesterov needs momentum and no dampening", got)
-    velocity = (
-        []
-        if is_zero(momentum)
-        else momentum_rules(
-            who, momentum, nesterov=nesterov, dampening=dampening, first_undampened=True
+    velocity = [
+        replace(rule, once=_first_undampened)
+        for rule in (
+            []
+            if is_zero(momentum)
+            else momentum_rules(who, momentum, nesterov, dampening=dampening)
         )
-    )
+    ]
     return lift(
         *flip_sign_rules(who, maximize),
         *decay_rules(who, weight_decay),
         *velocity,
         learning_rate_rule(who, lr),
     )
+
+
+def _first_undampened(h, t):
+    """Return momentum's scalars; the first gradient enters the velocity whole."""
+    # PyTorch has no dampening without momentum either.
+    whole = (t == 1) | (h.momentum.value == 0)
+    return h.momentum, jnp.where(whole, 1, h.dampening.complement)
 
 
 def adagrad(
@@ -159,8 +175,18 @@ def adagrad(
     return lift(
         *flip_sign_rules(who, maximize),
         *decay_rules(who, weight_decay),
-        adagrad_rule(who, eps, False, initial_accumulator_value),
-        learning_rate_rule(who, lr, lr_decay=None if is_zero(lr_decay) else lr_decay),
+        adagrad_rule(who, initial_accumulator_value, eps),
+        learning_rate_rule(who, lr) if is_zero(lr_decay) else _falling_rate(who, lr, lr_decay),
+    )
+
+
+def _falling_rate(who: str, lr: Hyperparam, lr_decay: Hyperparam) -> Rule:
+    """Return the rule of a rate that update t divides by 1 + (t − 1)·lr_decay."""
+    rule = learning_rate_rule(who, lr)
+    return replace(
+        rule,
+        hyperparams={**rule.hyperparams, "lr_decay": number(lr_decay)},
+        once=lambda h, t: -(h.learning_rate / (1 + (t - 1) * h.lr_decay)),
     )
 
 
@@ -181,7 +207,7 @@ def rmsprop(
         alpha: α in [0, 1), of the average of squared gradients.
         eps: ε ≥ 0, outside the root.
         weight_decay: λ ≥ 0 of an L2 penalty ½λ‖θ‖².
-        momentum: μ in [0, 1); 0 keeps no velocity.
+        momentum: μ in [0, 1]; 0 keeps no velocity.
         centered: whether to divide by the standard deviation.
         maximize: whether to ascend.
 
@@ -198,13 +224,13 @@ def rmsprop(
         alpha=(alpha, _DECAY),
         eps=(eps, _NONNEGATIVE),
         weight_decay=(weight_decay, _NONNEGATIVE),
-        momentum=(momentum, _DECAY),
+        momentum=(momentum, _UNIT),
     )
-    velocity = [] if is_zero(momentum) else momentum_rules(who, momentum, nesterov=False)
+    velocity = [] if is_zero(momentum) else momentum_rules(who, momentum)
     return lift(
         *flip_sign_rules(who, maximize),
         *decay_rules(who, weight_decay),
-        rmsprop_rule(who, alpha, eps, False, 0.0, centered),
+        rmsprop_rule(who, alpha, eps, centered=centered),
         *velocity,
         learning_rate_rule(who, lr),
     )
@@ -285,6 +311,8 @@ def adamw(
 
 
 def _adam(who, lr, betas, eps, weight_decay, amsgrad, maximize, decoupled):
+    amsgrad = _checks.check_flag(who, "amsgrad", amsgrad)
+    decoupled = _checks.check_flag(who, "decoupled_weight_decay", decoupled)
     check(
         who,
         lr=(lr, _NONNEGATIVE),
@@ -293,10 +321,11 @@ def _adam(who, lr, betas, eps, weight_decay, amsgrad, maximize, decoupled):
     )
     b1, b2 = pair(who, "betas", betas)
     decay = decay_rules(who, weight_decay)
+    direction = by_power(adam_rule(who, b1, b2, eps))
     return lift(
         *flip_sign_rules(who, maximize),
         *([] if decoupled else decay),
-        adam_rule(who, b1, b2, eps, amsgrad=amsgrad, raw_max=True, by_power=True),
+        with_raw_maximum(direction) if amsgrad else direction,
         *(decay if decoupled else []),
         learning_rate_rule(who, lr),
     )
@@ -314,7 +343,13 @@ def clip_grad_norm(max_norm: Hyperparam) -> optax.GradientTransformationExtraArg
     Raises:
         ValueError: the bound is negative or not finite.
     """
-    return lift(global_norm_rule("dialects.pytorch.clip_grad_norm", max_norm, eps=1e-6))
+    rule = global_norm_rule("dialects.pytorch.clip_grad_norm", max_norm)
+    return lift(
+        replace(
+            rule,
+            across=lambda h, t, updates, params: clip_factors(updates, h.max_norm, eps=1e-6),
+        )
+    )
 
 
 def clip_grad_value(clip_value: Hyperparam) -> optax.GradientTransformationExtraArgs:
@@ -386,9 +421,18 @@ def from_state_dict(
         if counts and name not in counts and keys != {_KEYS["velocity"]}:
             _checks.fail(who, f"{name} must have step, as the other parameters", "none")
     no_count = "SGD keeps no count of its updates" if wanted else "the state is empty"
-    step = _carry.settle_step(who, counts, step, no_count)
-    if wanted and not step:
-        _checks.fail(who, "step must be at least 1 where there is a state", f"{step}")
+
+    def settle(names: Iterable[str]) -> int:
+        """Return the number of updates that these parameters have made."""
+        own = {name: counts[name] for name in names if name in counts}
+        made = _carry.settle_step(who, own, step, no_count, _GROUPS)
+        if wanted and not made:
+            _checks.fail(who, "step must be at least 1 where there is a state", f"{made}")
+        return made
+
+    def step_of(nodes: list[Any]) -> int | None:
+        names = _wanted(who, nodes)
+        return settle(names) if names and counts else None
 
     def slot(node: Any, field: str, tree: Tree) -> Tree:
         key, square = _KEYS[field], field in _carry.SQUARES
@@ -399,7 +443,9 @@ def from_state_dict(
 
         return jax.tree_util.tree_map_with_path(leaf, tree)
 
-    return _carry.resume(who, tx, params, step, slot)
+    # Rules that keep nothing of the parameters have made as many updates as any parameter.
+    latest = max(counts, key=lambda name: float(counts[name]), default="")
+    return _carry.resume(who, tx, params, settle([latest]), slot, step_of)
 
 
 def to_state_dict(state: Any) -> dict[str, dict[str, np.ndarray]]:
@@ -421,22 +467,24 @@ def to_state_dict(state: Any) -> dict[str, dict[str, np.ndarray]]:
     states = _carry.rule_states(state)
     if not states:
         _checks.fail(who, "the state must be of an optimizer of optlab", type(state).__name__)
-    if any(isinstance(node.count, jax.core.Tracer) or np.ndim(node.count) for node in states):
+    if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(states)) or any(
+        np.ndim(getattr(node, name)) for node in states if (name := _carry.counter(node))
+    ):
         got = "one that is traced or mapped over lanes"
         _checks.fail(who, "the state must be a single one, of arrays", got)
     _check_meaning(who, states, state)
     _wanted(who, states)
-    found: dict[str, dict[str, np.ndarray]] = {}
-    for node in states:
+    result: dict[str, dict[str, np.ndarray]] = {}
+    for node, count in _carry.with_counters(state):
         for field, tree in _carry.slots(node).items():
             for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-                if not int(node.count):
+                if not count:
                     continue
-                own = found.setdefault(_name(path), {})
+                own = result.setdefault(_name(path), {})
                 if field != "velocity":
-                    own["step"] = np.asarray(node.count, np.float32)
+                    own["step"] = np.asarray(count, np.float32)
                 own[_KEYS[field]] = np.array(leaf)
-    return found
+    return result
 
 
 def _by_name(who: str, state_dict: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:

@@ -24,19 +24,20 @@ Reference: the TensorFlow 1.15 API documentation; `tensorflow/core/kernels/train
 import optax
 
 from optlab import _checks
-from optlab._lift import lift
 from optlab._types import ArrayLike, Hyperparam
-from optlab.dialects._common import check, decay_rules, is_zero
+from optlab.dialects._adam import with_eps_hat
+from optlab.dialects._common import check, is_zero, step_decay_rules
 from optlab.optimizers._adagrad import adagrad_rule
 from optlab.optimizers._adam import adam_rule
+from optlab.optimizers._momentum import momentum_rules
 from optlab.optimizers._rmsprop import rmsprop_rule
-from optlab.optimizers._sgd import momentum_rules
+from optlab.rules import learning_rate as learning_rate_rule
+from optlab.rules import lift
 from optlab.transforms._clipping import global_norm_rule
-from optlab.transforms._learning_rate import learning_rate_rule
 
 __all__ = ["adagrad", "adam", "adamw", "clip_by_global_norm", "rmsprop", "sgd"]
 
-_NONNEGATIVE, _DECAY = _checks.NONNEGATIVE, _checks.DECAY
+_NONNEGATIVE, _DECAY, _UNIT = _checks.NONNEGATIVE, _checks.DECAY, _checks.UNIT
 
 
 def sgd(
@@ -46,7 +47,7 @@ def sgd(
 
     Args:
         learning_rate: η ≥ 0, outside the accumulator.
-        momentum: μ in [0, 1); 0 keeps no accumulator.
+        momentum: μ in [0, 1]; 0 keeps no accumulator.
         use_nesterov: whether to look ahead along the accumulator.
 
     Returns:
@@ -56,7 +57,7 @@ def sgd(
         ValueError: a number is out of its range, or Nesterov's momentum is 0.
     """
     who = "dialects.tensorflow1.sgd"
-    check(who, learning_rate=(learning_rate, _NONNEGATIVE), momentum=(momentum, _DECAY))
+    check(who, learning_rate=(learning_rate, _NONNEGATIVE), momentum=(momentum, _UNIT))
     if use_nesterov and is_zero(momentum):
         _checks.fail(who, "use_nesterov needs momentum", f"momentum={momentum}")
     return lift(
@@ -87,7 +88,7 @@ def adagrad(
         initial_accumulator_value=(initial_accumulator_value, _checks.POSITIVE),
     )
     return lift(
-        adagrad_rule(who, 0.0, False, initial_accumulator_value),
+        adagrad_rule(who, initial_accumulator_value, eps=0.0),
         learning_rate_rule(who, learning_rate),
     )
 
@@ -105,7 +106,7 @@ def rmsprop(
     Args:
         learning_rate: η ≥ 0.
         decay: ρ in [0, 1), of the average of squared gradients.
-        momentum: μ in [0, 1); 0 keeps no velocity.
+        momentum: μ in [0, 1]; 0 keeps no velocity.
         epsilon: ε ≥ 0, inside the root, in the unit of the squared gradients.
         centered: whether to divide by the standard deviation.
 
@@ -120,13 +121,13 @@ def rmsprop(
         who,
         learning_rate=(learning_rate, _NONNEGATIVE),
         decay=(decay, _DECAY),
-        momentum=(momentum, _DECAY),
+        momentum=(momentum, _UNIT),
         epsilon=(epsilon, _NONNEGATIVE),
     )
     return lift(
-        rmsprop_rule(who, decay, epsilon, True, 1.0, centered),
+        rmsprop_rule(who, decay, epsilon, 1.0, eps_in_sqrt=True, centered=centered),
         learning_rate_rule(who, learning_rate),
-        *([] if is_zero(momentum) else momentum_rules(who, momentum, nesterov=False)),
+        *([] if is_zero(momentum) else momentum_rules(who, momentum)),
     )
 
 
@@ -185,7 +186,7 @@ def adamw(
     return lift(
         _adam_rule(who, learning_rate, beta1, beta2, epsilon),
         learning_rate_rule(who, learning_rate),
-        *decay_rules(who, weight_decay, of_step=True),
+        *step_decay_rules(who, weight_decay, times_rate=False),
     )
 
 
@@ -197,7 +198,7 @@ def _adam_rule(who, learning_rate, beta1, beta2, epsilon):
         beta2=(beta2, _DECAY),
         epsilon=(epsilon, _NONNEGATIVE),
     )
-    return adam_rule(who, beta1, beta2, epsilon, eps_hat=True)
+    return with_eps_hat(adam_rule(who, beta1, beta2, epsilon))
 
 
 def clip_by_global_norm(clip_norm: Hyperparam) -> optax.GradientTransformationExtraArgs:

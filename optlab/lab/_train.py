@@ -7,7 +7,6 @@ import math
 import os
 import sys
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,7 +21,7 @@ import optax
 from jax import lax
 
 from optlab import _checks
-from optlab._inspect import hyperparams, is_rule_state
+from optlab._inspect import arguments, hyperparams
 from optlab._types import Array, Tree
 from optlab.lab import _loop
 from optlab.lab._checkpoints import Checkpoints
@@ -31,7 +30,6 @@ from optlab.lab._extras import needs_extra
 from optlab.lab._history import History
 from optlab.lab._loop import Keys, TrainState
 from optlab.lab._monitor import monitored
-from optlab.lab._report import strict
 from optlab.lab._task import Task, check_task
 
 _WHO = "train"
@@ -393,18 +391,8 @@ def _about(task: Task, key: Array, state: _State) -> dict[str, Any]:
         "task": task.name,
         "key": np.asarray(_loop.without_keys(jnp.asarray(key))).tolist(),
         "early_stopping": state.stopper and {name: getattr(state.stopper, name) for name in rule},
-        **_given(state.run.opt_state),
+        **arguments(state.run.opt_state),
     }
-
-
-def _given(opt_state: optax.OptState) -> dict[str, list[float | None]]:
-    """Return what each hyperparameter was given in each rule; None for a schedule."""
-    given = defaultdict(list)
-    for rule in filter(is_rule_state, jax.tree.leaves(opt_state, is_leaf=is_rule_state)):
-        values = strict(np.asarray(rule.memory.given))
-        for name, value in zip(sorted(rule.hyperparams), values, strict=True):
-            given[name].append(value)
-    return dict(given)
 
 
 @contextmanager

@@ -16,45 +16,43 @@ thousandth too small. With `compensated` the rule keeps what rounding took (Kaha
 Reference: Duchi, Hazan, Singer, JMLR 12 (2011).
 """
 
-from typing import NamedTuple
+from __future__ import annotations
 
-import jax.numpy as jnp
-import optax
-
-from optlab import _checks
-from optlab._arithmetic import added, bounded_square, visibly_bounded
-from optlab._hyperparams import Hyperparams, Memory, number
-from optlab._lift import Rule, lift, slot
-from optlab._types import Array, ArrayLike, Hyperparam, Tree
-from optlab.transforms._learning_rate import learning_rate_rule
-
-
-class ScaleByAdagradState(NamedTuple):
-    """State of `scale_by_adagrad`.
-
-    Attributes:
-        count: () int32; updates made.
-        sum_of_squares: s, like the parameters.
-        hyperparams: the value in force: `eps`.
-        memory: what keeps it alive between updates.
-        lost: what rounding took from s, like the parameters; None unless compensated.
-    """
-
-    count: Array
-    sum_of_squares: Tree
-    hyperparams: dict[str, Array]
-    memory: Memory
-    lost: Tree | None = None
+from optlab._types import ArrayLike, Hyperparam
+from optlab.rules import (
+    NONNEGATIVE,
+    Rule,
+    added,
+    bounded_square,
+    check_flag,
+    check_number,
+    direction,
+    number,
+    optimizer,
+    root,
+    slot,
+    visibly_bounded,
+)
 
 
 def adagrad_rule(
     who: str,
-    eps: Hyperparam,
-    eps_in_sqrt: bool,
-    initial_accumulator_value: ArrayLike,
+    initial_accumulator_value: ArrayLike = 0.0,
+    eps: Hyperparam = 1e-8,
+    *,
+    eps_in_sqrt: bool = False,
     compensated: bool = False,
 ) -> Rule:
-    """Return the rule, for all optimizers that go in AdaGrad's direction."""
+    """Divide gradients by the root of the sum of all their squares.
+
+    Args:
+        initial_accumulator_value: where s starts, ≥ 0, in the unit of the squared gradients.
+        eps: ε ≥ 0, in the unit of the gradients, or of their squares with `eps_in_sqrt`. With ε = 0
+            and an accumulator that starts at 0, a coordinate whose gradient has always been zero is
+            0/0, and one whose squares underflow (|g| below 1e-19 in float32) infinite.
+        eps_in_sqrt: whether to divide by √(s + ε).
+        compensated: whether to keep what rounding takes from s, for long runs; as many bytes as s.
+    """
 
     def leaf(g, slots, h, p):
         old, *lost = slots
@@ -64,79 +62,20 @@ def adagrad_rule(
         s = added(old, square)
         if compensated:
             lost = [square - (s - old)]
-        root = jnp.sqrt(s + h.eps) if eps_in_sqrt else jnp.sqrt(s) + h.eps
-        return visibly_bounded(g) / root, (s, *lost)
+        size = root(s + h.eps) if eps_in_sqrt else root(s) + h.eps
+        return visibly_bounded(g) / size, (s, *lost)
 
-    _checks.check_number(
-        who, "initial_accumulator_value", initial_accumulator_value, _checks.NONNEGATIVE
-    )
+    start = check_number(who, "initial_accumulator_value", initial_accumulator_value, NONNEGATIVE)
+    eps_in_sqrt = check_flag(who, "eps_in_sqrt", eps_in_sqrt)
+    compensated = check_flag(who, "compensated", compensated)
     return Rule(
-        state=ScaleByAdagradState,
-        hyperparams=Hyperparams(who, eps=number(eps)),
-        slots={"sum_of_squares": slot(initial_accumulator_value)}
-        | ({"lost": slot()} if compensated else {}),
-        leaf=leaf,
+        who,
+        leaf,
+        kind="scale_by_adagrad",
+        hyperparams={"eps": number(eps)},
+        slots={"sum_of_squares": slot(start)} | ({"lost": slot()} if compensated else {}),
     )
 
 
-def scale_by_adagrad(
-    *,
-    eps: Hyperparam = 1e-8,
-    eps_in_sqrt: bool = False,
-    initial_accumulator_value: ArrayLike = 0.0,
-    compensated: bool = False,
-) -> optax.GradientTransformationExtraArgs:
-    """Divide gradients by the root of the sum of all their squares: g / (√s + ε).
-
-    Args:
-        eps: ε ≥ 0, in the unit of the gradients, or of their squares with `eps_in_sqrt`. With ε = 0
-            and an accumulator that starts at 0, a coordinate whose gradient has always been zero is
-            0/0, and one whose squares underflow (|g| below 1e-19 in float32) infinite.
-        eps_in_sqrt: whether to divide by √(s + ε).
-        initial_accumulator_value: where s starts, ≥ 0, in the unit of the squared gradients.
-        compensated: whether to keep what rounding takes from s, for long runs; as many bytes as s.
-
-    Returns:
-        A transformation with state `ScaleByAdagradState`.
-
-    Raises:
-        ValueError: a hyperparameter is out of its range.
-
-    Reference:
-        Duchi, Hazan, Singer, JMLR 12 (2011).
-    """
-    return lift(
-        adagrad_rule("scale_by_adagrad", eps, eps_in_sqrt, initial_accumulator_value, compensated)
-    )
-
-
-def adagrad(
-    learning_rate: Hyperparam,
-    *,
-    eps: Hyperparam = 1e-8,
-    eps_in_sqrt: bool = False,
-    initial_accumulator_value: ArrayLike = 0.0,
-    compensated: bool = False,
-) -> optax.GradientTransformationExtraArgs:
-    """Descend with AdaGrad: θ ← θ − αg / (√s + ε).
-
-    Args:
-        learning_rate: α ≥ 0; the length of the first step in every coordinate.
-        eps: ε ≥ 0; outside the root by default (Optax: inside). See `scale_by_adagrad`.
-        eps_in_sqrt: whether to divide by √(s + ε).
-        initial_accumulator_value: where s starts, ≥ 0 (Optax: 0.1).
-        compensated: whether to keep what rounding takes from s; see `scale_by_adagrad`.
-
-    Returns:
-        The optimizer, with the states of `scale_by_adagrad` and `scale_by_learning_rate`.
-
-    Raises:
-        ValueError: a hyperparameter is out of its range.
-
-    Reference:
-        Duchi, Hazan, Singer, JMLR 12 (2011).
-    """
-    return lift(
-        adagrad_rule("adagrad", eps, eps_in_sqrt, initial_accumulator_value, compensated),
-        learning_rate_rule("adagrad", learning_rate),
-    )
+scale_by_adagrad = direction("scale_by_adagrad", adagrad_rule)
+adagrad = optimizer("adagrad", adagrad_rule, summary="Descend with AdaGrad.")

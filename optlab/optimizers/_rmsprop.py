@@ -8,61 +8,56 @@
 β is `decay`, lr `learning_rate`; s is `mean_square` and starts at `initial_scale`, m is `mean` and
 starts at 0. s − m² is a variance and never negative, but its rounded value can be: it is clamped at
 0. With `bias_correction` both averages are freed of their bias, as in Adam. With momentum, the
-heavy ball of `scale_by_momentum` follows, and the learning rate stands outside its velocity (Optax,
-Keras and TensorFlow keep it inside; see `optlab.dialects`). Optax's `eps_in_sqrt` is True by
-default. A finite gradient beyond 2⁶³, whose square would overflow float32, counts as 2⁶³ (2⁵¹¹ in
-float64).
+velocity of `scale_by_momentum` follows, and the learning rate stands outside of it (Optax, Keras
+and TensorFlow keep it inside; see `optlab.dialects`). Optax's `eps_in_sqrt` is True by default. A
+finite gradient beyond 2⁶³, whose square would overflow float32, counts as 2⁶³ (2⁵¹¹ in float64).
 
 Reference: Tieleman & Hinton, Coursera lecture 6.5 (2012); Graves, arXiv:1308.0850 (2013) for the
 centered form.
 """
 
-from typing import NamedTuple
+from __future__ import annotations
 
 import jax.numpy as jnp
-import optax
 
-from optlab import _checks
-from optlab._arithmetic import average, bounded, bounded_square, visibly_bounded
-from optlab._hyperparams import Hyperparams, Memory, number
-from optlab._hyperparams import decay as decay_rate
-from optlab._lift import Rule, lift, slot
-from optlab._types import Array, ArrayLike, Hyperparam, Tree
-from optlab.optimizers._sgd import momentum_rules
-from optlab.transforms._learning_rate import learning_rate_rule
-
-
-class ScaleByRmspropState(NamedTuple):
-    """State of `scale_by_rmsprop`.
-
-    Attributes:
-        count: () int32; updates made.
-        mean_square: s, like the parameters.
-        hyperparams: the values in force: `decay` and `eps`.
-        memory: what keeps them alive between updates.
-        mean: m, like the parameters; None unless centered.
-    """
-
-    count: Array
-    mean_square: Tree
-    hyperparams: dict[str, Array]
-    memory: Memory
-    mean: Tree | None = None
+from optlab._types import ArrayLike, Hyperparam
+from optlab.optimizers._momentum import momentum_rules
+from optlab.rules import (
+    NONNEGATIVE,
+    Rule,
+    average,
+    bounded,
+    bounded_square,
+    check_flag,
+    check_number,
+    direction,
+    number,
+    optimizer,
+    root,
+    slot,
+    visibly_bounded,
+)
+from optlab.rules import decay as decay_rate
 
 
 def rmsprop_rule(
     who: str,
-    decay: Hyperparam,
-    eps: Hyperparam,
-    eps_in_sqrt: bool,
-    initial_scale: ArrayLike,
-    centered: bool,
+    decay: Hyperparam = 0.9,
+    eps: Hyperparam = 1e-8,
+    initial_scale: ArrayLike = 0.0,
+    eps_in_sqrt: bool = False,
+    centered: bool = False,
     bias_correction: bool = False,
-    by_power: bool = False,
 ) -> Rule:
-    """Return the rule, for all optimizers that go in RMSProp's direction.
+    """Divide gradients by the root of a moving average of their squares.
 
-    With `by_power` the bias is that of the present decay, 1 − βᵗ, where it changes.
+    Args:
+        decay: β in [0, 1), typically 0.9 or 0.99.
+        eps: ε ≥ 0, in the unit of the gradients, or of their squares with `eps_in_sqrt`.
+        initial_scale: where s starts, ≥ 0, in the unit of the squared gradients.
+        eps_in_sqrt: whether to divide by √(s + ε).
+        centered: whether to divide by the standard deviation, √(s − m²), instead.
+        bias_correction: whether to divide s and m by 1 − βᵗ.
     """
 
     def leaf(g, slots, h, p):
@@ -74,92 +69,45 @@ def rmsprop_rule(
         variance = weight * s
         if centered:
             variance = jnp.maximum(variance - jnp.square(weight * m[0]), 0)
-        root = jnp.sqrt(variance + h.eps) if eps_in_sqrt else jnp.sqrt(variance) + h.eps
-        return visibly_bounded(g) / root, (s, *m)
+        size = root(variance + h.eps) if eps_in_sqrt else root(variance) + h.eps
+        return visibly_bounded(g) / size, (s, *m)
 
-    _checks.check_number(who, "initial_scale", initial_scale, _checks.NONNEGATIVE)
+    start = check_number(who, "initial_scale", initial_scale, NONNEGATIVE)
+    eps_in_sqrt = check_flag(who, "eps_in_sqrt", eps_in_sqrt)
+    centered = check_flag(who, "centered", centered)
+    bias_correction = check_flag(who, "bias_correction", bias_correction)
     return Rule(
-        state=ScaleByRmspropState,
-        hyperparams=Hyperparams(
-            who,
-            decay=decay_rate(decay, bias_corrected=bias_correction, by_power=by_power),
-            eps=number(eps),
-        ),
-        slots={"mean_square": slot(initial_scale)} | ({"mean": slot()} if centered else {}),
-        leaf=leaf,
+        who,
+        leaf,
+        kind="scale_by_rmsprop",
+        hyperparams={
+            "decay": decay_rate(decay, bias_corrected=bias_correction),
+            "eps": number(eps),
+        },
+        slots={"mean_square": slot(start)} | ({"mean": slot()} if centered else {}),
     )
 
 
-def scale_by_rmsprop(
-    *,
+def _rmsprop(
+    who: str,
     decay: Hyperparam = 0.9,
     eps: Hyperparam = 1e-8,
-    eps_in_sqrt: bool = False,
     initial_scale: ArrayLike = 0.0,
-    centered: bool = False,
-    bias_correction: bool = False,
-) -> optax.GradientTransformationExtraArgs:
-    """Divide gradients by the root of a moving average of their squares: g / (√s + ε).
-
-    Args:
-        decay: β in [0, 1), typically 0.9 or 0.99.
-        eps: ε ≥ 0, in the unit of the gradients, or of their squares with `eps_in_sqrt`.
-        eps_in_sqrt: whether to divide by √(s + ε).
-        initial_scale: where s starts, ≥ 0, in the unit of the squared gradients.
-        centered: whether to divide by the standard deviation, √(s − m²), instead.
-        bias_correction: whether to divide s and m by 1 − βᵗ.
-
-    Returns:
-        A transformation with state `ScaleByRmspropState`.
-
-    Raises:
-        ValueError: a hyperparameter is out of its range.
-
-    Reference:
-        Tieleman & Hinton (2012); Graves, arXiv:1308.0850 (2013).
-    """
-    who = "scale_by_rmsprop"
-    return lift(
-        rmsprop_rule(who, decay, eps, eps_in_sqrt, initial_scale, centered, bias_correction)
-    )
-
-
-def rmsprop(
-    learning_rate: Hyperparam,
-    *,
-    decay: Hyperparam = 0.9,
-    eps: Hyperparam = 1e-8,
     eps_in_sqrt: bool = False,
-    initial_scale: ArrayLike = 0.0,
     centered: bool = False,
     momentum: Hyperparam | None = None,
     nesterov: bool = False,
     bias_correction: bool = False,
-) -> optax.GradientTransformationExtraArgs:
-    """Descend with RMSProp: θ ← θ − αg / (√s + ε), with momentum where asked for.
+) -> list[Rule]:
+    """Descend with RMSProp, with momentum where it is wanted.
 
     Args:
-        learning_rate: α ≥ 0. It stands outside the velocity (Optax: inside).
-        decay: β in [0, 1), typically 0.9 or 0.99.
-        eps: ε ≥ 0; outside the root by default (Optax: inside).
-        eps_in_sqrt: whether to divide by √(s + ε).
-        initial_scale: where s starts, ≥ 0.
-        centered: whether to divide by the standard deviation instead.
-        momentum: of a heavy ball fed with the divided gradients, in [0, 1); None for none.
-        nesterov: whether that momentum is Nesterov's.
-        bias_correction: whether to divide s and m by 1 − βᵗ.
-
-    Returns:
-        The optimizer, with the states of `scale_by_rmsprop`, of `scale_by_momentum` where there is
-        momentum, and of `scale_by_learning_rate`.
-
-    Raises:
-        ValueError: a hyperparameter is out of its range, or `nesterov` without momentum.
-
-    Reference:
-        Tieleman & Hinton (2012); Graves, arXiv:1308.0850 (2013).
+        momentum: of a velocity that gathers the divided gradients, in [0, 1]; None for none.
+        nesterov: whether to look ahead along that velocity.
     """
-    who = "rmsprop"
-    rules = [rmsprop_rule(who, decay, eps, eps_in_sqrt, initial_scale, centered, bias_correction)]
-    rules += momentum_rules(who, momentum, nesterov=nesterov)
-    return lift(*rules, learning_rate_rule(who, learning_rate))
+    rule = rmsprop_rule(who, decay, eps, initial_scale, eps_in_sqrt, centered, bias_correction)
+    return [rule, *momentum_rules(who, momentum, nesterov)]
+
+
+scale_by_rmsprop = direction("scale_by_rmsprop", rmsprop_rule)
+rmsprop = optimizer("rmsprop", _rmsprop, like=(rmsprop_rule,))

@@ -10,33 +10,21 @@ the parameters themselves, so that the random initialization is forgotten at onc
 Reference: Polyak & Juditsky, SIAM J. Control Optim. 30 (1992).
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from optlab import _checks, _hyperparams
-from optlab._hyperparams import Hyperparams, Memory
-from optlab._lift import Rule, lift
+from optlab import _checks
 from optlab._tree import compute_dtype
-from optlab._types import Array, Hyperparam, Tree
+from optlab._types import Hyperparam, Tree
+from optlab.rules import Rule, lift
+from optlab.rules import decay as decay_rate
+from optlab.rules._state import is_rule_state
 
-
-class ParamsEmaState(NamedTuple):
-    """State of `params_ema`.
-
-    Attributes:
-        count: () int32; updates made.
-        average: θ_avg, like the parameters, but at least float32.
-        hyperparams: the value in force: `decay`, before its warm-up.
-        memory: what keeps it alive between updates.
-    """
-
-    count: Array
-    average: Tree
-    hyperparams: dict[str, Array]
-    memory: Memory
+KIND = "params_ema"
+"""The kind of the states that hold an average of the parameters."""
 
 
 def params_ema(
@@ -52,7 +40,8 @@ def params_ema(
         warmup_power: p > 0 to let the decay of update t be min(a, 1 − t^(−p)); None for a constant.
 
     Returns:
-        A transformation with state `ParamsEmaState`; its `update` needs the parameters.
+        A transformation whose state holds `average`, in at least float32; its `update` needs the
+        parameters.
 
     Raises:
         ValueError: a hyperparameter is out of its range; at update, the parameters are missing.
@@ -69,27 +58,27 @@ def params_ema(
     Reference:
         Polyak & Juditsky (1992).
     """
-    who = "params_ema"
+    who = KIND
     if warmup_power is not None:
-        _checks.check_number(who, "warmup_power", warmup_power, _checks.POSITIVE)
+        warmup_power = _checks.check_number(who, "warmup_power", warmup_power, _checks.POSITIVE)
 
-    def share_of_new(h, params, t):
+    def share_of_new(h, t):
         if warmup_power is None:
             return h.decay.complement
         return jnp.maximum(h.decay.complement, t.astype(h.decay.complement.dtype) ** -warmup_power)
 
     def leaf(u, slots, share, new_param):
-        (average,) = slots
-        return u, (average + share * (new_param - average),)
+        return u, (slots.average + share * (new_param - slots.average),)
 
     rule = Rule(
-        state=ParamsEmaState,
-        hyperparams=Hyperparams(who, decay=_hyperparams.decay(decay)),
+        who,
+        leaf,
+        hyperparams={"decay": decay_rate(decay)},
         slots={"average": _copy},
-        prepare=share_of_new,
-        leaf=leaf,
+        once=share_of_new,
         needs_params=True,
         after_update=True,
+        counter="step",
     )
     return lift(rule)
 
@@ -116,12 +105,8 @@ def averaged_params(state: Any, params: Tree | None = None) -> Tree:
             structure than `params`.
     """
     who = "averaged_params"
-    found = [
-        node.average
-        for node in jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, ParamsEmaState))
-        if isinstance(node, ParamsEmaState)
-    ]
-    if not found:
+    averages = [node.average for node in jax.tree.leaves(state, is_leaf=_is_ours) if _is_ours(node)]
+    if not averages:
         _checks.fail(
             who,
             "the state must hold a params_ema",
@@ -131,24 +116,24 @@ def averaged_params(state: Any, params: Tree | None = None) -> Tree:
 
     masked = {
         path
-        for average in found
+        for average in averages
         for path, node in jax.tree_util.tree_leaves_with_path(average, is_leaf=_is_masked)
         if _is_masked(node)
     }
 
     def join(path: Any, *parts: Any) -> Any:
-        kept = [part for part in parts if not _is_masked(part)]
-        if len(kept) > 1:
+        present = [part for part in parts if not _is_masked(part)]
+        if len(present) > 1:
             _checks.fail(
                 who,
                 "the state must hold one average of each parameter",
-                f"{len(kept)} of {jax.tree_util.keystr(path) or 'the same'}",
+                f"{len(present)} of {jax.tree_util.keystr(path) or 'the same'}",
                 "pass the part of the state that holds the one you want",
             )
-        return _copy_of(kept[0]) if kept else parts[0]
+        return _copy_of(present[0]) if present else parts[0]
 
     average = jax.tree_util.tree_map_with_path(
-        join, *found, is_leaf=lambda path, node: path in masked, is_leaf_takes_path=True
+        join, *averages, is_leaf=lambda path, node: path in masked, is_leaf_takes_path=True
     )
     if params is None:
         return average
@@ -168,6 +153,10 @@ def averaged_params(state: Any, params: Tree | None = None) -> Tree:
         )
 
 
+def _is_ours(node: Any) -> bool:
+    return is_rule_state(node) and node.kind == KIND
+
+
 def _is_masked(node: Any) -> bool:
     return isinstance(node, optax.MaskedNode)
 
@@ -176,6 +165,9 @@ def _copy_of(tree: Tree) -> Tree:
     return jax.tree.map(lambda x: jnp.array(x, copy=True), tree)
 
 
-def _copy(param: Array) -> Array:
+def _copy(param: Any) -> Any:
+    dtype = jnp.promote_types(param.dtype, compute_dtype(param.dtype))
+    if isinstance(param, jax.ShapeDtypeStruct):  # a description has no values to copy
+        return jax.ShapeDtypeStruct(param.shape, dtype, sharding=param.sharding)
     # A buffer of its own, so that parameters and state can be donated together.
-    return jnp.array(param, jnp.promote_types(param.dtype, compute_dtype(param.dtype)), copy=True)
+    return jnp.array(param, dtype, copy=True)

@@ -13,83 +13,51 @@ Reference: Pascanu, Mikolov, Bengio, ICML (2013).
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import jax.numpy as jnp
 import optax
 
-from optlab._hyperparams import Hyperparams, Memory, number
-from optlab._lift import Rule, lift
-from optlab._tree import scaled_norm
 from optlab._types import Array, Hyperparam
-
-
-class ClipByValueState(NamedTuple):
-    """State of `clip_by_value`.
-
-    Attributes:
-        count: () int32; updates made.
-        hyperparams: the value in force: `max_abs`.
-        memory: what keeps it alive between updates.
-    """
-
-    count: Array
-    hyperparams: dict[str, Array]
-    memory: Memory
-
-
-class ClipByGlobalNormState(NamedTuple):
-    """State of `clip_by_global_norm`.
-
-    Attributes:
-        count: () int32; updates made.
-        hyperparams: the value in force: `max_norm`.
-        memory: what keeps it alive between updates.
-    """
-
-    count: Array
-    hyperparams: dict[str, Array]
-    memory: Memory
+from optlab.rules import NONNEGATIVE_OR_INFINITE, Rule, lift, number, scaled_norm
 
 
 def value_rule(who: str, max_abs: Hyperparam) -> Rule:
     """Return the rule that bounds every element."""
     return Rule(
-        state=ClipByValueState,
-        hyperparams=Hyperparams(who, max_abs=number(max_abs)),
+        who,
+        kind="clip_by_value",
+        hyperparams={"max_abs": number(max_abs, NONNEGATIVE_OR_INFINITE)},
         leaf=lambda g, slots, h, p: (jnp.clip(g, -h.max_abs, h.max_abs), slots),
+        counter="step",
     )
 
 
-def global_norm_rule(who: str, max_norm: Hyperparam, eps: float = 0.0) -> Rule:
-    """Return the rule that bounds the norm of the tree, by g · min(1, c/(‖g‖ + eps))."""
+def global_norm_rule(who: str, max_norm: Hyperparam) -> Rule:
+    """Return the rule that bounds the norm of the tree, by g · min(1, c/‖g‖)."""
     return Rule(
-        state=ClipByGlobalNormState,
-        hyperparams=Hyperparams(who, max_norm=number(max_norm)),
-        prepare=lambda h, gradients, t: _factors(gradients, h.max_norm, eps),
-        leaf=lambda g, slots, factors, p: (_multiply(g, factors), slots),
+        who,
+        kind="clip_by_global_norm",
+        hyperparams={"max_norm": number(max_norm, NONNEGATIVE_OR_INFINITE)},
+        across=lambda h, t, updates, params: clip_factors(updates, h.max_norm),
+        leaf=lambda g, slots, factors, p: (times(g, factors), slots),
+        counter="step",
     )
 
 
-def leaf_norm_rule(who: str, max_norm: Hyperparam) -> Rule:
-    """Return the rule that bounds the norm of each leaf, as `global_norm_rule` that of all."""
-    return Rule(
-        state=ClipByGlobalNormState,
-        hyperparams=Hyperparams(who, max_norm=number(max_norm)),
-        leaf=lambda g, slots, h, p: (_multiply(g, _factors([g], h.max_norm)), slots),
-    )
-
-
-def _factors(gradients: Sequence[Array], max_norm: Array, eps: float = 0.0) -> tuple[Array, Array]:
-    """Return two numbers by whose product to multiply, in this order."""
+def clip_factors(
+    updates: Sequence[Array], max_norm: Array, eps: float = 0.0
+) -> tuple[Array, Array]:
+    """Return two numbers whose product, taken in this order, is min(1, c/(‖g‖ + eps))."""
     # ‖g‖ = norm/scale may be out of range while norm and scale are not.
-    norm, scale = scaled_norm(gradients)
-    clip = (norm + eps * scale > max_norm * scale) & jnp.isfinite(norm)
-    factor = max_norm / (norm + eps * scale)
-    return jnp.where(clip, scale, 1.0), jnp.where(clip, factor, 1.0)
+    norm, scale = scaled_norm(updates)
+    clips = (norm + eps * scale > max_norm * scale) & jnp.isfinite(norm)
+    # The quotient that is not used must not be 0/0 or ∞/∞, whose derivative is NaN.
+    factor = jnp.where(clips, max_norm, 1.0) / jnp.where(clips, norm + eps * scale, 1.0)
+    return jnp.where(clips, scale, 1.0), factor
 
 
-def _multiply(g: Array, factors: tuple[Array, Array]) -> Array:
+def times(g: Array, factors: tuple[Array, Array]) -> Array:
+    """Return g times what `clip_factors` returned."""
     scale, factor = factors
     return g * scale * factor
 
@@ -98,13 +66,13 @@ def clip_by_value(max_abs: Hyperparam) -> optax.GradientTransformationExtraArgs:
     """Clip every element to [−max_abs, max_abs]; NaN stays NaN.
 
     Args:
-        max_abs: c ≥ 0, in the unit of the gradients.
+        max_abs: c ≥ 0, in the unit of the gradients; infinity clips nothing.
 
     Returns:
-        A transformation with state `ClipByValueState`.
+        A transformation whose state holds the bound.
 
     Raises:
-        ValueError: the bound is negative or not finite.
+        ValueError: the bound is negative or NaN.
     """
     return lift(value_rule("clip_by_value", max_abs))
 
@@ -113,13 +81,13 @@ def clip_by_global_norm(max_norm: Hyperparam) -> optax.GradientTransformationExt
     """Shrink the gradients so that their global norm is at most max_norm, keeping the direction.
 
     Args:
-        max_norm: c ≥ 0, a bound on √(Σ g²) over all leaves.
+        max_norm: c ≥ 0, a bound on √(Σ g²) over all leaves; infinity clips nothing.
 
     Returns:
-        A transformation with state `ClipByGlobalNormState`.
+        A transformation whose state holds the bound.
 
     Raises:
-        ValueError: the bound is negative or not finite.
+        ValueError: the bound is negative or NaN.
 
     Example:
         >>> import jax.numpy as jnp

@@ -14,49 +14,22 @@ Reference: PyTorch's and Optax's transformation of this name. As in Optax and Ke
 comes with the check that completes `patience` (PyTorch: one later).
 """
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 import optax
 
 from optlab import _checks
-from optlab._hyperparams import Hyperparams, Memory, number
-from optlab._lift import Rule, lift
-from optlab._types import Array, Hyperparam
-
-
-class ReduceOnPlateauState(NamedTuple):
-    """State of `reduce_on_plateau`.
-
-    Attributes:
-        count: () int32; updates made.
-        scale: () float; what updates are multiplied by.
-        best_value: () float; the best value so far, ±∞ before the first check.
-        num_bad: () int32; checks in a row without improvement.
-        cooldown_left: () int32; checks that will not be counted.
-        hyperparams: the values in force: `factor`, `rtol`, `atol` and `min_scale`.
-        memory: what keeps them alive between updates.
-    """
-
-    count: Array
-    scale: Array
-    best_value: Array
-    num_bad: Array
-    cooldown_left: Array
-    hyperparams: dict[str, Array]
-    memory: Memory
-
-    readable = ("scale",)
+from optlab._types import Hyperparam
+from optlab.rules import Rule, lift, number
 
 
 def reduce_on_plateau(
     factor: Hyperparam = 0.1,
-    *,
     patience: int = 10,
     rtol: Hyperparam = 1e-4,
     atol: Hyperparam = 0.0,
     cooldown: int = 0,
+    *,
     min_scale: Hyperparam = 0.0,
     mode: str = "min",
 ) -> optax.GradientTransformationExtraArgs:
@@ -78,7 +51,8 @@ def reduce_on_plateau(
         mode: "min" for a value that should fall, "max" for one that should rise.
 
     Returns:
-        A transformation with state `ReduceOnPlateauState`; `hyperparams` reads its `scale`.
+        A transformation whose state holds `scale`, which `hyperparams` reads, and the best value so
+        far.
 
     Raises:
         ValueError: a hyperparameter is out of its range, or the mode is unknown.
@@ -97,17 +71,22 @@ def reduce_on_plateau(
         -0.5
     """
     who = "reduce_on_plateau"
-    for name, checks, least in (("patience", patience, 1), ("cooldown", cooldown, 0)):
-        # Optax's inject_hyperparams makes arrays of integers.
-        if not isinstance(checks, jax.Array):
-            _checks.check_count(who, name, checks, least)
+    # Optax's inject_hyperparams makes traced arrays of integers.
+    if not isinstance(patience, jax.core.Tracer):
+        patience = _checks.check_count(who, "patience", patience, 1)
+    if not isinstance(cooldown, jax.core.Tracer):
+        cooldown = _checks.check_count(who, "cooldown", cooldown, 0)
     if mode not in ("min", "max"):
         _checks.fail(who, "mode must be 'min' or 'max'", f"mode={mode!r}")
     sign = 1 if mode == "min" else -1
-    worst = sign * jnp.inf
+
+    def worst():
+        # Finite, so that a state can be searched for numbers that are not.
+        largest = jnp.finfo(jax.dtypes.canonicalize_dtype(float)).max
+        return jnp.array(sign * largest, float)
 
     def improves(value, best, h):
-        margin = jnp.where(best == worst, 0, jnp.abs(best) * h.rtol + h.atol)
+        margin = jnp.where(best == worst(), 0, jnp.abs(best) * h.rtol + h.atol)
         return sign * value < sign * best - margin
 
     def observe(state, h, extra_args):
@@ -138,21 +117,22 @@ def reduce_on_plateau(
         return state._replace(**checked), checked["scale"]
 
     rule = Rule(
-        state=ReduceOnPlateauState,
-        hyperparams=Hyperparams(
-            who,
-            factor=number(factor, _checks.INSIDE),
-            rtol=number(rtol, _checks.DECAY),
-            atol=number(atol),
-            min_scale=number(min_scale, _checks.UNIT),
-        ),
-        scalars=lambda: {
-            "scale": jnp.ones((), float),
-            "best_value": jnp.array(worst, float),
-            "num_bad": jnp.zeros((), jnp.int32),
-            "cooldown_left": jnp.zeros((), jnp.int32),
+        who,
+        hyperparams={
+            "factor": number(factor, _checks.INSIDE),
+            "rtol": number(rtol, _checks.DECAY),
+            "atol": number(atol),
+            "min_scale": number(min_scale, _checks.UNIT),
         },
+        fields={
+            "scale": lambda: jnp.ones((), float),
+            "best_value": worst,
+            "num_bad": lambda: jnp.zeros((), jnp.int32),
+            "cooldown_left": lambda: jnp.zeros((), jnp.int32),
+        },
+        readable={"scale": _checks.NONNEGATIVE},
         observe=observe,
         leaf=lambda u, slots, scale, p: (scale * u, slots),
+        counter="step",
     )
     return lift(rule)

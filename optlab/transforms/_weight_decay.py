@@ -13,64 +13,15 @@ adaptive rules they are not, since the penalty's gradient is divided by √v lik
 Reference: Loshchilov & Hutter, ICLR (2019).
 """
 
-from typing import NamedTuple
-
 import optax
 
-from optlab._hyperparams import Hyperparams, Memory, number
-from optlab._lift import Rule, lift
-from optlab._types import Array, Hyperparam, Mask
-
-
-class AddDecayedWeightsState(NamedTuple):
-    """State of `add_decayed_weights`.
-
-    Attributes:
-        count: () int32; updates made.
-        hyperparams: the value in force: `weight_decay`.
-        memory: what keeps it alive between updates.
-    """
-
-    count: Array
-    hyperparams: dict[str, Array]
-    memory: Memory
-
-
-def weight_decay_rule(
-    who: str,
-    weight_decay: Hyperparam,
-    mask: Mask | None = None,
-    *,
-    of_step: bool = False,
-    times_rate: bool = False,
-) -> Rule:
-    """Return the rule, for the optimizers that decay weights.
-
-    Args:
-        who: the public name that errors begin with.
-        weight_decay: λ.
-        mask: which parameters are decayed.
-        of_step: whether the updates are steps already, so that λθ is to be subtracted.
-        times_rate: whether to multiply λ by the learning rate of a rule before this one.
-    """
-
-    def factor(h, gradients, t):
-        size = h.weight_decay * h.learning_rate if times_rate else h.weight_decay
-        return -size if of_step else size
-
-    return Rule(
-        state=AddDecayedWeightsState,
-        hyperparams=Hyperparams(who, weight_decay=number(weight_decay)),
-        prepare=factor,
-        reads=("learning_rate",) if times_rate else (),
-        leaf=lambda u, slots, factor, p: (u + factor * p, slots),
-        needs_params=True,
-        mask=mask,
-    )
+from optlab._types import Hyperparam, Mask
+from optlab.rules import lift
+from optlab.rules import weight_decay as weight_decay_rule
 
 
 def add_decayed_weights(
-    weight_decay: Hyperparam, *, mask: Mask | None = None
+    weight_decay: Hyperparam = 0.0, mask: Mask | None = None
 ) -> optax.GradientTransformationExtraArgs:
     """Add λθ to the updates: decoupled decay behind a direction, L2 in front of it.
 
@@ -80,7 +31,7 @@ def add_decayed_weights(
             parameters returning them; False leaves a parameter undecayed.
 
     Returns:
-        A transformation with state `AddDecayedWeightsState`; its `update` needs the parameters.
+        A transformation whose `update` needs the parameters.
 
     Raises:
         ValueError: the decay is negative or not finite; at update, the parameters are missing.

@@ -25,9 +25,9 @@ import jax.numpy as jnp
 import optax
 
 from optlab import _checks
-from optlab._arithmetic import round_to
 from optlab._tree import as_array, is_none
 from optlab._types import Array, DTypeLike, Tree
+from optlab.rules._arithmetic import round_to
 
 
 def is_narrow(x: Any) -> bool:

@@ -1,0 +1,89 @@
+"""How a rule is written: its arithmetic for one array, declared, and lifted to any tree.
+
+A rule is a small function on one array. `Rule` declares it together with its hyperparameters and
+its slots, and `lift` turns it into an Optax transformation. Every rule of optlab is written with
+this module alone, and a rule in your own file has the same rights. `direction` and `optimizer` make
+public functions of it:
+
+    def rule(who, b1=0.9, b2=0.99):
+        def leaf(g, slots, h, p):
+            update = jnp.sign(average(h.b1, slots.mu, g))
+            return update, (average(h.b2, slots.mu, g),)
+        return Rule(who, leaf, hyperparams={"b1": decay(b1), "b2": decay(b2)},
+                    slots={"mu": slot()})
+
+    lion = optimizer("lion", rule)
+"""
+
+from optlab._checks import (
+    ANY,
+    DECAY,
+    FINITE,
+    NONNEGATIVE,
+    NONNEGATIVE_OR_INFINITE,
+    POSITIVE,
+    UNIT,
+    Domain,
+    check_flag,
+    check_float_dtype,
+    check_number,
+    fail,
+)
+from optlab._tree import scaled_norm
+from optlab.rules._arithmetic import (
+    accumulate,
+    added,
+    average,
+    bounded,
+    bounded_square,
+    root,
+    round_to,
+    saturated,
+    visibly_bounded,
+)
+from optlab.rules._hyperparams import Decay, Parameter, decay, number
+from optlab.rules._leaf import Axes, Leaf, default_axes, describe_axes
+from optlab.rules._lift import lift
+from optlab.rules._public import direction, optimizer
+from optlab.rules._rule import Rule, slot
+from optlab.rules._steps import learning_rate, weight_decay
+
+__all__ = [
+    "ANY",
+    "DECAY",
+    "FINITE",
+    "NONNEGATIVE",
+    "NONNEGATIVE_OR_INFINITE",
+    "POSITIVE",
+    "UNIT",
+    "Axes",
+    "Decay",
+    "Domain",
+    "Leaf",
+    "Parameter",
+    "Rule",
+    "accumulate",
+    "added",
+    "average",
+    "bounded",
+    "bounded_square",
+    "check_flag",
+    "check_float_dtype",
+    "check_number",
+    "decay",
+    "default_axes",
+    "describe_axes",
+    "direction",
+    "fail",
+    "learning_rate",
+    "lift",
+    "number",
+    "optimizer",
+    "root",
+    "round_to",
+    "saturated",
+    "scaled_norm",
+    "slot",
+    "visibly_bounded",
+    "weight_decay",
+]

@@ -1,0 +1,254 @@
+"""Hyperparameters: fixed, scheduled, traced or replaced in the state, on one code path.
+
+The values in force live in the state. There they can be read and, where they are not scheduled,
+replaced. One law settles which value counts: *the last change wins*. The value in the state is used
+until the constructor's argument differs from the one seen at the update before, as happens when
+Optax's `inject_hyperparams` or a sweep builds the transformation anew in every step.
+
+A rule receives a decay rate β as a `Decay`, which holds what float32 would lose:
+
+- 1 − β formed in float64 where β is a Python number, and what rounding took from β. An average with
+  β = float32(0.999) and an inexact 1 − β settles 1.3e-5 too high or forgets too slowly.
+- the bias correction 1/(1 − Πβᵢ) = −1/expm1(Σ log βᵢ), the product over the updates made so far,
+  for a constant and for a scheduled β. The sum is stored as an unevaluated pair of numbers, which
+  keeps it good to 4e-7 over any number of updates (1 − βᵗ in float32 errs by 2e-5 for 0.999).
+  PyTorch and Optax take the power βᵗ of the present β, which is another number where β changes;
+  their dialects declare `by_power`.
+"""
+
+import math
+from collections import namedtuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from optlab import _checks
+from optlab._types import Array, DTypeLike, Hyperparam
+from optlab.rules._state import Declaration
+
+_LOG_OF_ZERO = -1000.0
+"""Stands for log 0, which would make the running sum NaN; its exponential is 0 in float64 too."""
+
+
+class Decay(NamedTuple):
+    """A decay rate in force, as a rule sees it: scalars of the type that is computed in.
+
+    Attributes:
+        value: β, rounded.
+        residue: β − value, which rounding took.
+        complement: 1 − β.
+        is_short: whether β < ½.
+        weight: 1 − β, or −β where β < ½; `average` needs it.
+        correction: 1/(1 − Πβ) or 1/(1 − βᵗ), where the rule declared it.
+    """
+
+    value: Array
+    residue: Array
+    complement: Array
+    is_short: Array
+    weight: Array
+    correction: Array | None = None
+
+
+class Parameter(NamedTuple):
+    """The declaration of one hyperparameter, made with `number` or `decay`."""
+
+    value: Hyperparam
+    domain: _checks.Domain
+    is_decay: bool = False
+    bias_corrected: bool = False
+    by_power: bool = False
+
+    @property
+    def has_product(self) -> bool:
+        """Whether the state holds Σ log β of this decay rate."""
+        return self.bias_corrected and not self.by_power
+
+
+def number(value: Hyperparam, domain: _checks.Domain = _checks.NONNEGATIVE) -> Parameter:
+    """Declare a hyperparameter that is a plain number; a rule sees it as a () float array.
+
+    Args:
+        value: a number, a scalar array or a schedule.
+        domain: the values it may take, such as `rules.NONNEGATIVE` (finite and ≥ 0).
+    """
+    return Parameter(value, domain)
+
+
+def decay(
+    value: Hyperparam,
+    domain: _checks.Domain = _checks.DECAY,
+    *,
+    bias_corrected: bool = False,
+    by_power: bool = False,
+) -> Parameter:
+    """Declare a decay rate β, which a rule sees as a `Decay` and passes to `average`.
+
+    Args:
+        value: β, a number, a scalar array or a schedule.
+        domain: the values it may take; [0, 1) by default.
+        bias_corrected: whether the rule needs `Decay.correction`, to free an average of its bias.
+        by_power: whether the correction is 1/(1 − βᵗ) with the present β, in place of 1/(1 − Πβ).
+    """
+    return Parameter(value, domain, True, bias_corrected, by_power)
+
+
+class Hyperparams:
+    """The hyperparameters of one rule, checked, and how the state stores them.
+
+    The state holds one array of 2k + 2c numbers: the k values in force, the k arguments that the
+    constructor had at the last update (the type's lowest number for a schedule), and Σ log β as a
+    high and a low part for each of the c decay rates whose average is freed of its bias.
+
+    Args:
+        who: the public name that errors begin with.
+        parameters: the declarations by name, made with `number` and `decay`.
+
+    Raises:
+        ValueError: a concrete value is outside its domain, or not a real scalar.
+    """
+
+    def __init__(self, who: str, parameters: Mapping[str, Parameter]):
+        self.who = who
+        self.parameters = {
+            name: parameter
+            if callable(parameter.value)
+            else parameter._replace(
+                value=_checks.check_number(
+                    who,
+                    name,
+                    parameter.value,
+                    parameter.domain,
+                    kinds="a number, a scalar array or a schedule",
+                    dtype=float_dtype(),
+                )
+            )
+            for name, parameter in parameters.items()
+        }
+        self._in_force = namedtuple("Hyperparams", self.parameters)
+
+    @property
+    def declarations(self) -> tuple[Declaration, ...]:
+        """What the state's type says of the hyperparameters."""
+        return tuple(
+            Declaration(name, parameter.domain, parameter.has_product)
+            for name, parameter in self.parameters.items()
+        )
+
+    def init(self) -> Array:
+        """Return the array for the state before the first update."""
+        arguments = [self._argument(name) for name in self.parameters]
+        values = [
+            self._scheduled(name, 0) if callable(parameter.value) else argument
+            for argument, (name, parameter) in zip(arguments, self.parameters.items(), strict=True)
+        ]
+        products = [parameter.has_product for parameter in self.parameters.values()]
+        zeros = [jnp.zeros((), float_dtype())] * (2 * sum(products))
+        return jnp.stack([*values, *arguments, *zeros])
+
+    def step(self, count: Array, stored: Array | None) -> tuple[Any, Array | None]:
+        """Settle the values of one update.
+
+        Args:
+            count: () int32; the updates made before this one.
+            stored: the array in the state; None where the rule has no hyperparameters.
+
+        Returns:
+            The hyperparameters as the rule sees them (a NamedTuple in the order of declaration),
+            and the array for the new state.
+        """
+        if not self.parameters:
+            return self._in_force(), stored
+        size = len(self.parameters)
+        numbers = [jax.lax.index_in_dim(stored, i, keepdims=False) for i in range(len(stored))]
+        products = iter(zip(numbers[2 * size :: 2], numbers[2 * size + 1 :: 2], strict=True))
+        seen, values, arguments, new_products = {}, [], [], []
+        for index, (name, parameter) in enumerate(self.parameters.items()):
+            argument = self._argument(name)
+            if callable(parameter.value):
+                value = self._scheduled(name, count)
+            else:
+                # The state is read only where its value was replaced. Elsewhere the argument
+                # itself is used, so that derivatives with respect to it flow.
+                old_value, old_argument = numbers[index], numbers[size + index]
+                replaced = (old_argument == argument) & (old_value != argument)
+                value = jnp.where(replaced, old_value, argument)
+            values.append(value)
+            arguments.append(argument)
+            if not parameter.is_decay:
+                seen[name] = value
+                continue
+            beta, log = _decay(parameter.value, value)
+            if parameter.has_product:
+                high, low = _add(next(products), log)
+                new_products += [high, low]
+                beta = beta._replace(correction=-1 / jnp.expm1(high))
+            elif parameter.bias_corrected:
+                t = count.astype(value.dtype) + 1
+                beta = beta._replace(correction=-1 / jnp.expm1(t * log[0] + t * log[1]))
+            seen[name] = beta
+        return self._in_force(**seen), jnp.stack([*values, *arguments, *new_products])
+
+    def _argument(self, name: str) -> Array:
+        """Return the constructor's argument as a scalar of its own."""
+        value = self.parameters[name].value
+        # A copy, so that donation of the state never takes an array of the caller's.
+        dtype = float_dtype()
+        return jnp.array(scheduled_mark(dtype) if callable(value) else value, dtype, copy=True)
+
+    def _scheduled(self, name: str, count: Array | int) -> Array:
+        value = self.parameters[name].value(count)
+        what = f"the value of {name}'s schedule"
+        value = _checks.check_number(self.who, what, value, _checks.ANY)
+        return jnp.array(value, float_dtype(), copy=True)
+
+
+def float_dtype() -> jnp.dtype:
+    """Return the type of stored hyperparameters: float32, or float64 where x64 is enabled."""
+    return jax.dtypes.canonicalize_dtype(jnp.float64)
+
+
+def scheduled_mark(dtype: DTypeLike) -> float:
+    """Return what the state stores for an argument that is a schedule: the type's lowest number."""
+    return float(jnp.finfo(dtype).min)
+
+
+def _decay(argument: Hyperparam, value: Array) -> tuple[Decay, tuple[Array, Array]]:
+    """Return β in force, and log β as a (high, low) pair."""
+    log = jnp.maximum(jnp.log1p(-(1 - value)), _LOG_OF_ZERO).astype(value.dtype)
+    zero = jnp.zeros_like(value)
+    parts = (zero, 1 - value, log, zero)
+    if isinstance(argument, int | float | np.number):
+        # A Python number is known beyond the type's digits, unless the state's value replaces it.
+        beta = float(argument)
+        log_beta = math.log(beta) if beta > 0 else _LOG_OF_ZERO
+        nearest, residue = _split(beta, value.dtype)
+        exact = (residue, 1 - beta, *_split(log_beta, value.dtype))
+        unreplaced = value == nearest
+        parts = (
+            jnp.where(unreplaced, np.asarray(x, value.dtype), y)
+            for x, y in zip(exact, parts, strict=True)
+        )
+    residue, complement, high, low = parts
+    is_short = value < 0.5
+    weight = jnp.where(is_short, -value, complement)
+    return Decay(value, residue, complement, is_short, weight), (high, low)
+
+
+def _split(number: float, dtype: jnp.dtype) -> tuple[np.ndarray, float]:
+    """Return a number rounded to a type, and what rounding took."""
+    high = np.asarray(number, dtype)
+    return high, number - float(high)
+
+
+def _add(total: tuple[Array, Array], term: tuple[Array, Array]) -> tuple[Array, Array]:
+    """Add two unevaluated sums (high + low), keeping the rounding error in the low part."""
+    high = total[0] + term[0]
+    part = high - total[0]
+    error = (total[0] - (high - part)) + (term[0] - part)
+    low = total[1] + term[1] + error
+    normalized = high + low
+    return normalized, low - (normalized - high)

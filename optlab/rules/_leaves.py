@@ -1,0 +1,206 @@
+"""The leaves of one tree, and the leaves of other trees beside them."""
+
+from typing import Any, NoReturn
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from optlab import _checks
+from optlab._tree import as_array, is_none
+from optlab._types import Mask, Tree
+from optlab.rules._leaf import path_names
+
+_REMEDY = "call init with the parameters that the gradients are taken of"
+
+
+class Leaves:
+    """The leaves of the gradients (at init: of the parameters), to which other trees are aligned.
+
+    Attributes:
+        structure: the tree's, in which a None is a leaf.
+        paths: of all leaves.
+        arrays: all leaves, None where there is none.
+        present: the indices of the leaves that are not None.
+    """
+
+    def __init__(self, who: str, what: str, tree: Tree):
+        with_paths, self.structure = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_none)
+        self._who, self._what, self._tree = who, what, tree
+        self.paths = [path for path, _ in with_paths]
+        self.arrays: list[Any] = [leaf for _, leaf in with_paths]
+        self.present = [index for index, leaf in enumerate(self.arrays) if leaf is not None]
+
+    def check(self) -> None:
+        """Require floating-point or complex arrays, or numbers, which become arrays."""
+        for index in self.present:
+            leaf = self.arrays[index]
+            if not _is_array_like(leaf):
+                _checks.fail(
+                    self._who,
+                    f"{self._what} must be arrays",
+                    f"{type(leaf).__name__} at {_checks.path_text(self.paths[index])}",
+                    "leave this leaf out, with eqx.filter(model, eqx.is_inexact_array) or "
+                    "optax.masked",
+                )
+            self.arrays[index] = as_array(leaf)
+            _checks.check_inexact(self._who, self._what, self.paths[index], self.arrays[index])
+
+    def refuse_complex(self) -> None:
+        """Require real leaves."""
+        for index in self.present:
+            dtype = getattr(self.arrays[index], "dtype", None)
+            if dtype is not None and jnp.issubdtype(dtype, jnp.complexfloating):
+                _checks.fail(
+                    self._who,
+                    f"{self._what} must be real",
+                    f"{dtype} at {_checks.path_text(self.paths[index])}",
+                    "leave this leaf out with optax.masked or optax.partition",
+                )
+
+    def describe(self, index: int) -> str:
+        """Return a leaf's path, shape and type, for errors."""
+        leaf = self.arrays[index]
+        return f"{_checks.path_text(self.paths[index])} of shape {leaf.shape} and type {leaf.dtype}"
+
+    def beside(self, what: str, tree: Tree) -> list[Any]:
+        """Return the parts of another tree in the order of the leaves."""
+        try:
+            return self.structure.flatten_up_to(tree)
+        except (ValueError, TypeError):
+            self._fail_structure(what, tree)
+
+    def align(self, what: str, tree: Tree | None, touched: list[bool] | None = None) -> list[Any]:
+        """Return the leaves of a tree of arrays of the same shapes; Nones if there is no tree."""
+        if tree is None:
+            return [None] * len(self.arrays)
+        others = self.beside(what, tree)
+        for index in self.present:
+            if touched is not None and not touched[index]:
+                continue
+            if not jax.tree_util.all_leaves([others[index]]):
+                self._fail_structure(what, tree)
+            others[index] = as_array(others[index])
+            _checks.check_same_shape(
+                self._who, self.paths[index], self.arrays[index], others[index], what
+            )
+        return others
+
+    def check_slot(self, index: int, what: str, expected: Any, slot: Any) -> None:
+        """Require a slot of one leaf in the structure and the shapes that `init` gives it."""
+        same = jax.tree.structure(expected) == jax.tree.structure(slot)
+        shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(slot)]
+        wanted = [leaf.shape for leaf in jax.tree.leaves(expected)]
+        if not same or shapes != wanted:
+            path, shape = _checks.path_text(self.paths[index]), self.arrays[index].shape
+            _checks.fail(
+                self._who,
+                f"the {what} at {path} must have the shapes {wanted} for gradients of {shape}",
+                f"{shapes}",
+                _REMEDY,
+            )
+
+    def mask(self, mask: Mask | None, params: Tree | None) -> list[bool]:
+        """Return for each leaf whether a mask lets it through.
+
+        A mask is a tree of booleans in the structure of the leaves or a prefix of it, or a function
+        that returns one. A tree whose class can be called, as an Equinox module, is a tree. Where
+        the containers differ (a dict beside a FrozenDict, a dataclass or an `nnx.State`), the names
+        on the paths decide.
+        """
+        if mask is None:
+            return [True] * len(self.arrays)
+        if callable(mask) and jax.tree_util.all_leaves([mask]):
+            mask = mask(self._tree if params is None else params)
+        if not self.present:  # Optax also calls init with trees of no leaves.
+            return [True] * len(self.arrays)
+        try:
+            full = jax.tree.map(
+                lambda own, part: jax.tree.map(lambda _: own, part, is_leaf=is_none),
+                mask,
+                self._tree,
+            )
+            flags = self.structure.flatten_up_to(full)
+        except (ValueError, TypeError):
+            flags = self._mask_by_name(mask)
+        for index in self.present:
+            flags[index] = self._flag(index, flags[index])
+        return flags
+
+    def _mask_by_name(self, mask: Tree) -> list[Any]:
+        """Return the booleans of a mask that has the same names in other containers."""
+        by_name = {path_names(path): own for path, own in jax.tree_util.tree_leaves_with_path(mask)}
+        used, flags = set(), []
+        for path in self.paths:
+            names = path_names(path)
+            heads = [names[:size] for size in range(len(names), -1, -1) if names[:size] in by_name]
+            if not heads:
+                self._fail_mask(mask)
+            used.add(heads[0])
+            flags.append(by_name[heads[0]])
+        if used != set(by_name):
+            self._fail_mask(mask)
+        return flags
+
+    def _flag(self, index: int, flag: Any) -> bool:
+        """Return an element of a mask as a bool."""
+        if isinstance(flag, jax.core.Tracer):
+            _checks.fail(
+                self._who,
+                "mask must hold booleans that are known outside of jit",
+                f"a traced array at {_checks.path_text(self.paths[index])}",
+                "make it of shapes and paths, not of values",
+            )
+        if isinstance(flag, bool | np.bool_) or (
+            getattr(flag, "shape", None) == () and jnp.issubdtype(flag.dtype, jnp.bool_)
+        ):
+            return bool(flag)
+        _checks.fail(
+            self._who,
+            "mask must hold booleans",
+            f"{flag!r} at {_checks.path_text(self.paths[index])}",
+        )
+
+    def _fail_mask(self, mask: Tree) -> NoReturn:
+        remedy = "give the mask as a function of the parameters, such as one of their shapes"
+        _checks.fail_structure(self._who, "mask", self._tree, mask, remedy)
+
+    def _fail_structure(self, what: str, tree: Tree) -> NoReturn:
+        _checks.fail_structure(self._who, what, self._tree, tree, _REMEDY)
+
+
+def _is_array_like(leaf: Any) -> bool:
+    """Whether a leaf is an array, the description of one, or a number."""
+    if isinstance(leaf, bool | int | float | complex):
+        return True
+    return hasattr(leaf, "shape") and hasattr(leaf, "dtype")
+
+
+def placed_alike(arrays: Any) -> Any:
+    """Return arrays of one leaf with one sharding, where a mesh with explicit axes demands it.
+
+    A slot may be sharded where its parameter is not (ZeRO). Arithmetic on both then takes place on
+    the parts of the slot: to slice a replicated array moves no data.
+    """
+    leaves, structure = jax.tree.flatten(arrays)
+    shape = leaves[0].shape
+    alike = [i for i, leaf in enumerate(leaves) if leaf.shape == shape]
+    specs = {i: _spec(leaves[i]) for i in alike}
+    if len(set(specs.values())) <= 1:
+        return arrays
+    axes = [
+        next((specs[i][axis] for i in alike if specs[i][axis] is not None), None)
+        for axis in range(len(shape))
+    ]
+    common = jax.sharding.PartitionSpec(*axes)
+    for i in alike:
+        mesh = jax.typeof(leaves[i]).sharding.mesh
+        if specs[i] != tuple(axes):
+            leaves[i] = jax.sharding.reshard(leaves[i], jax.sharding.NamedSharding(mesh, common))
+    return structure.unflatten(leaves)
+
+
+def _spec(array: Any) -> tuple[Any, ...]:
+    """Return the mesh axes along which each axis of an array is sharded explicitly."""
+    spec = tuple(jax.typeof(array).sharding.spec)
+    return spec + (None,) * (array.ndim - len(spec))

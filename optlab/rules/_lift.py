@@ -1,0 +1,585 @@
+"""The lift: from arithmetic on one array to an Optax transformation on a tree.
+
+A rule says what happens to one array (`Rule`). `lift` does the rest, once and for all rules:
+walking trees, None and masked leaves, precision, counts, schedules, checks and the names in the
+state. Rules lifted together run one after the other on each leaf without rounding in between. The
+whole chain for a leaf is then a single expression, which the compiler can fuse into one pass over
+memory. A rule that needs the whole tree (`across`) or that is `stacked` starts a new pass.
+
+Conventions of every lifted transformation:
+
+- Arithmetic is done in float32, or in float64 for double leaves. Each slot returns in its own type.
+  An update returns in the gradient's type, or in the parameter's where that is wider.
+- Where a gradient is None the parameter takes no part: no update, and its slots stay as they are.
+- The state counts the updates made, once for all rules lifted together, up to 2³¹ − 1.
+"""
+
+from collections import defaultdict, namedtuple
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from functools import cache, partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from optlab import _checks
+from optlab._tree import as_array, compute_dtype, is_none
+from optlab._types import Array, DTypeLike, Tree
+from optlab.rules._arithmetic import narrowed, round_to
+from optlab.rules._leaf import AxesOf, leaf_facts
+from optlab.rules._leaves import Leaves, placed_alike
+from optlab.rules._rule import Rule, Slot
+from optlab.rules._state import RuleState
+
+
+def lift(*rules: Rule, axes: AxesOf | None = None) -> optax.GradientTransformationExtraArgs:
+    """Make one transformation of rules that act one after the other.
+
+    Args:
+        *rules: at least one; errors begin with the first one's `who`.
+        axes: (path, shape) → the `Axes` of a leaf, or None for `default_axes`, for rules that ask
+            for them with `static`. `describe_axes` shows what comes of it.
+
+    Returns:
+        A transformation whose state is that of the rule, or the tuple of the rules' states.
+        `update` takes any extra arguments, as Optax's chains pass them to all; a rule that observes
+        them picks its own. A single rule without slots also accepts the empty state of Optax's
+        transformations, or None, and returns it.
+
+    Raises:
+        ValueError: at init, a slot cannot be made, or `leaf` returns something else than an update
+            and slots of the shapes and types that it received.
+    """
+    who = rules[0].who
+    counting = next((i for i, rule in enumerate(rules) if rule.counter == "count"), 0)
+    types = [rule.state_type(counts=i == counting) for i, rule in enumerate(rules)]
+    counter = rules[counting].counter
+    segments = _segments(rules)
+    needs_params = any(rule.needs_params for rule in rules)
+    has_slots = any(rule.slots for rule in rules)
+
+    def run(numbers: tuple[int, ...], *args: Any) -> tuple[Array, list[Any]]:
+        return _run_leaf([rules[number] for number in numbers], *args)
+
+    outlined = jax.jit(run, static_argnums=(0, 1, 2))  # traced once for each shape
+
+    def init(params: Tree) -> Any:
+        leaves = Leaves(who, "parameters", params)
+        # Without slots nothing is made of the leaves, so that they may be anything.
+        if has_slots:
+            leaves.check()
+        for rule in rules:
+            if rule.complex == "refused":
+                leaves.refuse_complex()
+        states = []
+        for rule, state in zip(rules, types, strict=True):
+            touched = leaves.mask(rule.mask, params)
+            slots = {name: _start(rule, name, leaves, touched, axes) for name in rule.slots}
+            if slots and leaves.present:
+                _check_arithmetic(rule, leaves, slots, touched, axes)
+            values = {name: leaves.structure.unflatten(slots[name]) for name in slots}
+            values |= {name: make() for name, make in rule.fields.items()}
+            if rule.hyperparams:
+                values["hyperparams"] = rule.settled.init()
+            if counter in state._fields:
+                values[counter] = jnp.zeros((), jnp.int32)
+            states.append(state(**values))
+        return tuple(states) if len(rules) > 1 else states[0]
+
+    def update(
+        updates: Tree, state: Any, params: Tree | None = None, **extra_args: Any
+    ) -> tuple[Tree, Any]:
+        if needs_params and params is None:
+            _checks.fail(
+                who,
+                "update must be given the parameters",
+                "params=None",
+                "call update(gradients, state, params)",
+            )
+        leaves = Leaves(who, "gradients", updates)
+        leaves.check()
+        empty = None
+        if len(rules) == 1 and not has_slots and _is_empty(state):
+            empty, state = state, _from_empty(rules[0], types[0], init)
+        states = _states_of(who, types, state)
+        count = getattr(states[counting], counter)
+        next_count = optax.safe_increment(count)
+        in_force: dict[str, Any] = {}
+        steps = [
+            _Step(rule, own, count, leaves, params, axes, in_force)
+            for rule, own in zip(rules, states, strict=True)
+        ]
+        traced = any(isinstance(leaf, jax.core.Tracer) for leaf in leaves.arrays)
+        parameters = leaves.align("parameters", params)
+        new = list(leaves.arrays)
+        for segment in segments:
+            scalars = [
+                steps[number].scalars(next_count, leaves, new, parameters, extra_args)
+                for number in segment
+            ]
+            run_leaf = run
+            if traced:
+                scalars, run_leaf = _computed_once(scalars, next_count), outlined
+            cast = cache(
+                lambda dtype, scalars=scalars: jax.tree.map(partial(_cast, dtype=dtype), scalars)
+            )
+            final = segment is segments[-1]
+            batches = defaultdict(list)
+            for index in leaves.present:
+                gradient, parameter = leaves.arrays[index], parameters[index]
+                numbers = tuple(number for number in segment if steps[number].touches(index))
+                dtype = _update_dtype(gradient, parameter) if final else None
+                if not numbers and not final:
+                    continue
+                arrays = (
+                    new[index],
+                    parameter,
+                    [steps[number].slots(index) for number in numbers],
+                )
+                own = cast(_dtype_within(gradient, parameter))
+                own = [own[segment.index(number)] for number in numbers]
+                static = tuple(steps[number].static(index) for number in numbers)
+                key = (numbers, static, dtype)
+                if rules[segment[0]].stacked and numbers:
+                    batches[key, _layout(arrays)].append((index, arrays, own))
+                    continue
+                new[index], slots = run_leaf(*key, *placed_alike(arrays), own)
+                for number, kept in zip(numbers, slots, strict=True):
+                    steps[number].store(index, kept)
+            for (key, _), batch in batches.items():
+                for index, update, slots in _run_stacked(run_leaf, key, batch):
+                    new[index] = update
+                    for number, kept in zip(key[0], slots, strict=True):
+                        steps[number].store(index, kept)
+        states = tuple(
+            step.new_state({counter: next_count} if number == counting else {})
+            for number, step in enumerate(steps)
+        )
+        new_state = states if len(rules) > 1 else states[0]
+        return leaves.structure.unflatten(new), new_state if empty is None else empty[0]
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _segments(rules: Sequence[Rule]) -> list[tuple[int, ...]]:
+    """Return the rules by number, in groups that run in one pass over the leaves."""
+    segments: list[tuple[int, ...]] = []
+    for number, rule in enumerate(rules):
+        before = rules[number - 1]
+        together = (rule.stacked, rule.complex == "whole") == (
+            before.stacked,
+            before.complex == "whole",
+        )
+        if number and rule.across is None and together:
+            segments[-1] += (number,)
+        else:
+            segments.append((number,))
+    return segments
+
+
+def _start(
+    rule: Rule, name: str, leaves: Leaves, touched: list[bool], axes: AxesOf | None
+) -> list[Any]:
+    """Return a slot of all leaves before the first update; `MaskedNode` where there is none."""
+    slots: list[Any] = list(leaves.arrays)
+    for index in leaves.present:
+        slots[index] = optax.MaskedNode()
+        if touched[index]:
+            param = leaves.arrays[index]
+            static = _static(rule, leaves.paths[index], param, axes)
+            try:
+                made = rule.init_leaf(name, param, static)
+            except Exception as error:
+                _checks.fail(
+                    rule.who,
+                    f"slots[{name!r}] must make a slot for every parameter",
+                    f"{type(error).__name__}: {error} for {leaves.describe(index)}",
+                    "return an array, a tree of arrays, or None for no slot",
+                )
+            if made is not None:
+                slots[index] = made
+            _check_slot(rule, name, slots[index], leaves.describe(index))
+    return slots
+
+
+def _check_slot(rule: Rule, name: str, slot: Any, where: str) -> None:
+    """Require a tree of arrays."""
+    for leaf in jax.tree.leaves(slot, is_leaf=is_none):
+        if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype"):
+            _checks.fail(
+                rule.who,
+                f"slots[{name!r}] must make arrays",
+                f"{type(leaf).__name__} for {where}",
+                "return an array, a tree of arrays, or None for no slot",
+            )
+
+
+def _static(rule: Rule, path: Any, array: Any, axes: AxesOf | None) -> tuple[Hashable, ...]:
+    """Return what a rule knows of a leaf besides its arrays, as arguments for `leaf`."""
+    return () if rule.static is None else (rule.static(leaf_facts(rule.who, path, array, axes)),)
+
+
+_sound: set[Hashable] = set()
+"""Rules and shapes whose arithmetic has been checked in this process."""
+
+
+def _check_arithmetic(
+    rule: Rule,
+    leaves: Leaves,
+    slots: Mapping[str, list[Any]],
+    touched: list[bool],
+    axes: AxesOf | None,
+) -> None:
+    """Require of `leaf` that it returns what it must, without computing anything."""
+    if rule.reads or rule.observe is not None:
+        return  # Only an update knows what these rules receive.
+    code = getattr(rule.leaf, "__code__", None)
+    for index in leaves.present:
+        if not touched[index]:
+            continue
+        param = leaves.arrays[index]
+        static = _static(rule, leaves.paths[index], param, axes)
+        own = {name: slots[name][index] for name in slots}
+        key = (code, tuple(slots), static, _layout((param, own)), jax.config.jax_enable_x64)
+        if code is not None and key in _sound:
+            continue
+
+        def one_update(
+            param: Array, own: dict[str, Any], static: tuple[Hashable, ...] = static
+        ) -> Any:
+            zero = jnp.zeros((), jnp.int32)
+            stored = rule.settled.init() if rule.hyperparams else None
+            h, _ = rule.settled.step(zero, stored)
+            shared = (
+                rule.once(h, zero + 1)
+                if rule.across is None
+                else rule.across(h, zero + 1, [param], [param])
+            )
+            scalars = jax.tree.map(partial(_cast, dtype=_dtype_within(param, param)), shared)
+            slots = rule.slot_type(**own)
+            return _run_leaf([rule], (static,), None, param, param, [slots], [scalars])
+
+        jax.eval_shape(one_update, _abstract(param), _abstract(own))
+        _sound.add(key)
+
+
+def _abstract(tree: Tree) -> Tree:
+    """Return the shapes and types of a tree, without shardings, which arithmetic does not need."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
+
+
+def _layout(tree: Tree) -> Hashable:
+    """Return what leaves that are stacked must have in common: structure, shapes, types."""
+    leaves, structure = jax.tree.flatten(tree)
+    return structure, tuple(
+        (leaf.shape, jnp.dtype(leaf.dtype), str(getattr(jax.typeof(leaf), "sharding", None)))
+        if isinstance(leaf, jax.Array)
+        else (leaf.shape, str(leaf.dtype))
+        for leaf in leaves
+    )
+
+
+def _is_empty(state: Any) -> bool:
+    """Whether a state is that of one of Optax's transformations that keep none."""
+    return state is None or (isinstance(state, tuple) and not state)
+
+
+def _from_empty(rule: Rule, state: type, init: Callable[[Tree], Any]) -> Any:
+    """Return the state of a rule that was called with an empty one."""
+    for name, parameter in rule.hyperparams.items():
+        if callable(parameter.value):
+            _checks.fail(
+                rule.who,
+                f"update must be given the state that init returned, since {name} is a schedule",
+                "an empty state",
+                "call init(params) and pass its state on",
+            )
+    if rule.fields:
+        _checks.fail_state(rule.who, state.__name__, None)
+    return init(())
+
+
+def _states_of(who: str, types: Sequence[type], state: Any) -> tuple[Any, ...]:
+    """Return the state of each rule, checked."""
+    if len(types) == 1:
+        states = (state,)
+    elif isinstance(state, tuple) and len(state) == len(types):
+        states = tuple(state)
+    else:
+        names = ", ".join(kind.__name__ for kind in types)
+        _checks.fail_state(who, f"tuple ({names})", state)
+    for kind, own in zip(types, states, strict=True):
+        if not isinstance(own, RuleState) or own.kind != kind.kind:
+            _checks.fail_state(who, kind.__name__, own)
+        if _contents(type(own)) != _contents(kind):
+            _checks.fail(
+                who,
+                f"the state must hold {', '.join(_contents(kind))}",
+                ", ".join(_contents(type(own))),
+                "call init of this transformation, with the same options",
+            )
+    return states
+
+
+def _contents(state: Any) -> tuple[str, ...]:
+    """Return the names of a state's fields and of its hyperparameters."""
+    products = [d.name for d in state.declarations if d.has_product]
+    return (
+        *(name for name in state._fields if name != "hyperparams"),
+        *(declaration.name for declaration in state.declarations),
+        *(f"the product of {name}" for name in products),
+    )
+
+
+class _Step:
+    """One rule in one update: its hyperparameters in force, its mask, and its slots by leaf.
+
+    `before` holds the hyperparameters in force of the rules before it, and gains this rule's.
+    """
+
+    def __init__(
+        self,
+        rule: Rule,
+        state: Any,
+        count: Array,
+        leaves: Leaves,
+        params: Tree | None,
+        axes: AxesOf | None,
+        before: dict[str, Any],
+    ):
+        in_force, stored = rule.settled.step(count, getattr(state, "hyperparams", None))
+        before |= in_force._asdict()
+        if rule.reads:
+            names = (*in_force._fields, *rule.reads)
+            read = (before[name] for name in rule.reads)
+            in_force = namedtuple("Hyperparams", names)(*in_force, *read)
+        self._rule, self._leaves, self._axes, self._in_force = rule, leaves, axes, in_force
+        self._state = state if stored is None else state._replace(hyperparams=stored)
+        self._touched = leaves.mask(rule.mask, params)
+        self._slots = {name: self._aligned(name, getattr(state, name)) for name in rule.slots}
+
+    def _aligned(self, name: str, tree: Tree) -> list[Any]:
+        """Return a slot by leaf, checked against what `init` makes of such a leaf."""
+        what = f"state's {name}"
+        start = self._rule.slots[name]
+        if isinstance(start, Slot):
+            return self._leaves.align(what, tree, self._touched)
+        parts = self._leaves.beside(what, tree)
+        for index in self._leaves.present:
+            if self._touched[index]:
+                gradient = self._leaves.arrays[index]
+                layout = self._rule.slot_layout(
+                    name, gradient.shape, gradient.dtype, self.static(index)
+                )
+                self._leaves.check_slot(index, what, layout, parts[index])
+                parts[index] = jax.tree.map(as_array, parts[index])
+        return parts
+
+    def static(self, index: int) -> tuple[Hashable, ...]:
+        """Return what the rule knows of a leaf besides its arrays."""
+        leaves = self._leaves
+        return _static(self._rule, leaves.paths[index], leaves.arrays[index], self._axes)
+
+    def scalars(
+        self,
+        count: Array,
+        leaves: Leaves,
+        updates: Sequence[Any],
+        parameters: Sequence[Any],
+        extra_args: Mapping[str, Any],
+    ) -> Any:
+        """Return the numbers that all leaves share."""
+        rule = self._rule
+        if rule.observe is not None:
+            self._state, scalars = rule.observe(self._state, self._in_force, extra_args)
+            return scalars
+        if rule.across is not None:
+            present = [index for index in leaves.present if self.touches(index)]
+            return rule.across(
+                self._in_force,
+                count,
+                [updates[index] for index in present],
+                [parameters[index] for index in present],
+            )
+        return rule.once(self._in_force, count)
+
+    def touches(self, index: int) -> bool:
+        return self._touched[index]
+
+    def slots(self, index: int) -> Any:
+        return self._rule.slot_type(*(leaves[index] for leaves in self._slots.values()))
+
+    def store(self, index: int, new: Any) -> None:
+        for leaves, leaf in zip(self._slots.values(), new, strict=True):
+            leaves[index] = leaf
+
+    def new_state(self, counts: Mapping[str, Array]) -> Any:
+        structure = self._leaves.structure
+        slots = {name: structure.unflatten(leaves) for name, leaves in self._slots.items()}
+        return self._state._replace(**slots, **counts)
+
+
+def _computed_once(scalars: Sequence[Any], count: Array) -> Sequence[Any]:
+    """Keep XLA from computing the scalars anew in the kernels of every leaf.
+
+    XLA's CPU backend would recompute them in every leaf's kernel, which can double the time of
+    compilation. It does not do so across a conditional, so they go through one whose other branch
+    is never taken (no count is negative).
+    """
+
+    def from_branch(scalars: Sequence[Any], count: Array) -> Sequence[Any]:
+        return jax.lax.cond(
+            count >= 0, lambda x: x, lambda x: jax.tree.map(jnp.zeros_like, x), scalars
+        )
+
+    return jax.lax.platform_dependent(
+        scalars, count, cpu=from_branch, default=lambda scalars, count: scalars
+    )
+
+
+def _cast(x: Any, dtype: DTypeLike) -> Array:
+    """Return a shared number in the type that a leaf is computed in."""
+    x = as_array(x)
+    is_number = jnp.issubdtype(x.dtype, jnp.number) and x.dtype != dtype
+    return x.astype(dtype) if is_number else x
+
+
+def _dtype_within(gradient: Array, parameter: Array | None) -> jnp.dtype:
+    """Return the type that a leaf is computed in."""
+    return compute_dtype(gradient.dtype, gradient.dtype if parameter is None else parameter.dtype)
+
+
+def _update_dtype(gradient: Array, parameter: Array | None) -> jnp.dtype:
+    """Return the type of an update: the gradient's, or the parameter's where that is wider."""
+    if parameter is None or jnp.finfo(parameter.dtype).bits <= jnp.finfo(gradient.dtype).bits:
+        return gradient.dtype
+    if jnp.iscomplexobj(gradient):
+        return jnp.promote_types(gradient.dtype, parameter.dtype)
+    return jnp.finfo(parameter.dtype).dtype
+
+
+def _run_stacked(
+    run: Callable[..., Any], key: tuple[Any, ...], batch: list[tuple[int, Any, Any]]
+) -> list[tuple[int, Array, list[Any]]]:
+    """Run leaves of one layout as one batch; return the index, update and slots of each."""
+    scalars = batch[0][2]
+    if len(batch) == 1:
+        index, arrays, _ = batch[0]
+        return [(index, *run(*key, *placed_alike(arrays), scalars))]
+    stacked = jax.tree.map(
+        lambda *xs: jnp.stack(xs), *(placed_alike(arrays) for _, arrays, _ in batch)
+    )
+    results = jax.vmap(lambda *arrays: run(*key, *arrays, scalars))(*stacked)
+    return [
+        (index, *jax.tree.map(lambda x, place=place: x[place], results))
+        for place, (index, _, _) in enumerate(batch)
+    ]
+
+
+def _run_leaf(
+    rules: Sequence[Rule],
+    static: Sequence[tuple[Hashable, ...]],
+    update_dtype: DTypeLike | None,
+    gradient: Array,
+    parameter: Array | None,
+    slots: Sequence[Any],
+    scalars: Sequence[Any],
+) -> tuple[Array, list[Any]]:
+    """Run rules on one leaf; return its update, and its new slots of each rule.
+
+    Args:
+        rules: those that touch the leaf.
+        static: what each of them knows of it besides its arrays.
+        update_dtype: the type of the update; None for the one that is computed in.
+        gradient: what enters the first rule.
+        parameter: the parameter, or None.
+        slots: a NamedTuple for each rule.
+        scalars: what each rule computed for all leaves.
+    """
+    dtype = _dtype_within(gradient, parameter)
+
+    def run(part: Callable[[Array], Array]) -> tuple[Array, list[Any]]:
+        def take(x: Array) -> Array:
+            if not jnp.issubdtype(x.dtype, jnp.inexact):
+                return x
+            x = part(x)
+            return x.astype(jnp.promote_types(dtype, jnp.complex64) if _is_complex(x) else dtype)
+
+        update, new_slots = take(gradient), []
+        for rule, facts, old, own in zip(rules, static, slots, scalars, strict=True):
+            p = parameter
+            if p is not None:
+                p = take(p)
+                if rule.after_update:
+                    p = round_to(
+                        p + round_to(update, update_dtype or gradient.dtype), parameter.dtype
+                    )
+            taken = jax.tree.map(take, old)
+            result = rule.leaf(update, taken, own, p, *facts)
+            update, new = _checked_result(rule, result, update, taken)
+            new_slots.append(new)
+        return update, new_slots
+
+    if _is_complex(gradient) and all(rule.complex != "whole" for rule in rules):
+        update, new_slots = jax.tree.map(jax.lax.complex, run(jnp.real), run(jnp.imag))
+    else:
+        update, new_slots = run(lambda x: x)
+    new_slots = jax.tree.map(lambda new, old: narrowed(new, old.dtype), new_slots, list(slots))
+    return update if update_dtype is None else update.astype(update_dtype), new_slots
+
+
+def _is_complex(x: Array) -> bool:
+    return jnp.issubdtype(x.dtype, jnp.complexfloating)
+
+
+def _checked_result(rule: Rule, result: Any, update: Array, slots: Any) -> tuple[Array, Any]:
+    """Return what `leaf` returned as an update and slots; require that they are as those before."""
+    if not isinstance(result, tuple) or len(result) != 2:
+        _checks.fail(
+            rule.who,
+            "leaf must return the pair (update, slots)",
+            type(result).__name__,
+            "return update, slots",
+        )
+    new_update, new_slots = result
+    _check_like(rule, "the update", update, new_update)
+    if not isinstance(new_slots, tuple | list) or len(new_slots) != len(slots):
+        number = len(new_slots) if isinstance(new_slots, tuple | list) else repr(new_slots)
+        _checks.fail(
+            rule.who,
+            f"leaf must return a tuple of its {len(slots)} slots",
+            f"{number}",
+            f"return update, ({', '.join(slots._fields)},)" if slots else "return update, ()",
+        )
+    for name, old, new in zip(slots._fields, slots, new_slots, strict=True):
+        if jax.tree.structure(new) != jax.tree.structure(old):
+            _checks.fail(
+                rule.who,
+                f"leaf must return the slot {name} in its structure, {jax.tree.structure(old)}",
+                f"{jax.tree.structure(new)}",
+                "return the slots in the order of their declaration",
+            )
+        for old_leaf, new_leaf in zip(jax.tree.leaves(old), jax.tree.leaves(new), strict=True):
+            _check_like(rule, f"the slot {name}", old_leaf, new_leaf)
+    return jnp.asarray(new_update), type(slots)(*new_slots)
+
+
+def _check_like(rule: Rule, what: str, old: Array, new: Any) -> None:
+    """Require an array of the shape and the kind of type that came."""
+    if not isinstance(new, jax.Array):
+        _checks.fail(
+            rule.who, f"leaf must return {what} as an array", type(new).__name__, "use jax.numpy"
+        )
+    same_kind = (
+        new.dtype == old.dtype
+        if not jnp.issubdtype(old.dtype, jnp.inexact)
+        else jnp.issubdtype(new.dtype, jnp.inexact) and _is_complex(new) == _is_complex(old)
+    )
+    if new.shape != old.shape or not same_kind:
+        _checks.fail(
+            rule.who,
+            f"leaf must return {what} with the shape {old.shape} and the type {old.dtype}",
+            f"{new.shape} and {new.dtype}",
+            "a slot of another shape is declared by a function in slots",
+        )

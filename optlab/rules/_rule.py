@@ -1,0 +1,196 @@
+"""What a rule declares: its arithmetic for one array, its hyperparameters and its slots."""
+
+from collections import namedtuple
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from optlab import _checks
+from optlab._tree import compute_dtype
+from optlab._types import Array, ArrayLike, DTypeLike, Mask
+from optlab.rules._hyperparams import Hyperparams, Parameter
+from optlab.rules._leaf import Leaf
+from optlab.rules._state import state_type
+
+InitSlot = Callable[..., Any]
+"""Makes a slot of one leaf: (parameter) → array, tree of arrays or None; see `Rule.slots`."""
+
+RESERVED = ("count", "step", "hyperparams")
+"""The fields of a state that a rule cannot name itself."""
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A slot in the shape of the parameter, filled with one number; made with `slot`."""
+
+    value: ArrayLike
+    dtype: DTypeLike | None
+
+    def __call__(self, param: Array, *static: Hashable) -> Array:
+        """Return the slot of one real parameter before the first update."""
+        # A parameter that is only described, by shape and sharding, will do.
+        return jnp.full_like(param, self.value, dtype=self.dtype or compute_dtype(param.dtype))
+
+
+def slot(value: ArrayLike = 0.0, dtype: DTypeLike | None = None) -> Slot:
+    """Declare a slot in the shape of the parameter.
+
+    Args:
+        value: what it is filled with before the first update.
+        dtype: its type; None for the parameter's, but at least float32.
+    """
+    return Slot(value, dtype)
+
+
+def _hyperparams_as_they_are(h: Any, t: Array) -> Any:
+    return h
+
+
+@dataclass(frozen=True, eq=False)
+class Rule:
+    """One rule of optimization, written for one array.
+
+    `lift` turns it into an Optax transformation. Two functions hold the arithmetic: `once` (or
+    `across`) computes the numbers that all leaves share, `leaf` computes one leaf.
+
+    Attributes:
+        who: the public name that errors begin with.
+        leaf: (update, slots, scalars, parameter) → (update, slots). `update` is the gradient, or
+            what the rule before made of it, in float32 or float64. `slots` is a NamedTuple of this
+            leaf's slots, and `leaf` returns the new ones as a tuple in the same order. `scalars`
+            is what `once` or `across` returned. `parameter` is None where `update` was called
+            without parameters. `leaf` is traced once for each shape, so a number that changes must
+            reach it through `scalars`. With `static` it receives a fifth argument.
+        hyperparams: the hyperparameters by name, declared with `number` and `decay`.
+        slots: for each slot its name and how it starts, `slot(...)` or a function of the parameter
+            (an array or a `jax.ShapeDtypeStruct`). The function returns an array of any shape and
+            type, a tree of such arrays, or None where this leaf needs no such slot. With `static`
+            it receives a second argument. In a complex leaf that is processed in parts, it is
+            called with each part.
+        once: (hyperparameters in force, number of this update from 1) → `scalars`; computed once
+            for the whole tree. Without it `scalars` are the hyperparameters.
+        across: in place of `once` for a rule that needs the whole tree: (hyperparameters in force,
+            number of this update from 1, the updates of all leaves, their parameters) → `scalars`.
+            The updates are those that the rules before this one have made.
+        reads: names of hyperparameters of an earlier rule in the same lift. They are appended to
+            the ones that `once` receives.
+        static: what `leaf` must know of a leaf besides its arrays: (a `Leaf` with its path, shape,
+            type and axes) → a hashable value, which `leaf` and the functions in `slots` receive as
+            their last argument. Leaves with equal values share one compiled function.
+        stacked: whether leaves of one shape and type are stacked and computed in one batch, which
+            is faster for products of small matrices. `leaf` is still written for one array.
+        complex: what happens to complex leaves. "parts": the real and the imaginary part are two
+            real arrays. "whole": `leaf` receives the complex array. "refused": an error.
+        fields: further scalars of the state that are neither slots nor hyperparameters, by name,
+            each with a function that makes it.
+        readable: those of `fields` that `optlab.hyperparams` reads, with their domains.
+        observe: in place of `once` for a rule that reacts to the run: (state, hyperparameters in
+            force, extra arguments of `update`) → (state, `scalars`).
+        needs_params: whether `update` must be given the parameters.
+        after_update: whether `leaf` receives the parameter as it will be after the update so far.
+        mask: which leaves the rule touches, as a tree of booleans or a function of the parameters;
+            None for all. A leaf that the rule does not touch has no slots.
+        kind: the rule's own name, which names the type of its state; `who` by default.
+        counter: the state's field for the number of updates made: "count", or "step" for a rule
+            that stands beside a direction, so that `optax.tree.get(state, "count")` finds one.
+
+    Raises:
+        ValueError: a hyperparameter is outside its domain, or a name is declared twice.
+    """
+
+    who: str
+    leaf: Callable[..., tuple[Array, Any]]
+    hyperparams: Mapping[str, Parameter] = field(default_factory=dict)
+    slots: Mapping[str, InitSlot] = field(default_factory=dict)
+    once: Callable[[Any, Array], Any] = _hyperparams_as_they_are
+    across: Callable[[Any, Array, Sequence[Array], Sequence[Array | None]], Any] | None = None
+    reads: Sequence[str] = ()
+    static: Callable[[Leaf], Hashable] | None = None
+    stacked: bool = False
+    complex: Literal["parts", "whole", "refused"] = "parts"
+    fields: Mapping[str, Callable[[], Array]] = field(default_factory=dict)
+    readable: Mapping[str, _checks.Domain] = field(default_factory=dict)
+    observe: Callable[[Any, Any, Mapping[str, Any]], tuple[Any, Any]] | None = None
+    needs_params: bool = False
+    after_update: bool = False
+    mask: Mask | None = None
+    kind: str = ""
+    counter: Literal["count", "step"] = "count"
+    settled: Hyperparams = field(init=False, repr=False)
+    slot_type: type = field(init=False, repr=False)
+    layouts: dict[Hashable, Any] = field(init=False, repr=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        names = [*self.slots, *self.fields, *self.hyperparams]
+        for name in names:
+            if not name.isidentifier() or name.startswith("_") or name in RESERVED:
+                _checks.fail(
+                    self.who,
+                    "slots, fields and hyperparameters must have names that a state can use",
+                    repr(name),
+                    f"choose an identifier other than {', '.join(RESERVED)}",
+                )
+            if names.count(name) > 1:
+                _checks.fail(
+                    self.who,
+                    "slots, fields and hyperparameters must have different names",
+                    f"{name} twice",
+                    "rename one of them",
+                )
+        if self.complex not in ("parts", "whole", "refused"):
+            _checks.fail(
+                self.who,
+                "complex must be 'parts', 'whole' or 'refused'",
+                f"complex={self.complex!r}",
+            )
+        object.__setattr__(self, "settled", Hyperparams(self.who, self.hyperparams))
+        object.__setattr__(self, "slot_type", namedtuple("Slots", self.slots))
+
+    def state_type(self, counts: bool) -> type:
+        """Return the type of the rule's state, with its counter where it is the one that counts."""
+        fields = [*self.slots, *self.fields]
+        if counts:
+            fields.insert(0, self.counter)
+        if self.hyperparams:
+            fields.append("hyperparams")
+        return state_type(
+            self.kind or self.who.replace(".", "_"),
+            tuple(fields),
+            self.settled.declarations,
+            tuple(self.readable.items()),
+        )
+
+    def init_leaf(self, name: str, param: Any, static: tuple[Hashable, ...]) -> Any:
+        """Return the slot `name` of one leaf before the first update, a tree of arrays."""
+        start = self.slots[name]
+        if not jnp.issubdtype(param.dtype, jnp.complexfloating) or self.complex == "whole":
+            return start(param, *static)
+        return jax.tree.map(
+            jax.lax.complex,
+            start(_part(param, jnp.real), *static),
+            start(_part(param, jnp.imag), *static),
+        )
+
+    def slot_layout(
+        self, name: str, shape: tuple[int, ...], dtype: DTypeLike, static: tuple[Hashable, ...]
+    ) -> Any:
+        """Return the structure and the shapes of one leaf's slot; `MaskedNode` for none."""
+        key = (name, shape, jnp.dtype(dtype), static)
+        if key not in self.layouts:
+            param = jax.ShapeDtypeStruct(shape, dtype)
+            made = jax.eval_shape(lambda p: self.init_leaf(name, p, static), param)
+            self.layouts[key] = optax.MaskedNode() if made is None else made
+        return self.layouts[key]
+
+
+def _part(param: Any, part: Callable[[Array], Array]) -> Any:
+    """Return the real or the imaginary part of a parameter, or of the description of one."""
+    if isinstance(param, jax.ShapeDtypeStruct):
+        return jax.ShapeDtypeStruct(
+            param.shape, jnp.finfo(param.dtype).dtype, sharding=param.sharding
+        )
+    return part(param)

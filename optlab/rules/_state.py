@@ -1,0 +1,100 @@
+"""The state of a rule: a NamedTuple whose type knows the rule's hyperparameters and their domains.
+
+The arrays of a state are its leaves; names and domains belong to its type. They therefore take part
+in every state, pickled, restored or mapped over, and in none of its arrays.
+"""
+
+import contextlib
+import functools
+from collections import namedtuple
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import jax
+
+from optlab._checks import Domain
+
+
+class Declaration(NamedTuple):
+    """What the type of a state says of one hyperparameter.
+
+    Attributes:
+        name: as the constructor calls it.
+        domain: the values that it may take.
+        has_product: whether the state holds Σ log β of it.
+    """
+
+    name: str
+    domain: Domain
+    has_product: bool = False
+
+
+class RuleState:
+    """What the states of all rules have in common.
+
+    Attributes:
+        kind: the name of the rule, such as "scale_by_adam".
+        declarations: its hyperparameters, in the order in which `hyperparams` holds them.
+        readable: further scalars of the state that `optlab.hyperparams` reads, with their domains.
+    """
+
+    __slots__ = ()
+    kind: str
+    declarations: tuple[Declaration, ...]
+    readable: tuple[tuple[str, Domain], ...]
+
+
+def is_rule_state(node: Any) -> bool:
+    """Whether a node of a tree is the state of one rule."""
+    return isinstance(node, RuleState)
+
+
+@functools.cache
+def state_type(
+    kind: str,
+    fields: tuple[str, ...],
+    declarations: tuple[Declaration, ...],
+    readable: tuple[tuple[str, Domain], ...] = (),
+) -> type:
+    """Return the type of a rule's state; the same arguments give the same type."""
+    name = "".join(part.capitalize() for part in kind.split("_")) + "State"
+    base = namedtuple(name, fields)
+    new = type(
+        name,
+        (RuleState, base),
+        {
+            "__slots__": (),
+            "__module__": __name__,
+            "__doc__": f"State of `{kind}`: {', '.join(fields)}.",
+            "__reduce__": lambda self: (
+                _rebuilt,
+                (kind, fields, declarations, readable, tuple(self)),
+            ),
+            "kind": kind,
+            "declarations": declarations,
+            "readable": readable,
+        },
+    )
+    _register_for_export(new, kind, fields, declarations)
+    return new
+
+
+def _rebuilt(
+    kind: str,
+    fields: tuple[str, ...],
+    declarations: tuple[Declaration, ...],
+    readable: tuple[tuple[str, Domain], ...],
+    values: Iterable[Any],
+) -> Any:
+    """Return a state from what a pickle holds of it."""
+    return state_type(kind, fields, declarations, readable)(*values)
+
+
+def _register_for_export(
+    new: type, kind: str, fields: tuple[str, ...], declarations: tuple[Declaration, ...]
+) -> None:
+    """Let `jax.export` serialize functions of the state."""
+    names = ".".join((*fields, *(declaration.name for declaration in declarations)))
+    # Two types of one name and the same fields can differ in a domain alone; one is enough.
+    with contextlib.suppress(ValueError):
+        jax.export.register_namedtuple_serialization(new, serialized_name=f"optlab.{kind}.{names}")
