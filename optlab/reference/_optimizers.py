@@ -1,4 +1,4 @@
-"""Gradient rules: momentum, AdaGrad, RMSProp, Adam, AdamW.
+"""Gradient rules: momentum, AdaGrad, RMSProp, Adam, AdamW, Lion.
 
 Every optimizer is θ ← θ − α·d with a direction d made from the gradient g:
 
@@ -17,6 +17,7 @@ Every optimizer is θ ← θ − α·d with a direction d made from the gradient
       AMSGrad   v̂max ← max(v̂max, v̂)         v̂max in place of v̂
       Nesterov  m̂ = β₁·m / (1 − β₁ᵗ⁺¹) + (1−β₁)·g / (1 − β₁ᵗ)
     AdamW       Adam's d + λθ
+    Lion        m ← β₂m + (1−β₂)g           d = sign(β₁m + (1−β₁)g) with the m before + λθ
 
 Squares, roots, quotients and maxima are taken per coordinate. v and b are `velocity`; s is
 `sum_of_squares` in AdaGrad and `mean_square` in RMSProp; RMSProp's m is `mean`; Adam's m, v and
@@ -47,6 +48,7 @@ Dokl. 27 (1983). Sutskever, Martens, Dahl, Hinton, ICML (2013). Duchi, Hazan, Si
 (2011), AdaGrad. Tieleman, Hinton, Coursera lecture 6.5 (2012), RMSProp. Graves, arXiv:1308.0850
 (2013), centered RMSProp. Kingma, Ba, ICLR (2015), Adam. Dozat, ICLR workshop (2016), NAdam.
 Reddi, Kale, Kumar, ICLR (2018), AMSGrad. Loshchilov, Hutter, ICLR (2019), AdamW.
+Chen et al., NeurIPS (2023), Lion.
 """
 
 import math
@@ -198,6 +200,26 @@ def scale_by_adam(
         v_hat = np.maximum(state.get("nu_max", 0.0), v_hat)
         new_state["nu_max"] = v_hat
     return m_hat / (np.sqrt(v_hat + eps_root) + eps), new_state
+
+
+def scale_by_lion(g, state, t, *, b1=0.9, b2=0.99):
+    """Take the sign of an average of the momentum and the gradient.
+
+    The direction is sign(β₁m + (1−β₁)g); then m ← β₂m + (1−β₂)g. The sign of 0 is 0.
+
+    Args:
+        g: gradient, any shape.
+        state: `mu`; {} before the first update.
+        t: number of this update, from 1; not used.
+        b1: β₁, in [0, 1).
+        b2: β₂, in [0, 1).
+
+    Returns:
+        (direction, state).
+    """
+    g = _float64(g)
+    mu = state.get("mu", 0.0)
+    return np.sign(b1 * mu + (1 - b1) * g), {"mu": b2 * mu + (1 - b2) * g}
 
 
 def sgd(p, g, state, t, *, learning_rate, momentum=None, dampening=0.0, nesterov=False):

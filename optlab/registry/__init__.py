@@ -1,8 +1,10 @@
 """One row for each rule, transformation and schedule: what it is, its reference, how to check it.
 
-The command line looks names up here, and the checks in `tests/` run over all rows. To add a rule:
-its file, its function in `optlab.reference`, and its row.
+The command line looks names up here, and the checks of `optlab.testing` run over all rows. To add
+a rule: its file, its function in `optlab.reference`, its row, and its name in `optlab/__init__.py`.
 """
+
+from collections.abc import Mapping
 
 from optlab.registry._optimizers import OPTIMIZERS
 from optlab.registry._row import Row, ScheduleRow
@@ -10,4 +12,19 @@ from optlab.registry._schedules import SCHEDULES
 from optlab.registry._transformations import TRANSFORMATIONS
 from optlab.registry._wrappers import WRAPPERS
 
-__all__ = ["OPTIMIZERS", "SCHEDULES", "TRANSFORMATIONS", "WRAPPERS", "Row", "ScheduleRow"]
+DIRECTIONS: Mapping[str, Row] = {
+    direction.name: direction
+    for row in OPTIMIZERS.values()
+    if (direction := row.of_direction()) is not None
+}
+"""The directions of the optimizers, made of the optimizers' rows."""
+
+__all__ = [
+    "DIRECTIONS",
+    "OPTIMIZERS",
+    "SCHEDULES",
+    "TRANSFORMATIONS",
+    "WRAPPERS",
+    "Row",
+    "ScheduleRow",
+]

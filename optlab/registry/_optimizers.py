@@ -1,41 +1,35 @@
-"""The optimizers, by the names the command line knows."""
+"""The optimizers, by the names the command line knows, each with its direction."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from optlab import optimizers, reference
-from optlab.registry._row import Arrays, Row, TreeReference, decay_errors, number_errors
+from optlab.registry._row import Arrays, Row, TreeReference, number_errors, of_descent
 
-# Shared with the directions: two values of each hyperparameter, and samples of the options.
 RATE = {"learning_rate": (0.1, 0.05)}
-MOMENTUM = {"momentum": (0.9, 0.5), "dampening": (0.0, 0.5)}
-ADAGRAD = {"eps": (1e-8, 0.1)}
-RMSPROP = {"decay": (0.9, 0.99), "eps": (1e-8, 0.1)}
 ADAM = {"b1": (0.9, 0.5), "b2": (0.999, 0.9), "eps": (1e-8, 0.1), "eps_root": (0.0, 0.1)}
-
-MOMENTUM_SAMPLES = ({}, {"nesterov": True}, {"dampening": 0.3, "nesterov": True})
-ADAGRAD_SAMPLES = (
-    {},
-    {"initial_accumulator_value": 0.1, "eps": 0.01},
-    {"eps_in_sqrt": True, "eps": 0.01},
-    {"compensated": True},
-)
-RMSPROP_SAMPLES = (
-    {},
-    {"eps": 1e-3, "eps_in_sqrt": True, "initial_scale": 1.0},
-    {"decay": 0.99, "centered": True, "eps": 1e-3},
-    {"centered": True, "eps": 1e-3, "eps_in_sqrt": True},
-    {"bias_correction": True, "decay": 0.99},
-)
 ADAM_SAMPLES = (
     {},
     {"nesterov": True},
     {"amsgrad": True, "b2": 0.9},
     {"b1": 0.0, "b2": 0.5, "eps": 0.1, "eps_root": 0.01},
 )
+MU_DTYPE = ({"mu_dtype": int}, "mu_dtype must be a floating-point type or None")
+NESTEROV = ({"nesterov": True}, "nesterov needs momentum, got momentum=None")
+
+
+def flag_errors(*names: str) -> tuple[tuple[dict[str, Any], str], ...]:
+    """Return what options that are true or false must not be."""
+    return tuple(
+        ({name: value}, f"{name} must be True or False, got {name}={value!r}")
+        for name in names
+        for value in ("no", 1)
+    )
 
 
 def _of_optimizer(rule: Callable[..., Any]) -> TreeReference:
+    """Return the reference on lists of arrays, from that of new parameters on one array."""
+
     def tree_reference(gradients: Arrays, params: Arrays, state: Any, t: int, **hyperparams: Any):
         state = state or [{}] * len(gradients)
         pairs = [
@@ -56,60 +50,90 @@ OPTIMIZERS: Mapping[str, Row] = {
             constructor=optimizers.sgd,
             reference=_of_optimizer(reference.sgd),
             hyperparams=RATE,
-            errors=(
-                *number_errors("learning_rate"),
-                ({"nesterov": True}, "nesterov needs momentum, got momentum=None"),
-                ({"dampening": 0.1}, "dampening needs momentum, got momentum=None"),
-            ),
+            errors=(NESTEROV, ({"dampening": 0.1}, "dampening needs momentum, got momentum=None")),
+            exemplar=True,
+            drift=(1e-7,),
         ),
         Row(
             name="momentum",
             summary="v ← βv + g; θ ← θ − αv (heavy ball)",
             constructor=optimizers.sgd,
             reference=_of_optimizer(reference.sgd),
+            direction=optimizers.scale_by_momentum,
+            direction_reference=reference.scale_by_momentum,
             fixed={"momentum": 0.9},
-            samples=MOMENTUM_SAMPLES,
-            hyperparams=RATE | MOMENTUM,
-            errors=(*number_errors("learning_rate"), *decay_errors("momentum", "dampening")),
+            samples=({}, {"nesterov": True}, {"dampening": 0.3, "nesterov": True}),
+            hyperparams=RATE | {"momentum": (0.9, 0.5), "dampening": (0.0, 0.5)},
+            errors=(
+                ({"accumulator_dtype": int}, "accumulator_dtype must be a floating-point type"),
+                *flag_errors("nesterov"),
+            ),
+            drift=(4e-7, 4e-7, 4e-7),
         ),
         Row(
             name="adagrad",
             summary="s ← s + g²; θ ← θ − αg/(√s + ε)",
             constructor=optimizers.adagrad,
             reference=_of_optimizer(reference.adagrad),
-            samples=ADAGRAD_SAMPLES,
-            hyperparams=RATE | ADAGRAD,
-            errors=number_errors("learning_rate", "eps", "initial_accumulator_value"),
+            direction=optimizers.scale_by_adagrad,
+            direction_reference=reference.scale_by_adagrad,
+            samples=(
+                {},
+                {"initial_accumulator_value": 0.1, "eps": 0.01},
+                {"eps_in_sqrt": True, "eps": 0.01},
+                {"compensated": True},
+            ),
+            hyperparams=RATE | {"eps": (1e-8, 0.1)},
+            errors=(
+                *number_errors("initial_accumulator_value"),
+                *flag_errors("eps_in_sqrt", "compensated"),
+            ),
+            squares=True,
+            # A square below 2⁻²⁵ of the sum so far is rounded away unless it is compensated.
+            drift=(8e-4, 8e-4, 8e-4, 3e-7),
+            exempt={
+                "huge_gradients_again_and_again_match_reference": "the sum of their squares ends "
+                "at the largest finite number",
+            },
         ),
         Row(
             name="rmsprop",
             summary="s ← βs + (1−β)g²; θ ← θ − αg/(√s + ε)",
             constructor=optimizers.rmsprop,
             reference=_of_optimizer(reference.rmsprop),
+            direction=optimizers.scale_by_rmsprop,
+            direction_reference=reference.scale_by_rmsprop,
             samples=(
                 {},
                 {"momentum": 0.9},
                 {"momentum": 0.8, "nesterov": True, "centered": True, "eps": 1e-3},
+                {"eps": 1e-3, "eps_in_sqrt": True, "initial_scale": 1.0},
+                {"decay": 0.99, "centered": True, "eps": 1e-3},
+                {"centered": True, "eps": 1e-3, "eps_in_sqrt": True},
+                {"bias_correction": True, "decay": 0.99},
             ),
-            hyperparams=RATE | RMSPROP | {"momentum": (0.9, 0.5)},
+            hyperparams=RATE | {"decay": (0.9, 0.99), "eps": (1e-8, 0.1), "momentum": (0.9, 0.5)},
             errors=(
-                *number_errors("learning_rate", "eps", "initial_scale"),
-                *decay_errors("decay", "momentum"),
-                ({"nesterov": True}, "nesterov needs momentum, got momentum=None"),
+                *number_errors("initial_scale"),
+                *flag_errors("eps_in_sqrt", "centered", "bias_correction"),
+                NESTEROV,
             ),
+            squares=True,
+            drift=(2e-7, 8e-7, 4e-7),
         ),
         Row(
             name="adam",
             summary="m, v averages of g, g², unbiased; θ ← θ − αm̂/(√v̂ + ε)",
             constructor=optimizers.adam,
             reference=_of_optimizer(reference.adam),
-            samples=({}, {"nesterov": True, "amsgrad": True}),
+            direction=optimizers.scale_by_adam,
+            direction_reference=reference.scale_by_adam,
+            samples=ADAM_SAMPLES,
             hyperparams=RATE | ADAM,
-            errors=(
-                *number_errors("learning_rate", "eps", "eps_root"),
-                *decay_errors("b1", "b2"),
-                ({"mu_dtype": int}, "mu_dtype must be a floating-point type or None"),
-            ),
+            errors=(MU_DTYPE, *flag_errors("nesterov", "amsgrad")),
+            exemplar=True,
+            squares=True,
+            drift=(8e-7, 4e-7),
         ),
         Row(
             name="adamw",
@@ -118,12 +142,29 @@ OPTIMIZERS: Mapping[str, Row] = {
             reference=_of_optimizer(reference.adamw),
             samples=({}, {"weight_decay": 0.3, "amsgrad": True}),
             hyperparams=RATE | ADAM | {"weight_decay": (0.01, 0.2)},
-            errors=(
-                *number_errors("learning_rate", "eps", "eps_root", "weight_decay"),
-                *decay_errors("b1", "b2"),
-            ),
+            errors=(MU_DTYPE,),
             needs_params=True,
+            exemplar=True,
+            squares=True,
+            drift=(8e-7, 4e-7),
             exempt={"zero_gradient_is_a_no_op": "decay moves the parameters"},
+        ),
+        Row(
+            name="lion",
+            summary="θ ← θ − α(sign(β₁m + (1−β₁)g) + λθ); m ← β₂m + (1−β₂)g",
+            constructor=optimizers.lion,
+            reference=of_descent(reference.scale_by_lion),
+            direction=optimizers.scale_by_lion,
+            direction_reference=reference.scale_by_lion,
+            hyperparams=RATE | {"b1": (0.9, 0.5), "b2": (0.99, 0.9), "weight_decay": (0.0, 0.2)},
+            errors=(MU_DTYPE,),
+            needs_params=True,
+            squares=True,
+            exempt={
+                "extreme_gradients_match_reference": "the sign of a number that counts as 0 is 0",
+                "a_million_updates_keep_to_the_reference": "the sign jumps where a momentum "
+                "passes through 0, so that one rounding can move an update by 2",
+            },
         ),
     )
 }

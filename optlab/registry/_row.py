@@ -1,8 +1,8 @@
-"""What a row holds, and short ways to write the bad arguments that must be refused."""
+"""What a row holds: a rule's functions, its reference, and what its checks must know."""
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -17,32 +17,48 @@ TreeReference = Callable[..., tuple[list[np.ndarray], Any]]
 
 NONNEGATIVE, DECAY, STEPS = "finite and >= 0", "in [0, 1)", "an integer >= 1"
 
+SHAPES: Mapping[str, tuple[int, ...]] = {"s": (), "w": (4, 3)}
+"""The leaves that a rule is checked on, unless its row names others."""
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False)
 class Row:
-    """A gradient transformation.
+    """A gradient transformation, with what is needed to check it.
 
     Attributes:
         name: unique among all rows.
         summary: one line for people.
         constructor: makes the transformation; for an optimizer, from the learning rate first; for a
             wrapper, from the transformation to wrap.
-        reference: the same on lists of float64 arrays.
+        reference: the same on lists of float64 arrays; None where there is none.
+        direction: for an optimizer, the function of its direction alone.
+        direction_reference: the reference of the direction, for one array.
         wraps: for a wrapper, the constructor of the optimizer it is checked around.
         fixed: arguments that make this row of the constructor, such as `momentum` of "momentum".
         samples: further arguments, so that together they reach every branch of the arithmetic.
         hyperparams: for each that may be scheduled, two valid values of which the first is the
-            default or a common one.
-        errors: arguments that must be refused, with the message.
+            default or a common one. Values outside its domain must be refused.
+        errors: further arguments that must be refused, with the message.
         outcome: (updates, state) → what `reference` returns as its updates, where that is not them.
         needs_params: whether `update` needs the parameters.
+        own: whether the transformation is lifted from rules, so that it keeps optlab's promises
+            about errors and hyperparameters.
+        exemplar: whether the checks of the lift run on it in the fast suite; all rows take part in
+            the slow one.
+        rtol: the largest difference to the reference in float32, relative to a leaf's largest
+            outcome.
+        drift: for each sample, the same over a million updates; the default is 1e-5.
+        shapes: the shapes of the leaves to check on.
+        squares: whether gradients beyond 2⁶³ count as 2⁶³, as their squares overflow.
         exempt: checks that do not hold for this row, with the reason.
     """
 
     name: str
     summary: str
-    constructor: Callable[..., optax.GradientTransformationExtraArgs]
-    reference: TreeReference
+    constructor: Callable[..., optax.GradientTransformation]
+    reference: TreeReference | None = None
+    direction: Callable[..., optax.GradientTransformation] | None = None
+    direction_reference: Callable[..., Any] | None = None
     wraps: Callable[..., optax.GradientTransformation] | None = None
     fixed: Mapping[str, Any] = field(default_factory=dict)
     samples: tuple[Mapping[str, Any], ...] = ({},)
@@ -50,7 +66,21 @@ class Row:
     errors: tuple[tuple[Mapping[str, Any], str], ...] = ()
     outcome: Callable[[Any, Any], Any] = lambda updates, state: updates
     needs_params: bool = False
+    own: bool = True
+    exemplar: bool = False
+    rtol: float = 2e-6
+    drift: tuple[float, ...] = ()
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=lambda: SHAPES)
+    squares: bool = False
     exempt: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def is_optimizer(self) -> bool:
+        """Whether the transformation is made from a learning rate."""
+        return (
+            self.wraps is not None
+            or "learning_rate" in inspect.signature(self.constructor).parameters
+        )
 
     def make(self, *args: Hyperparam, **options: Any) -> optax.GradientTransformationExtraArgs:
         """Make the transformation, an optimizer from its learning rate.
@@ -63,6 +93,75 @@ class Row:
         own = {name: value for name, value in options.items() if name in names}
         others = {name: value for name, value in options.items() if name not in names}
         return self.constructor(self.wraps(*args, **others), **{**self.fixed, **own})
+
+    def arguments(self, **options: Any) -> dict[str, Any]:
+        """Return arguments of `make`: those of the first sample, and a learning rate of 0.1."""
+        rate = {"learning_rate": 0.1} if self.is_optimizer else {}
+        return {**rate, **self.samples[0], **options}
+
+    def of_direction(self) -> "Row | None":
+        """Return a row of the optimizer's direction; None if it has none of its own."""
+        if self.direction is None:
+            return None
+        names = set(inspect.signature(self.direction).parameters)
+
+        def mine(options: Mapping[str, Any]) -> dict[str, Any]:
+            return {name: value for name, value in options.items() if name in names}
+
+        samples: list[dict[str, Any]] = []
+        for sample in self.samples:
+            if mine(sample) not in samples:
+                samples.append(mine(sample))
+        return replace(
+            self,
+            name=self.direction.__name__,
+            summary=f"the direction of {self.name}",
+            constructor=self.direction,
+            reference=of_direction(self.direction_reference),
+            direction=None,
+            fixed=mine(self.fixed),
+            samples=tuple(samples),
+            hyperparams=mine(self.hyperparams),
+            errors=tuple(
+                (options, message) for options, message in self.errors if set(options) <= names
+            ),
+            needs_params=False,
+            exemplar=False,
+            drift=(),
+        )
+
+
+def of_direction(rule: Callable[..., Any]) -> TreeReference:
+    """Return the reference of a direction on lists of arrays, from that on one array."""
+
+    def tree_reference(gradients: Arrays, params: Arrays, state: Any, t: int, **hyperparams: Any):
+        state = state or [{}] * len(gradients)
+        pairs = [rule(g, s, t, **hyperparams) for g, s in zip(gradients, state, strict=True)]
+        return [u for u, _ in pairs], [s for _, s in pairs]
+
+    return tree_reference
+
+
+def of_descent(rule: Callable[..., Any]) -> TreeReference:
+    """Return the reference −α(u + λθ) of an optimizer, from that of its direction u on one array.
+
+    λ is `weight_decay`, 0 where the optimizer has none.
+    """
+
+    def tree_reference(
+        gradients: Arrays,
+        params: Arrays,
+        state: Any,
+        t: int,
+        learning_rate: float,
+        weight_decay: float = 0.0,
+        **hyperparams: Any,
+    ):
+        directions, state = of_direction(rule)(gradients, params, state, t, **hyperparams)
+        pairs = zip(directions, params, strict=True)
+        return [-learning_rate * (u + weight_decay * p) for u, p in pairs], state
+
+    return tree_reference
 
 
 @dataclass(frozen=True)
@@ -97,9 +196,3 @@ def number_errors(*names: str, **others: Any) -> tuple[tuple[dict[str, Any], str
     """Return what each of these numbers, finite and ≥ 0, must not be."""
     values = (-0.5, float("nan"), float("inf"))
     return tuple(bad(name, value, NONNEGATIVE, **others) for name in names for value in values)
-
-
-def decay_errors(*names: str, **others: Any) -> tuple[tuple[dict[str, Any], str], ...]:
-    """Return what each of these decay rates must not be."""
-    values = (-0.5, 1.0, float("nan"))
-    return tuple(bad(name, value, DECAY, **others) for name in names for value in values)

@@ -99,6 +99,7 @@ def lift(*rules: Rule, axes: AxesOf | None = None) -> optax.GradientTransformati
             )
         leaves = Leaves(who, "gradients", updates)
         leaves.check()
+        parameters = leaves.align("parameters", params)
         empty = None
         if len(rules) == 1 and not has_slots and _is_empty(state):
             empty, state = state, _from_empty(rules[0], types[0], init)
@@ -111,7 +112,6 @@ def lift(*rules: Rule, axes: AxesOf | None = None) -> optax.GradientTransformati
             for rule, own in zip(rules, states, strict=True)
         ]
         traced = any(isinstance(leaf, jax.core.Tracer) for leaf in leaves.arrays)
-        parameters = leaves.align("parameters", params)
         new = list(leaves.arrays)
         for segment in segments:
             scalars = [
