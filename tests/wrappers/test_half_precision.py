@@ -841,7 +841,7 @@ def test_wrapped_optimizers_train_a_flax_model_in_bfloat16(wrap):
 
 
 def test_the_benchmark_runs(capsys):
-    path = Path(__file__).parent.parent / "benchmarks" / "half_precision.py"
+    path = Path(__file__).parents[2] / "benchmarks" / "half_precision.py"
     kinds = ["bfloat16", "master_params"]
     main = runpy.run_path(str(path))["main"]
     main(["--updates", "20", "--seeds", "2", "--kinds", *kinds])

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from long_runs import record
 
+from long_runs import record
 from optlab import averaged_params, params_ema, reduce_on_plateau, registry, scale_by_adam, sgd
 from optlab._hyperparams import Hyperparams, decay
 

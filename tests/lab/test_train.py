@@ -15,9 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import run_to_kill
 
 import optlab
+import run_to_kill
 from optlab.lab import EarlyStopping, Task, _train, compare, tasks, tensorboard, train
 from optlab.lab._loop import run_keys, without_keys
 
