@@ -16,6 +16,7 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
 import optlab
+from helpers import assert_identical, assert_same_bits
 from optlab import registry
 from optlab._arithmetic import round_to
 from optlab.wrappers import _rounding
@@ -78,21 +79,6 @@ def compiled_steps(tx):
 def steps(tx, gradients, params, state=None):
     """Make all updates in one compiled scan; return the parameters and the state."""
     return compiled_steps(tx)(gradients, params, state)
-
-
-def assert_identical(a, b):
-    assert jax.tree.structure(a) == jax.tree.structure(b)
-    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
-        assert x.dtype == y.dtype
-        np.testing.assert_array_equal(np.asarray(x), np.asarray(y))
-
-
-def assert_same_bits(a, b):
-    """Also of zeros, whose signs equality does not tell apart."""
-    assert jax.tree.structure(a) == jax.tree.structure(b)
-    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
-        assert x.dtype == y.dtype
-        np.testing.assert_array_equal(*(np.asarray(z).view(f"u{z.dtype.itemsize}") for z in (x, y)))
 
 
 def as_float64(x):
