@@ -15,11 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import run_to_kill
 
 import optlab
+import run_to_kill
+from helpers import assert_same_bits
 from optlab.lab import EarlyStopping, Task, _train, compare, tasks, tensorboard, train
-from optlab.lab._loop import run_keys, without_keys
+from optlab.lab._loop import run_keys
 
 KEY = jax.random.key(3)
 
@@ -114,15 +115,6 @@ def plain_loop(task, tx, steps, key, eval_every):
     return (params, state, opt_state), np.array(losses), metrics
 
 
-def assert_same(left, right):
-    """Assert that two trees have the same arrays, bit for bit."""
-    left, right = map(without_keys, (left, right))
-    assert jax.tree.structure(left) == jax.tree.structure(right)
-    for a, b in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True):
-        assert a.dtype == b.dtype
-        np.testing.assert_array_equal(a, b)
-
-
 # The run
 
 
@@ -138,7 +130,7 @@ def assert_same(left, right):
 def test_a_run_is_a_plain_loop_bit_for_bit(task, tx):
     run = train(task, tx, steps=11, key=KEY, eval_every=4)
     end, losses, metrics = plain_loop(task, tx, 11, KEY, 4)
-    assert_same((run.params, run.model_state, run.opt_state), end)
+    assert_same_bits((run.params, run.model_state, run.opt_state), end)
     np.testing.assert_array_equal(run.history.loss, losses)
     assert run.history.steps.tolist() == [0, 4, 8, 11]
     for name, curve in run.history.validation.items():
@@ -234,7 +226,7 @@ def test_arrays_that_a_task_holds_are_left_alone():
     task = quiet(init=lambda key: (held, held), loss=lambda x, s, b, key: (jnp.sum(x * s), s))
     first, second = (train(task, optlab.sgd(0.1), steps=2, key=KEY) for _ in range(2))
     np.testing.assert_array_equal(held, 1)
-    assert_same(first.params, second.params)
+    assert_same_bits(first.params, second.params)
 
 
 def test_the_key_itself_may_be_part_of_a_models_state():
@@ -244,7 +236,7 @@ def test_the_key_itself_may_be_part_of_a_models_state():
 
     task = quiet(init=lambda key: (jnp.ones(3), key), loss=loss)
     run = fixed(task=task)
-    assert_same((run.params, run.model_state), plain_loop(task, sgd(), 6, KEY, 2)[0][:2])
+    assert_same_bits((run.params, run.model_state), plain_loop(task, sgd(), 6, KEY, 2)[0][:2])
 
 
 def sgd():
@@ -256,8 +248,8 @@ def test_a_legacy_key_gives_the_run_of_the_new_one():
         fixed(task=noisy(), key=key)
         for key in (KEY, jax.random.PRNGKey(3), np.array([0, 3], np.uint32))
     )
-    assert_same(new.params, legacy.params)
-    assert_same(new.params, plain.params)
+    assert_same_bits(new.params, legacy.params)
+    assert_same_bits(new.params, plain.params)
 
 
 def test_evaluations_are_those_the_task_asks_for_or_thirty():
@@ -576,7 +568,7 @@ def test_a_run_that_goes_on_is_bit_for_bit_one_that_never_stopped(tmp_path, task
     run = fixed(task=task, tx=tx, steps=8, checkpoints=tmp_path, early_stopping=stopper)
     straight = fixed(task=task, tx=tx, steps=8, early_stopping=stopper)
     assert run_to_kill.result(run) == run_to_kill.result(straight)
-    assert_same((run.params, run.model_state), (straight.params, straight.model_state))
+    assert_same_bits((run.params, run.model_state), (straight.params, straight.model_state))
 
 
 def test_a_run_that_is_done_is_returned_again(tmp_path):

@@ -8,6 +8,7 @@ import itertools
 
 import numpy as np
 import pytest
+
 from golden import problems, store
 from golden.cases import CASES
 from golden.replay import replay

@@ -19,6 +19,7 @@ import pytest
 from flax import nnx
 
 import optlab
+from helpers import bowl
 from optlab.lab import Categorical, Integer, LogUniform, Task, Uniform, sweep, tasks, train
 from optlab.lab._recipe import Recipe
 from optlab.lab._sweep_result import Sweep
@@ -26,33 +27,6 @@ from optlab.lab._trial import COMPLETE, DIVERGED, STOPPED, Trial, has_diverged, 
 from optlab.lab._trial_runs import TrialRuns
 
 RATES = {"learning_rate": LogUniform(1e-3, 10.0)}
-
-
-def numbers(key, step=0):
-    """Return two numbers of [0, 1), another two for each key and step.
-
-    Those of `jax.random` would take longer to compile than all the rest of a small task.
-    """
-    weyl = jnp.asarray(step, jnp.uint32) * jnp.uint32(2654435769)
-    return ((jax.random.key_data(key) + weyl) >> 8).astype(jnp.float32) / 2**24
-
-
-def bowl(steepness=1.0, noise=0.1, **changes):
-    """Return the task of descending ½·steepness·|x|² in two dimensions, through noise on x."""
-
-    def height(x):
-        return 0.5 * steepness * jnp.sum(x**2)
-
-    task = Task(
-        name="bowl",
-        init=lambda key: (1 + numbers(key), ()),
-        loss=lambda x, state, batch, key: (height(x + noise * batch), state),
-        batch=lambda key, step: 4 * numbers(key, step) - 2,
-        evaluate=lambda x, state, data: {"loss": height(x)},
-        num_steps=12,
-        eval_every=4,
-    )
-    return dataclasses.replace(task, **changes)
 
 
 def network(width=130, batch_size=16):

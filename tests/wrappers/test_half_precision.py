@@ -17,6 +17,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from optlab._arithmetic import round_to
 
 import optlab
+from helpers import assert_identical, assert_same_bits
 from optlab import registry
 from optlab.wrappers import _rounding
 
@@ -78,21 +79,6 @@ def compiled_steps(tx):
 def steps(tx, gradients, params, state=None):
     """Make all updates in one compiled scan; return the parameters and the state."""
     return compiled_steps(tx)(gradients, params, state)
-
-
-def assert_identical(a, b):
-    assert jax.tree.structure(a) == jax.tree.structure(b)
-    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
-        assert x.dtype == y.dtype
-        np.testing.assert_array_equal(np.asarray(x), np.asarray(y))
-
-
-def assert_same_bits(a, b):
-    """Also of zeros, whose signs equality does not tell apart."""
-    assert jax.tree.structure(a) == jax.tree.structure(b)
-    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
-        assert x.dtype == y.dtype
-        np.testing.assert_array_equal(*(np.asarray(z).view(f"u{z.dtype.itemsize}") for z in (x, y)))
 
 
 def as_float64(x):
@@ -841,7 +827,7 @@ def test_wrapped_optimizers_train_a_flax_model_in_bfloat16(wrap):
 
 
 def test_the_benchmark_runs(capsys):
-    path = Path(__file__).parent.parent / "benchmarks" / "half_precision.py"
+    path = Path(__file__).parents[2] / "benchmarks" / "half_precision.py"
     kinds = ["bfloat16", "master_params"]
     main = runpy.run_path(str(path))["main"]
     main(["--updates", "20", "--seeds", "2", "--kinds", *kinds])

@@ -13,11 +13,6 @@ from optlab.lab import Categorical, Integer, LogUniform, Uniform
 QUICK = ["sweep", "--task", "valley", "--optimizer", "sgd", "--trials", "5", "--steps", "20"]
 
 
-@pytest.fixture
-def run(optlab_command):
-    return optlab_command
-
-
 @pytest.mark.parametrize(
     ("text", "expected"),
     [

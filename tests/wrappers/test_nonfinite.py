@@ -8,26 +8,17 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 import optlab
+from helpers import assert_same_bits, bits, random_tree, spoiled, stepping
 from optlab.wrappers import SkipCounts, SkipNonfiniteState, _common
 
 rng = np.random.default_rng(0)
 TOP = np.int32(2**31 - 1)
 
 
-def random_tree():
-    return {k: rng.normal(size=s).astype(np.float32) for k, s in {"b": (4,), "w": (6, 4)}.items()}
-
-
-PARAMS = random_tree()
+SHAPES = {"b": (4,), "w": (6, 4)}
+PARAMS = random_tree(rng, SHAPES)
 PARAMS["b"][0] = -0.0
-GOOD = [random_tree() for _ in range(4)]
-
-
-def spoiled(tree, value):
-    """The tree with one element of `w` replaced."""
-    w = np.array(tree["w"])
-    w[4, 2] = value
-    return {**tree, "w": w}
+GOOD = [random_tree(rng, SHAPES) for _ in range(4)]
 
 
 BAD = spoiled(GOOD[0], np.nan)
@@ -43,14 +34,6 @@ def make(max_consecutive=None):
     return optlab.skip_nonfinite(tx, max_consecutive)
 
 
-def stepping(tx):
-    def step(g, params, state, **extra_args):
-        updates, state = tx.update(g, state, params, **extra_args)
-        return optax.apply_updates(params, updates), state
-
-    return step
-
-
 step = jax.jit(stepping(make(2)))
 
 
@@ -60,17 +43,6 @@ def run(tx, gradients, params=PARAMS, step=None):
     for g in gradients:
         params, state = step(g, params, state)
     return params, state
-
-
-def bits(leaf):
-    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        leaf = jax.random.key_data(leaf)
-    return leaf.dtype, leaf.shape, np.asarray(leaf).tobytes()
-
-
-def assert_same_bits(a, b):
-    assert jax.tree.structure(a) == jax.tree.structure(b)
-    assert list(map(bits, jax.tree.leaves(a))) == list(map(bits, jax.tree.leaves(b)))
 
 
 # What is skipped

@@ -11,6 +11,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 import optlab
+from helpers import assert_same_bits, random_tree, seen, spoiled, stepping
 
 rng = np.random.default_rng(0)
 TOP = np.int32(2**31 - 1)
@@ -18,31 +19,14 @@ TOP = np.int32(2**31 - 1)
 FEW_ROUNDINGS = {"rtol": 1e-6, "atol": 1e-6}
 
 
-def random_tree():
-    return {k: rng.normal(size=s).astype(np.float32) for k, s in {"b": (4,), "w": (6, 4)}.items()}
-
-
-PARAMS = random_tree()
+SHAPES = {"b": (4,), "w": (6, 4)}
+PARAMS = random_tree(rng, SHAPES)
 PARAMS["b"][0] = -0.0
-GRADIENTS = [random_tree() for _ in range(6)]
-
-
-def spoiled(tree, value=np.nan):
-    w = np.array(tree["w"])
-    w[4, 2] = value
-    return {**tree, "w": w}
+GRADIENTS = [random_tree(rng, SHAPES) for _ in range(6)]
 
 
 def mean(*trees):
     return jax.tree.map(lambda *g: np.mean(np.float64(g), axis=0).astype(np.float32), *trees)
-
-
-def seen():
-    """A transformation whose state is the gradients it was given last."""
-    return optax.GradientTransformation(
-        lambda params: jax.tree.map(lambda p: jnp.zeros_like(p, jnp.float32), params),
-        lambda updates, state, params=None: (updates, updates),
-    )
 
 
 def chain():
@@ -51,14 +35,6 @@ def chain():
         optlab.adamw(lambda step: 0.1 / (1 + step)),
         optlab.params_ema(0.9),
     )
-
-
-def stepping(tx):
-    def step(g, params, state):
-        updates, state = tx.update(g, state, params)
-        return optax.apply_updates(params, updates), state
-
-    return step
 
 
 @functools.cache
@@ -78,13 +54,6 @@ def run(tx, step, gradients, params=PARAMS, state=None):
     for g in gradients:
         params, state = step(g, params, state)
     return params, state
-
-
-def assert_same_bits(a, b):
-    assert jax.tree.structure(a) == jax.tree.structure(b)
-    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
-        assert x.dtype == y.dtype
-        assert np.asarray(x).tobytes() == np.asarray(y).tobytes()
 
 
 def assert_close(a, b):

@@ -5,9 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+<<<<<<< HEAD:tests/test_long_runs.py
 from long_runs import record
 from optlab._hyperparams import Hyperparams, decay
+=======
+>>>>>>> wip-tests:tests/optimizers/test_long_runs.py
 
+from long_runs import record
 from optlab import averaged_params, params_ema, reduce_on_plateau, registry, scale_by_adam, sgd
 
 CASES = record.CASES

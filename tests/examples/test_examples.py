@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 CHAIN_IN_NNX = "01_chain_in_flax_nnx.py"
 LINEN_TRAIN_STATE = "02_linen_train_state.py"
 ONE_CYCLE = "03_one_cycle.py"

@@ -12,11 +12,6 @@ from optlab import lab
 QUICK = ["train", "--task", "valley", "--optimizer", "sgd", "--steps", "30"]
 
 
-@pytest.fixture
-def run(optlab_command):
-    return optlab_command
-
-
 def test_it_trains_prints_the_scores_and_what_the_curves_show(run, tmp_path):
     status, out, err = run("train", "--rate", "3e-3", "--steps", "60")
     assert status == 0

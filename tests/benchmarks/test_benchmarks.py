@@ -16,7 +16,7 @@ import pytest
 
 def _import_benchmarks():
     """Import the folder by its path, past any other `benchmarks`; optlab stays the installed."""
-    path = Path(__file__).parent.parent / "benchmarks" / "__init__.py"
+    path = Path(__file__).parents[2] / "benchmarks" / "__init__.py"
     spec = importlib.util.spec_from_file_location("benchmarks", path)
     sys.modules["benchmarks"] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(sys.modules["benchmarks"])

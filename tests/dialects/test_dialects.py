@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+
+import optlab
 from golden import problems, store
 from golden.cases import CASES
 from golden.replay import transformation
-
-import optlab
 from optlab import dialects
 from optlab.dialects import _table
 

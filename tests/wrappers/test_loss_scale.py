@@ -10,18 +10,11 @@ import optax
 import pytest
 
 import optlab
+from helpers import seen
 from optlab.wrappers import DynamicLossScaleState
 
 OPTIONS = {"initial_scale": 16.0, "growth_interval": 3, "min_scale": 4.0, "max_scale": 64.0}
 GOOD, BAD = np.float16(1.0), np.float16(np.inf)
-
-
-def seen():
-    """A transformation whose state is the gradients it was given last."""
-    return optax.GradientTransformation(
-        lambda params: jax.tree.map(lambda p: jnp.zeros_like(p, jnp.float32), params),
-        lambda updates, state, params=None: (updates, updates),
-    )
 
 
 @functools.cache

@@ -10,43 +10,23 @@ import subprocess
 import sys
 import textwrap
 
-import jax
-import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
 
+import helpers
 import optlab
-from optlab.lab import Categorical, LogUniform, Task, sweep
+from helpers import bowl
+from optlab.lab import Categorical, LogUniform, sweep
 from optlab.lab._store import Store, decode, encode
 from optlab.lab._trial import Trial
 
 RATES = {"learning_rate": LogUniform(1e-3, 3.0)}
-
-
-def numbers(key, step, width):
-    """Return numbers of [0, 1), others for each key and step; quicker to compile than JAX's own."""
-    weyl = (width * step + jnp.arange(width)).astype(jnp.uint32) * jnp.uint32(2654435769)
-    return ((jax.random.key_data(key)[-1] + weyl) >> 8).astype(jnp.float32) / 2**24
-
-
-def bowl(width=2, **changes):
-    """Return the task of descending ½|x|² through noise on x."""
-    task = Task(
-        name="bowl",
-        init=lambda key: (1 + numbers(key, 0, width), ()),
-        loss=lambda x, state, batch, key: (0.5 * jnp.sum((x + 0.1 * batch) ** 2), state),
-        batch=lambda key, step: 4 * numbers(key, step, width) - 2,
-        evaluate=lambda x, state, data: {"loss": 0.5 * jnp.sum(x**2), "negative": -jnp.sum(x**2)},
-        num_steps=16,
-        eval_every=2,
-    )
-    return dataclasses.replace(task, **changes)
+OPTIONS = {"trials": 6, "lanes": 4, "steps": 16, "eval_every": 2}
 
 
 def sweep_bowl(file=None, **options):
-    options = {"trials": 6, "lanes": 4, "results": file} | options
-    return sweep(bowl(), optlab.sgd, RATES, **options)
+    return sweep(bowl(), optlab.sgd, RATES, **OPTIONS | {"results": file} | options)
 
 
 def assert_same(found, other):
@@ -157,9 +137,11 @@ def test_a_sweep_killed_at_any_moment_ends_with_the_same_trials(tmp_path, halvin
     # A process forks one sweep after the other, so that only the first has to import JAX.
     script = f"""
         import json, os, random, signal, sys, threading, time, pathlib
-        sys.path.insert(0, {os.path.dirname(__file__)!r})
+        sys.path.insert(0, {os.path.dirname(helpers.__file__)!r})
         import jax, optlab
-        from test_sweep_store import Categorical, LogUniform, bowl, encode, sweep
+        from helpers import bowl
+        from optlab.lab import Categorical, LogUniform, sweep
+        from optlab.lab._store import encode
 
         SPACE = {{"width": Categorical((2, 3)), "learning_rate": LogUniform(1e-3, 3.0)}}
 
@@ -238,7 +220,10 @@ def test_results_are_read_by_plain_sqlite(made):
     ("changes", "message"),
     [
         ({"task": bowl(name="other")}, "task must be that of the sweep in .*, 'bowl', got 'other'"),
-        ({"task": bowl(score="negative")}, "score must be that .*, 'loss', got 'negative'"),
+        (
+            {"task": bowl(score="height", evaluate=lambda *_: {"loss": 1.0, "height": 1.0})},
+            "score must be that .*, 'loss', got 'height'",
+        ),
         ({"task": bowl(maximize=True)}, "maximize must be that .*, False, got True"),
         ({"optimizer": optlab.adam}, r"optimizer must be that .*sgd'.*, got '.*adam'"),
         (
@@ -265,8 +250,7 @@ def test_results_are_read_by_plain_sqlite(made):
 def test_the_results_of_another_sweep_are_refused(made, changes, message):
     file, found = made
     before = file.read_bytes()
-    arguments = {"task": bowl(), "optimizer": optlab.sgd, "space": RATES, "trials": 6, "lanes": 4}
-    arguments |= changes
+    arguments = {"task": bowl(), "optimizer": optlab.sgd, "space": RATES, **OPTIONS} | changes
     task, optimizer, space = (arguments.pop(name) for name in ("task", "optimizer", "space"))
     with pytest.raises(ValueError, match=f"^sweep: {message}; pass another file"):
         sweep(task, optimizer, space, results=file, **arguments)

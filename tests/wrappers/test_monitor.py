@@ -11,6 +11,7 @@ import pytest
 from flax import nnx
 
 import optlab
+from helpers import assert_same_bits, random_tree, stepping
 from optlab.lab import Task, lr_range_test
 from optlab.lab._monitor import MonitorState, monitor, monitored
 
@@ -20,35 +21,12 @@ NUM_UPDATES = 6
 FEW_ROUNDINGS = {"rtol": 1e-6}
 
 
-def random_tree():
-    shapes = {"body": {"w": (6, 3), "b": (3,)}, "head": (7,)}
-    return jax.tree.map(
-        lambda shape: rng.normal(size=shape).astype(np.float32),
-        shapes,
-        is_leaf=lambda x: isinstance(x, tuple),
-    )
-
-
-PARAMS = random_tree()
+SHAPES = {"body": {"w": (6, 3), "b": (3,)}, "head": (7,)}
+PARAMS = random_tree(rng, SHAPES)
 # Norms on both sides of the bound 5, which is that of about 28 elements of order 1.
-GRADIENTS = [jax.tree.map(lambda g, i=i: g * (0.5 + i % 3), random_tree()) for i in range(6)]
-
-
-def bits(tree):
-    return [(x.dtype, x.shape, np.asarray(x).tobytes()) for x in jax.tree.leaves(tree)]
-
-
-def assert_same_bits(a, b):
-    assert jax.tree.structure(a) == jax.tree.structure(b)
-    assert bits(a) == bits(b)
-
-
-def stepping(tx):
-    def step(g, params, state):
-        updates, state = tx.update(g, state, params)
-        return optax.apply_updates(params, updates), state
-
-    return step
+GRADIENTS = [
+    jax.tree.map(lambda g, i=i: g * (0.5 + i % 3), random_tree(rng, SHAPES)) for i in range(6)
+]
 
 
 def once(tx, gradients, params, **extra_args):

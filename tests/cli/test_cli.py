@@ -18,17 +18,6 @@ QUICK = ["compare", "--task", "valley", "--optimizers", "sgd,adam", "--rates", "
 QUICK += ["--seeds", "2", "--steps", "5"]
 
 
-@pytest.fixture
-def run(capfd):
-    """Run the command; return its status, its standard output and its standard error."""
-
-    def run(*arguments):
-        status = cli.main([str(argument) for argument in arguments])
-        return status, *capfd.readouterr()
-
-    return run
-
-
 @pytest.fixture(scope="module")
 def quick(tmp_path_factory):
     """A comparison as printed, and the folder it made."""

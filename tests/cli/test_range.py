@@ -11,11 +11,6 @@ from optlab.cli import _lr_range
 QUICK = ["lr-range", "--task", "valley", "--optimizer", "sgd", "--seeds", "2", "--steps", "30"]
 
 
-@pytest.fixture
-def run(optlab_command):
-    return optlab_command
-
-
 def test_without_options_it_suggests_a_rate_for_a_network(run, tmp_path):
     status, out, err = run("lr-range")
     assert (status, err) == (0, "")
