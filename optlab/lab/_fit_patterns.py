@@ -1,6 +1,6 @@
 """Patterns of the model, its initialization and its data; each rule is Curves → Finding | None.
 
-The thresholds were chosen on the in-sample runs of `benchmarks/diagnosis.py`.
+The thresholds were chosen on the tasks `IN_SIGHT` of `benchmarks/diagnosis.py`.
 """
 
 import numpy as np
