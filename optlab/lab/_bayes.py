@@ -68,14 +68,6 @@ class Bayes:
             "sqlite:///study.db", or one of Optuna's storages.
         name: the name of the study in its storage.
 
-    Args:
-        space: name → range.
-        seed: of the search, ≥ 0. Processes that share a study give the same.
-        maximize: whether a higher score is better.
-        storage: where the study is kept: None for memory, the URL of a database such as
-            "sqlite:///study.db", or one of Optuna's storages.
-        name: of the study in its storage.
-
     Raises:
         ValueError: the storage cannot be used, or its study of that name has another space or
             direction.
@@ -199,7 +191,8 @@ class Bayes:
             _checks.fail(_WHO, "add_finished needs a study in memory", "one with a storage")
         if number < len(self._study.get_trials(deepcopy=False)):
             remedy = "give trials back before the first ask"
-            _checks.fail(_WHO, "the trial must be one not asked for", f"number={number!r}", remedy)
+            required = "add_finished needs a trial that ask has not returned"
+            _checks.fail(_WHO, required, f"number={number!r}", remedy)
         if values.keys() != self._space.keys():
             _checks.fail(_WHO, f"values must name {sorted(self._space)}", f"{sorted(values)}")
         for name, value in values.items():
@@ -275,7 +268,7 @@ class Bayes:
             _checks.fail(_WHO, required, got, _OTHER_NAME)
         if theirs is None and has_trials:
             required = f"the study {name!r} must be one that a sweep made"
-            _checks.fail(_WHO, required, "one of other trials", _OTHER_NAME)
+            _checks.fail(_WHO, required, "one with other trials", _OTHER_NAME)
         if theirs is None:
             self._study.set_user_attr(_SPACE, ours)
         elif theirs != ours:
