@@ -114,7 +114,7 @@ class Checkpoints:
         except Exception as error:
             required = f"the checkpoint {self.folder / str(step)} must be a whole one of a run"
             reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
-            _checks.fail(self._who, required, reason, "remove it to begin anew")
+            _checks.fail(self._who, required, reason, "remove it to start again")
 
     def _check(self, about: Mapping[str, Any], like: Tree) -> None:
         current = self._about(like)
@@ -131,7 +131,7 @@ class Checkpoints:
                 _checks.fail(self._who, required, now, _REMEDY)
 
 
-_REMEDY = "pass another folder, or what it was made with"
+_REMEDY = "pass another folder, or the arguments of that run"
 
 
 def _storable(tree: Tree) -> dict[str, Array]:
