@@ -1,5 +1,5 @@
 """How fast optlab's optimizers are: `python -m benchmarks` from the repository's root.
 
-Beside it stand scripts of their own, on other questions: what training in bfloat16 loses, how good
-suggested learning rates are, how fast sweeps run, what diagnoses are worth.
+Other scripts in this folder answer other questions: what training in bfloat16 loses, how good the
+suggested learning rates are, how fast sweeps run, and how often diagnoses are right.
 """

@@ -30,20 +30,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run what the command line asks for.
 
     Args:
-        arguments: by default those of the process.
+        arguments: the command line; by default that of the process.
 
     Returns:
-        The exit status: 0, 1 where contenders of a case disagree, of which all others are still
-        measured, 130 where one has interrupted. Whatever ends it, also an exception that passes:
-        what was measured until then is printed and written.
+        The exit status: 0; 1 if contenders of a case disagree, in which case all others are still
+        measured; 130 after an interruption. However it ends, even by an exception, the measurements
+        until then are printed and written.
     """
     options = parse(arguments)
     if importlib.util.find_spec("torch"):
         import torch
 
         torch.set_num_threads(num_cores())
-    found = environment()
-    print(plain([[name, value] for name, value in found.items()]))
+    versions = environment()
+    print(plain([[name, value] for name, value in versions.items()]))
     if options.quick:
         print(f"\n{QUICK}")
     records = []
@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for line in disagreements:
             print(f"python -m benchmarks: {line}", file=sys.stderr)
         if options.out:
-            _write(options, found, records, disagreements)
+            _write(options, versions, records, disagreements)
     return 1 if disagreements else 0
 
 
@@ -69,7 +69,7 @@ def _sections(options: Options) -> Iterator[Section]:
 
 
 def _take(section: Section, records: list[Record], disagreements: list[str]) -> None:
-    """Measure, with a dot for each result on the standard error."""
+    """Measure a section, and print a dot on the standard error for each result."""
     print(f"{section.part}: {section.title} ", end="", file=sys.stderr)
     for record in section.results:
         if isinstance(record, Disagreement):
@@ -96,12 +96,12 @@ def _no_compilation_cache() -> Iterator[None]:
 
 
 def _write(
-    options: Options, found: dict[str, str], records: list[Record], disagreements: list[str]
+    options: Options, versions: dict[str, str], records: list[Record], disagreements: list[str]
 ) -> None:
     from benchmarks.plots import save_pictures
 
     contents = {
-        "environment": found,
+        "environment": versions,
         "quick": options.quick,
         "disagreements": disagreements,
         "results": records,

@@ -1,9 +1,9 @@
-"""The rules as one writes them in `jax.numpy` for one configuration that never changes.
+"""The rules as a user would write them in `jax.numpy`, for one fixed configuration.
 
     state = init(params)
     params, state = step(params, state, gradients)
 
-Hyperparameters are Python's floats, the count is in the state, moments are float32.
+Hyperparameters are Python floats, the count is in the state, moments are float32.
 """
 
 from collections.abc import Callable
@@ -37,7 +37,7 @@ def zeros(params):
 
 
 def descend(params, directions):
-    """Return θ − αd in the parameters' type."""
+    """Return θ − αd in the type of the parameters."""
     return jax.tree.map(lambda p, d: (p - LEARNING_RATE * d).astype(p.dtype), params, directions)
 
 
@@ -135,7 +135,7 @@ def adamw(params, state, gradients):
 
 def nadam(params, state, gradients):
     state, c1, c2 = adam_moments(state, gradients)
-    # A second power, B1 ** (count + 1), would be formed anew for every element by XLA's CPU kernel.
+    # XLA's CPU kernel would compute a second power, B1 ** (count + 1), anew for every element.
     of_mu = B1 / (1 - B1 * B1 ** state["count"])
     of_gradient = (1 - B1) * c1
     directions = jax.tree.map(
@@ -161,7 +161,7 @@ def amsgrad(params, state, gradients):
 
 
 def clipped(step: Step) -> Step:
-    """Return the step with gradients shrunk to a global norm of at most MAX_NORM."""
+    """Return the step with gradients scaled to a global norm of at most MAX_NORM."""
 
     def clipped_step(params, state, gradients):
         norm = jnp.sqrt(sum(jnp.sum(g) for g in jax.tree.leaves(squares(in_float32(gradients)))))
@@ -172,7 +172,7 @@ def clipped(step: Step) -> Step:
 
 
 def averaged(init: Init, step: Step) -> tuple[Init, Step]:
-    """Return both with an average of the parameters after the update in the state."""
+    """Return init and step with an average of the updated parameters in the state."""
 
     def averaged_init(params):
         return {"inner": init(params), "average": jax.tree.map(jnp.copy, in_float32(params))}

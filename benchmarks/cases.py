@@ -1,9 +1,9 @@
-"""What is compared: every rule alone, and the chains in which rules are used.
+"""The cases: every rule alone, and chains of rules that are common in practice.
 
-A case is a rule, with or without a global norm that clips the gradients before it and an average of
-the parameters after it. From these follow the fewest bytes a step has to move: the parameters and
-each array of state are read and written once, the gradients read once; a global norm must be known
-before any gradient is used, so it reads them once more; an average is one more array of state.
+A case is a rule, optionally with gradients clipped by their global norm and with an average of the
+parameters. This determines the fewest bytes that a step has to move. The parameters and each array
+of state are read and written once; the gradients are read once. A global norm must be known before
+any gradient is used, so it reads the gradients once more. An average is one more array of state.
 """
 
 from collections.abc import Callable
@@ -38,11 +38,11 @@ Constructor = Callable[..., optax.GradientTransformation]
 
 @dataclass(frozen=True)
 class TorchRule:
-    """A class of `torch.optim` by name, so that PyTorch is imported only where it is measured.
+    """A class of `torch.optim` by name, so that PyTorch is imported only if it is measured.
 
     Attributes:
-        name: of the class.
-        options: for its constructor, beside the learning rate.
+        name: the name of the class.
+        options: arguments of its constructor, without the learning rate.
         fused: whether it has a fused form.
     """
 
@@ -53,13 +53,13 @@ class TorchRule:
 
 @dataclass(frozen=True)
 class Rule:
-    """One rule as each contender has it.
+    """One rule in the form of each contender.
 
     Attributes:
-        slots: arrays of state of the parameters' size.
-        optlab: constructor; takes further options.
-        optax: constructor; takes further options.
-        torch: PyTorch's form; None where PyTorch's arithmetic is another.
+        slots: the number of state arrays of the parameters' size.
+        optlab: optlab's constructor, which accepts further options.
+        optax: Optax's constructor, which accepts further options.
+        torch: PyTorch's form; None if PyTorch's arithmetic differs.
     """
 
     slots: int
@@ -71,14 +71,14 @@ class Rule:
 class Functions(NamedTuple):
     """A contender as pure functions of JAX.
 
-    `step` returns (params, state) in the order of its donated arguments. In another order JAX would
-    pair donated buffers with outputs of the same shape that are computed from other inputs, and XLA
-    would have to copy them all.
+    `step` returns (params, state) in the order of its donated arguments. In another order, JAX
+    would pair donated buffers with outputs of the same shape that are computed from other inputs,
+    and XLA would have to copy all of them.
 
     Attributes:
         init: params → state.
         step: (params, state, gradients) → (params, state).
-        average: state → the average of the parameters; None without one.
+        average: state → the average of the parameters; None without an average.
     """
 
     init: Init
@@ -88,12 +88,12 @@ class Functions(NamedTuple):
 
 @dataclass(frozen=True)
 class Case:
-    """A rule, and what stands around it.
+    """A rule, optionally with clipping and with an average.
 
     Attributes:
         rule: a name in RULES.
         clip: whether the gradients are clipped to a global norm of MAX_NORM.
-        average: whether an exponential moving average of the parameters is kept.
+        average: whether the state holds an exponential moving average of the parameters.
     """
 
     rule: str
@@ -106,12 +106,12 @@ class Case:
 
     @property
     def reads(self) -> int:
-        """Arrays of the parameters' size that a step has to read."""
+        """The number of arrays of the parameters' size that a step has to read."""
         return 2 + RULES[self.rule].slots + self.clip + self.average
 
     @property
     def writes(self) -> int:
-        """Arrays of the parameters' size that a step has to write."""
+        """The number of arrays of the parameters' size that a step has to write."""
         return 1 + RULES[self.rule].slots + self.average
 
     @property
@@ -119,11 +119,11 @@ class Case:
         return RULES[self.rule].torch
 
     def functions(self, peer: str, **options: Any) -> Functions:
-        """Return the case as `peer` has it: "optlab", "optax" or "by-hand".
+        """Return the case in the form of `peer`: "optlab", "optax" or "by-hand".
 
         Args:
-            peer: whose.
-            options: further ones for the constructor of the rule, of optlab or Optax.
+            peer: the contender.
+            options: further options for the rule's constructor in optlab or Optax.
         """
         return {"optlab": self._optlab, "optax": self._optax, "by-hand": self._by_hand}[peer](
             **options
@@ -167,13 +167,13 @@ def _functions(
 
 
 class ParamsAverageState(NamedTuple):
-    """The average, like the parameters."""
+    """The average, with the structure of the parameters."""
 
     average: Tree
 
 
 def _params_average(decay: float) -> optax.GradientTransformation:
-    """Average the parameters as users of Optax write it, for Optax averages updates only."""
+    """Average the parameters as users of Optax do, because Optax itself averages only updates."""
 
     def init(params):
         return ParamsAverageState(jax.tree.map(jnp.copy, params))
@@ -245,7 +245,7 @@ RULES = {
         slots=2,
         optlab=partial(optlab.adam, LEARNING_RATE, **_ADAM, nesterov=True),
         optax=partial(optax.nadam, LEARNING_RATE, **_ADAM),
-        torch=None,  # its momentum follows a schedule of its own
+        torch=None,  # PyTorch's momentum follows its own schedule
     ),
     "adamw": Rule(
         slots=2,

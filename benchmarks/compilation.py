@@ -1,7 +1,7 @@
 """Time to a first step: tracing, lowering and compiling, by the number of leaves.
 
-JAX's caches are emptied before each measurement, and none is kept on disk. Contenders take turns;
-ratios to the base are formed within each turn.
+JAX's caches are emptied before each measurement, and the cache on disk is off. Contenders take
+turns; the ratio to the base is computed within each turn.
 """
 
 import time
@@ -19,7 +19,7 @@ from benchmarks.shapes import Shapes, many
 from benchmarks.timing import quantiles, ratio
 
 MEASURED = ("adamw", "clip-adamw")
-"""Names of cases."""
+"""The names of the measured cases."""
 
 STAGES = ("trace", "lower", "compile")
 
@@ -34,7 +34,7 @@ COLUMNS = {
 
 
 def sections(options: Options) -> Iterator[Section]:
-    """Yield the one section."""
+    """Yield the only section."""
     yield Section(
         part="compile",
         title=f"Time to a first step, leaves of 3500 numbers, donated, {options.compilations} "
@@ -46,19 +46,19 @@ def sections(options: Options) -> Iterator[Section]:
 
 def _results(options: Options) -> Iterator[Record]:
     peers = [peer for peer in JAX_PEERS if peer in options.peers]
-    _stages(CASES["sgd"].functions(BASE), many(1))  # what JAX loads when it compiles first
+    _stages(CASES["sgd"].functions(BASE), many(1))  # the first compilation also loads modules
     for name in MEASURED:
         for count in options.leaf_counts:
             yield from _compare(CASES[name], count, peers, options.compilations)
 
 
 def _compare(case: Case, count: int, peers: list[str], turns: int) -> Iterator[Record]:
-    taken = {peer: [] for peer in peers}
+    stages_by_peer = {peer: [] for peer in peers}
     rng = np.random.default_rng(0)
     for _ in range(turns):
         for peer in rng.permutation(peers):
-            taken[peer].append(_stages(case.functions(peer), many(count)))
-    seconds = {peer: np.array(stages) for peer, stages in taken.items()}
+            stages_by_peer[peer].append(_stages(case.functions(peer), many(count)))
+    seconds = {peer: np.array(stages) for peer, stages in stages_by_peer.items()}
     sums = {peer: stages.sum(axis=1) for peer, stages in seconds.items()}
     for peer in peers:
         yield {
@@ -74,7 +74,7 @@ def _compare(case: Case, count: int, peers: list[str], turns: int) -> Iterator[R
 
 
 def _stages(functions: Functions, shapes: Shapes) -> list[float]:
-    """Return the seconds of each stage, with empty caches."""
+    """Return the seconds of each stage, starting with empty caches."""
     params = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}
     state = jax.eval_shape(functions.init, params)
     jax.clear_caches()

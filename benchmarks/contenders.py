@@ -1,7 +1,7 @@
-"""Who competes: optlab, Optax, hand-written steps, PyTorch, and the memory itself.
+"""The contenders: optlab, Optax, hand-written steps, PyTorch, and the roofline of the memory.
 
-A contender keeps parameters and state of its own, starts where all start, and makes steps when told
-to.
+Each contender has its own parameters and state, all start from the same values, and each makes
+steps on request.
 """
 
 import importlib.util
@@ -17,10 +17,10 @@ from benchmarks.roofline import roofline
 from benchmarks.shapes import Arrays
 
 BASE = "optax"
-"""Whom all others are compared with."""
+"""The contender that all others are compared with."""
 
 BY_HAND = "by-hand"
-"""What a user of JAX could write instead: optlab's aim is a step within 1.05 of its time."""
+"""The step that a user of JAX could write instead. optlab aims at 1.05 times its time."""
 
 JAX_PEERS = (BASE, "optlab", BY_HAND)
 TORCH_PEERS = ("torch-fused", "torch-foreach")
@@ -28,39 +28,39 @@ PEERS = (*JAX_PEERS, *TORCH_PEERS, "roofline")
 
 
 class Contender(Protocol):
-    """What is timed.
+    """The interface of everything that is timed.
 
     Attributes:
-        name: for tables.
+        name: the name in tables.
     """
 
     name: str
 
     def advance(self, steps: int) -> None:
-        """Make so many steps, or begin them."""
+        """Make some steps, or start them."""
 
     def wait(self) -> None:
-        """Wait until all steps are done, and everything that they return is there."""
+        """Wait until all steps are done, and all their results are available."""
 
 
 class Optimizer(Contender, Protocol):
-    """A contender that computes something.
+    """A contender that computes updates.
 
     Attributes:
-        norm_error: the relative error that its global norm is known to have.
+        norm_error: the known relative error of its global norm.
     """
 
     norm_error: float
 
     def set_gradients(self, gradients: dict[str, jax.Array]) -> None:
-        """Replace the gradients of every step."""
+        """Set the gradients that every step uses."""
 
     def results(self) -> dict[str, list[np.ndarray]]:
-        """Return the parameters and, where the case has one, their average."""
+        """Return the parameters and, if the case has one, their average."""
 
 
 class JaxStep:
-    """A compiled step of pure functions, with the arrays it works on."""
+    """A compiled step of pure functions, with its arrays."""
 
     norm_error = 0.0
 
@@ -76,11 +76,12 @@ class JaxStep:
         """Build a contender.
 
         Args:
-            name: of the contender.
-            functions: what it does.
-            params: to start from.
-            gradients: of every step; shared by all such contenders, as no step changes them.
-            donate: whether the memory of old parameters and state may be taken for the new.
+            name: the name of the contender.
+            functions: what the contender computes.
+            params: the initial parameters.
+            gradients: the gradients of every step; all such contenders share them, because no step
+                changes them.
+            donate: whether a step may reuse the memory of its old parameters and state.
             dtype: type of the parameters.
         """
         self.name = name
@@ -101,7 +102,7 @@ class JaxStep:
         jax.block_until_ready((self._params, self._state))
 
     def results(self) -> dict[str, list[np.ndarray]]:
-        """Return the parameters and, where the case has one, their average."""
+        """Return the parameters and, if the case has one, their average."""
         results = {"params": self._params}
         if self._average:
             results["average"] = self._average(self._state)
@@ -113,9 +114,9 @@ class JaxStep:
 
 
 def available(peer: str, case: Case, donate: bool = True) -> bool:
-    """Return whether a peer has the case.
+    """Return whether a peer can run the case.
 
-    PyTorch must be installed and have the rule; as it updates in place, it counts as donated.
+    PyTorch must be installed and have the rule. Its steps work in place, which counts as donation.
     """
     if peer not in TORCH_PEERS:
         return True
@@ -135,8 +136,8 @@ def contender(
     Args:
         peer: one of PEERS that is available.
         case: what to compute.
-        params: to start from, float32.
-        gradients: of every step, float32.
+        params: the initial parameters, float32.
+        gradients: the gradients of every step, float32.
         donate: whether JAX may reuse the memory of old parameters and state.
     """
     if peer == "roofline":

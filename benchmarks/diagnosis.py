@@ -1,32 +1,34 @@
-"""Does `diagnose` name what is wrong with a run? Runs provoked deliberately, and what it says.
+"""How often does `diagnose` name what is wrong with a run? Runs are spoiled deliberately.
 
 For each task and optimizer the rate is tuned on a grid, with a cosine decay, by the validation
 loss. Then runs go wrong in one way each: a rate too high or too low, a decay too early, no decay, a
-layer too narrow, too few examples, initial weights scaled up or down; and some runs are tuned. Of
-several degrees of a cause the one is taken whose harm, the share of the tuned run's fall of the
-training loss that it misses, is nearest to a target; where none does harm of about that size the
-cause is left out. `diagnose` has no part in that choice. All seeds of it are judged.
+layer too narrow, too few examples, initial weights scaled up or down; and some runs are tuned. Each
+cause has several degrees, and one is chosen by its harm. The harm is the share of the tuned run's
+fall of the training loss that a run misses. The degree whose harm is nearest to a target is chosen;
+if no degree does about that harm, the cause is left out. `diagnose` has no part in that choice. All
+seeds of the chosen degree are judged.
 
-A cause counts as named if one of the patterns that mean it is among the findings, or the first of
-them; see `CAUSES`. Tuned runs are "too short" where one of twice the length ends with a validation
-loss lower by a twentieth of its fall; if not, "overfits" where it is above training's by more than
-a tenth of its fall and twice as high; and if neither, "fine", and nothing should be said of them.
+A cause counts as named if one of the patterns that mean it is among the findings; see `CAUSES`. The
+tables also show how often it is the first finding. A tuned run is "too short" if a run twice as
+long ends with a validation loss lower by a twentieth of its fall. Otherwise it "overfits" if its
+validation loss exceeds the training loss by more than a tenth of the fall, and is twice as high.
+Otherwise it is "fine", and `diagnose` should find nothing.
 
-The rules and their thresholds were made with the tasks of `IN_SIGHT` in sight. Those of `SEEN_ONCE`
-were held out at first, and judged badly: of the tuned runs 38% were let pass, most of the others
-called "still improving". Part of that was true, and "too short" was not told from "fine" then; the
-rest, and validation losses that rise from the start, led to changes in the rules. So other tasks,
-`HELD_OUT`, were run once after that:
+The rules and their thresholds were developed on the tasks `IN_SIGHT`. The tasks `SEEN_ONCE` were
+held out at first, with poor results: of the tuned runs 38% had no findings, and most of the others
+were called "still improving". Part of that was true, because "too short" was not told from "fine"
+then. The rest, and validation losses that rise from the start, led to changes of the rules. Other
+tasks, `HELD_OUT`, were therefore run once after these changes:
 
     named     94% fine · 86% too short · 100% diverging, stuck, no decay, slow and stalled ·
               53% slow, decayed · 83% small model · 52% few data · 67% small start ·
               74% large start · 52% early decay
 
-One defect that these showed was mended afterwards, so that their figures of today are a little too
-good: a loss thrown up by the first update alone, as by RMSProp, was called too high a rate also
-where the run recovered, and hid what else there was to say.
+One defect that these tasks showed was repaired afterwards, so that their figures today are a little
+too good: a loss that only the first update raised, as RMSProp's does, was called too high a rate
+even if the run recovered, and this hid other findings.
 
-About fifteen minutes on two CPU cores:
+It takes about fifteen minutes on two CPU cores:
 
     python benchmarks/diagnosis.py
 """
@@ -51,7 +53,7 @@ from optlab.lab import History, diagnose, monitor, monitored
 from optlab.registry import OPTIMIZERS
 
 EVALUATIONS = 25
-LANES = 8  # at a time, so that one program serves every call
+LANES = 8  # lanes that run together, so that one program serves every call
 SEEDS = 3
 
 
@@ -61,10 +63,10 @@ class Problem:
 
     Attributes:
         train, validation: (inputs, targets).
-        classes: 0 for a regression.
-        widths: of the hidden layers.
-        batch_size: examples a batch.
-        steps: updates a run.
+        classes: the number of classes; 0 for a regression.
+        widths: widths of the hidden layers.
+        batch_size: examples per batch.
+        steps: updates per run.
         convolve: whether the hidden layers convolve over all axes of the inputs but the last.
     """
 
@@ -80,8 +82,8 @@ class Problem:
 def network(problem):
     """Return init: (key, scale) → params, and apply: (params, units, inputs) → outputs.
 
-    `scale` multiplies the initial weights; but for the first `units`, what each hidden layer gives
-    is 0, so that the width can differ between lanes of one program.
+    `scale` multiplies the initial weights. The outputs of each hidden layer are 0 except for the
+    first `units`, so that the width can differ between lanes of one program.
     """
     inputs = problem.train[0].shape[1:]
     taps = 3 ** (len(inputs) - 1) if problem.convolve else 1
@@ -122,7 +124,7 @@ def neighbours(x):
 
 
 def halve(x):
-    """Average neighbouring points in pairs along each axis but the first and the last."""
+    """Average neighbouring points in pairs, along each axis but the first and the last."""
     for axis in range(1, x.ndim - 1):
         size = x.shape[axis] // 2
         first, second = (
@@ -142,7 +144,8 @@ def metrics(problem, outputs, targets):
 class Runner:
     """Trains lanes of a problem with one optimizer, each from all seeds, in one compiled program.
 
-    A lane is a dict: rates (steps,), scale of the initial weights, units a hidden layer, examples.
+    A lane is a dict: rates (steps,), scale of the initial weights, units per hidden layer,
+    examples.
     """
 
     def __init__(self, problem, optimizer):
@@ -158,7 +161,7 @@ class Runner:
         return {"rates": rates, "scale": scale, "units": units, "examples": examples}
 
     def __call__(self, lanes, seeds):
-        """Return a list, over lanes, of lists, over seeds, of histories."""
+        """Return histories as a list over lanes of lists over seeds."""
         histories = []
         for start in range(0, len(lanes), LANES):
             chunk = lanes[start : start + LANES]
@@ -209,24 +212,26 @@ def _run(problem, make, every, lane, seed):
 
     def evaluate(params):
         some = jnp.arange(min(len(x), 1000)) % examples
-        seen = {"train": (x[some], y[some]), "validation": problem.validation}
+        splits = {"train": (x[some], y[some]), "validation": problem.validation}
         return {
             split: metrics(problem, apply(params, lane["units"], jnp.asarray(a)), jnp.asarray(b))
-            for split, (a, b) in seen.items()
+            for split, (a, b) in splits.items()
         }
 
     def interval(carry, steps):
-        carry, seen = lax.scan(update, carry, steps)
-        return carry, (seen, evaluate(carry[0]))
+        carry, monitored_values = lax.scan(update, carry, steps)
+        return carry, (monitored_values, evaluate(carry[0]))
 
     first = evaluate(params)
     steps = jnp.arange(every * EVALUATIONS).reshape(EVALUATIONS, every)
-    _, ((losses, seen), later) = lax.scan(interval, (params, optimizer.init(params)), steps)
-    evaluated = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), first, later)
+    _, ((losses, monitored_values), later) = lax.scan(
+        interval, (params, optimizer.init(params)), steps
+    )
+    metrics_by_split = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), first, later)
     return {
         "loss": losses.ravel(),
-        "monitored": jax.tree.map(jnp.ravel, seen),
-        **evaluated,
+        "monitored": jax.tree.map(jnp.ravel, monitored_values),
+        **metrics_by_split,
     }
 
 
@@ -307,7 +312,7 @@ def friedman_mlp():
 
 
 def characters():
-    """Return the problem of the next letter, from the six before it, in Python's own help."""
+    """Return the problem of predicting a letter from the six before it, in Python's own help."""
     from pydoc_data.topics import topics
 
     text = "".join(topics.values()).lower()[:60_000]
@@ -319,13 +324,13 @@ def characters():
 
 
 def photo_pixel():
-    """Return the problem of a pixel's brightness, from the 24 around it in two photographs."""
+    """Return the problem of predicting a pixel from the 24 around it, in two photographs."""
     x = np.concatenate([patches.reshape(-1, 25) for patches in _photographs(5, 8)])
     return standardized(np.delete(x, 12, 1), x[:, 12], 0, widths=(48, 24), batch_size=32, steps=400)
 
 
 def photo_which():
-    """Return the problem of telling 8 × 8 pixels of two photographs, a temple and a flower."""
+    """Return the problem of telling 8 × 8 pixels of a photograph of a temple from a flower's."""
     temple, flower = _photographs(8, 9)
     x = np.concatenate([temple, flower])[..., None]
     y = np.repeat([0, 1], [len(temple), len(flower)])
@@ -342,7 +347,7 @@ def _photographs(size, stride):
 
 
 def spirals():
-    """Return the problem of three spiral arms in the plane, a little blurred."""
+    """Return the problem of three spiral arms in the plane, slightly blurred."""
     rng = np.random.default_rng(2)
     arm, t = rng.integers(0, 3, 3000), rng.uniform(0.1, 1, 3000)
     angle = 2 * np.pi * (arm / 3 + t)
@@ -408,7 +413,7 @@ TUNING = np.geomspace(1e-4, 1.0, 13)
 
 
 def cosine(steps, peak, share=1.0, warmup=0.0):
-    """Return a rate that rises over a share of the run, and is down to 1e-3 of its peak at one."""
+    """Return a rate that rises to its peak, and falls to 1e-3 of it at `share` of the run."""
     t = np.arange(steps) / steps
     fall = 0.5 * (1 + np.cos(np.pi * np.clip((t - warmup) / (share - warmup), 0, 1)))
     rise = np.clip((t + 1 / steps) / warmup, 0, 1) if warmup else 1.0
@@ -416,14 +421,14 @@ def cosine(steps, peak, share=1.0, warmup=0.0):
 
 
 def best_rate(runner, seeds):
-    """Return the rate that, with a cosine decay, ends with the lowest validation loss."""
+    """Return the rate with the lowest final validation loss, with a cosine decay."""
     runs = runner([runner.lane(cosine(runner.problem.steps, rate)) for rate in TUNING], seeds)
     ends = [np.mean([h.validation["loss"][-1] for h in of_rate]) for of_rate in runs]
     return TUNING[np.nanargmin(ends)]
 
 
 def provoke(problem, optimizer, seeds):
-    """Return the tuned rate, and (cause, degree) → histories over the seeds."""
+    """Return the tuned rate, and (cause, degree) → a history for each seed."""
     runner = Runner(problem, optimizer)
     rate, steps, n = best_rate(runner, seeds), problem.steps, len(problem.train[0])
     decayed = cosine(steps, rate)
@@ -457,7 +462,7 @@ def level(history):
 
 
 def choose(runs):
-    """Yield (cause, degree, histories) for all causes that did about the harm that they should."""
+    """Yield (cause, degree, histories) for all causes with a degree of about the intended harm."""
     tuned = runs["fine", "cosine"]
     start = np.mean([h.loss[:3].mean() for h in tuned])
     end = np.mean([level(h) for h in tuned])
@@ -467,12 +472,12 @@ def choose(runs):
     }
 
     def nearest(cause, low, high, target, among):
-        """Name the degree whose mean harm in [low, high] is nearest to the target, as a factor."""
-        known = {k: harms[k].mean() for k in runs if k[0] == cause and among(k[1])}
-        near = {k: abs(np.log(h / target)) for k, h in known.items() if low <= h <= high}
+        """Return the degree of a mean harm in [low, high] that is nearest to the target."""
+        mean_harms = {k: harms[k].mean() for k in runs if k[0] == cause and among(k[1])}
+        near = {k: abs(np.log(h / target)) for k, h in mean_harms.items() if low <= h <= high}
         return min(near, key=near.get) if near else None
 
-    chosen = [
+    choices = [
         ("stuck", nearest("constant", 0.3, 1.5, 0.6, lambda power: power > 0)),
         ("no decay", nearest("constant", 0.03, 0.25, 0.08, lambda power: power >= 0)),
         ("slow", nearest("constant", 0.1, 0.7, 0.3, lambda power: power < 0)),
@@ -486,14 +491,14 @@ def choose(runs):
     for key in runs:
         if "fine" in key:
             cause = "too short" if short else "fine" if generalizes(runs[key]) else "overfits"
-            chosen.append((cause, key))
+            choices.append((cause, key))
     for power in (0.5, 1.0, 1.5, 2.0, 2.5, 3.0):
-        if not (harms["constant", power] < 4).any():  # NaN included
-            chosen.append(("diverging", ("constant", power)))
+        if not (harms["constant", power] < 4).any():  # also if harms are NaN
+            choices.append(("diverging", ("constant", power)))
             break
     final = np.mean([h.validation["loss"][-1] for h in tuned])
     if np.mean([h.validation["loss"][-1] for h in runs["few data", 0.03]]) > 1.2 * final:
-        chosen.append(("few data", ("few data", 0.03)))
+        choices.append(("few data", ("few data", 0.03)))
     late = [
         key
         for key in runs
@@ -501,14 +506,14 @@ def choose(runs):
         and np.mean([half_time(h) for h in runs[key]]) > 0.1 + np.mean([*map(half_time, tuned)])
         and harms[key].mean() < 0.3
     ]
-    chosen.append(("small start", late[0] if late else None))
-    for cause, key in chosen:
+    choices.append(("small start", late[0] if late else None))
+    for cause, key in choices:
         if key is not None:
             yield cause, key, runs[key]
 
 
 def gain_of_more(histories, longer):
-    """Return what twice the updates gain, as a share of the fall of the validation loss."""
+    """Return what twice as many updates gain, as a share of the fall of the validation loss."""
     start, end, better = (
         np.mean([h.validation["loss"][at] for h in of])
         for of, at in ((histories, 0), (histories, -1), (longer, -1))
@@ -528,14 +533,14 @@ def generalizes(histories):
 
 
 def half_time(history):
-    """Return the share of the run until half of the loss's fall is done."""
+    """Return the share of the run after which half of the loss's fall is done."""
     smooth = np.convolve(history.loss, np.ones(9) / 9, "valid")
     below = smooth < (history.loss[:3].mean() + level(history)) / 2
     return below.argmax() / len(history.loss) if below.any() else 1.0
 
 
 def judge(group, seeds, only):
-    """Yield a dict for each run: what it is, and the patterns that `diagnose` names."""
+    """Yield a dict for each run: its cause and degree, and the patterns that `diagnose` names."""
     for name, (make, optimizers) in group.items():
         for optimizer in optimizers if name in only else ():
             began = time.perf_counter()
@@ -578,14 +583,14 @@ def print_tables(title, results):
     for cause in CAUSES:
         firsts = Counter((*r["named"], "nothing")[0] for r in results if r["cause"] == cause)
         if firsts:
-            said = ", ".join(f"{count} {pattern}" for pattern, count in firsts.most_common())
-            print(f"  {cause:14}{said}")
+            counts = ", ".join(f"{count} {pattern}" for pattern, count in firsts.most_common())
+            print(f"  {cause:14}{counts}")
 
 
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    known = [name for group in GROUPS.values() for name in group]
-    parser.add_argument("--tasks", nargs="+", choices=known, default=known)
+    task_names = [name for group in GROUPS.values() for name in group]
+    parser.add_argument("--tasks", nargs="+", choices=task_names, default=task_names)
     parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument("--json", action="store_true", help="each run, instead of the tables")
     options = parser.parse_args(arguments)
@@ -598,9 +603,9 @@ def main(arguments=None):
         print(json.dumps(results))
         return
     print(f"jax {jax.__version__} on {jax.default_backend()}")
-    for title, judged in results.items():
-        if judged:
-            print_tables(title, judged)
+    for title, judgements in results.items():
+        if judgements:
+            print_tables(title, judgements)
     print(f"\n{time.perf_counter() - began:.0f} s")
 
 

@@ -1,4 +1,4 @@
-"""What the figures were measured on and with."""
+"""The hardware and the versions that the figures were measured with."""
 
 import importlib.metadata
 import os
@@ -13,24 +13,24 @@ PACKAGES = ("jax", "jaxlib", "optax", "optlab", "numpy", "torch")
 
 
 def environment() -> dict[str, str]:
-    """Return names and values, in the order in which to print them."""
-    found = {"Python": platform.python_version()}
-    found |= {package: _version(package) for package in PACKAGES}
-    found |= {
+    """Return names and values, in their order in the output."""
+    versions = {"Python": platform.python_version()}
+    versions |= {package: _version(package) for package in PACKAGES}
+    versions |= {
         "system": platform.platform(),
         "CPU": _cpu(),
         "cores": str(num_cores()),
         "device": f"{jax.devices()[0].device_kind} ({jax.default_backend()})",
     }
-    if found["torch"] != "none":
+    if versions["torch"] != "none":
         import torch
 
-        found["torch threads"] = str(torch.get_num_threads())
-        found["torch device"] = "cuda" if torch.cuda.is_available() else "cpu"
+        versions["torch threads"] = str(torch.get_num_threads())
+        versions["torch device"] = "cuda" if torch.cuda.is_available() else "cpu"
     for variable in ("XLA_FLAGS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         if variable in os.environ:
-            found[variable] = os.environ[variable]
-    return found
+            versions[variable] = os.environ[variable]
+    return versions
 
 
 def _version(package: str) -> str:
@@ -45,7 +45,7 @@ def _version(package: str) -> str:
 
 
 def _cpu() -> str:
-    """Return the processor's name as Linux knows it, elsewhere as Python does."""
+    """Return the processor's name from Linux, or from Python elsewhere."""
     info = Path("/proc/cpuinfo")
     if info.exists():
         for line in info.read_text().splitlines():

@@ -1,14 +1,15 @@
-"""Train in bfloat16 to the end, with and without something that keeps small updates.
+"""Train in bfloat16 to the end, with and without a wrapper that preserves small updates.
 
-A network on scikit-learn's handwritten digits, trained by AdamW with a warm-up and a cosine to 0:
-in float32, in bfloat16 as it comes, and in bfloat16 with each of the three wrappers. The bfloat16
-runs keep their parameters in bfloat16, and compute activations and gradients in it; the loss is
-formed of float32 logits, and the moments are float32 everywhere. All have the same batches and, but
-for rounding, the same initial weights. Every rate is shown, and every seed counted.
+A network on scikit-learn's handwritten digits is trained by AdamW, with a warm-up and a cosine to
+0: in float32, in plain bfloat16, and in bfloat16 with each of the three wrappers. The bfloat16 runs
+store their parameters in bfloat16, and compute activations and gradients in it. The loss is
+computed from float32 logits, and the moments are float32 in all runs. All runs have the same
+batches and, apart from rounding, the same initial weights. Every rate is shown, and every seed
+counts.
 
-The loss and the accuracy are those of the last parameters, computed in float32 so that nothing but
-the parameters differs. Bytes are those of the arrays, by the number of parameters. About a
-minute on two CPU cores:
+The loss and the accuracy are those of the last parameters, computed in float32, so that only the
+parameters differ. Bytes are those of all arrays, divided by the number of parameters. It takes
+about a minute on two CPU cores:
 
     python benchmarks/half_precision.py
 """
@@ -38,11 +39,11 @@ KINDS = {
     "kahan_summation": (jnp.bfloat16, lambda tx, key: optlab.kahan_summation(tx)),
     "master_params": (jnp.bfloat16, lambda tx, key: optlab.master_params(tx)),
 }
-"""How the parameters are kept: their type, and what is put around the optimizer."""
+"""How the parameters are stored: their type, and the wrapper around the optimizer."""
 
 
 def digits():
-    """Return (images, labels) to train on and to test on; images standardized."""
+    """Return (images, labels) for training and for testing; images are standardized."""
     images, labels = load_digits(return_X_y=True)
     train_x, test_x, train_y, test_y = train_test_split(
         images, labels, test_size=0.25, random_state=0, stratify=labels
@@ -65,7 +66,7 @@ def init(rng):
 
 
 def logits(params, x):
-    """Compute in the parameters' type."""
+    """Compute the logits in the type of the parameters."""
     x = x.astype(params[0]["kernel"].dtype)
     for layer in params[:-1]:
         x = jax.nn.relu(x @ layer["kernel"] + layer["bias"])
@@ -84,14 +85,14 @@ def evaluate(params, examples):
 
 
 def start(updates, num_examples, seed):
-    """Return what a seed decides: initial weights, the batches' rows, a key to round with."""
+    """Return what a seed determines: initial weights, rows of the batches, a key for rounding."""
     rng = np.random.default_rng(seed)
     rows = rng.integers(num_examples, size=(updates, BATCH_SIZE))
     return init(rng), rows, jax.random.key_data(jax.random.key(seed))
 
 
 def train(kind, examples, rate, params, rows, key):
-    """Return the last parameters and the last state of the optimizer."""
+    """Return the last parameters and the last optimizer state."""
     dtype, wrap = KINDS[kind]
     schedule = optlab.schedules.warmup_cosine(
         peak_value=rate, warmup_steps=len(rows) // 20, decay_steps=len(rows)
@@ -110,7 +111,7 @@ def train(kind, examples, rate, params, rows, key):
 
 
 def run(kind, updates, num_seeds):
-    """Return training losses and test accuracies, (rates, seeds) both, and bytes a parameter."""
+    """Return training losses and test accuracies, both (rates, seeds), and bytes per parameter."""
     train_examples, test_examples = digits()
     starts = [start(updates, len(train_examples[0]), seed) for seed in range(num_seeds)]
 

@@ -1,14 +1,16 @@
 """How good are the rates that a range test suggests? Train at them, and at a grid of others.
 
-For each task and optimizer: one range test with its defaults, and then full runs at the rates it
-suggests and at a grid, each constant, from the same seeds. A rate is judged by the validation loss
-at the end, as a multiple of the best on the grid, and by how many decades it lies above (+) or
-below (−) the best rate. A rate at which a run diverges, or none at all, counts as CAP times.
+For each task and optimizer there is one range test with its defaults. Full runs from the same seeds
+then train at the suggested rates and at a grid, each with a constant rate. A rate is judged by the
+final validation loss, as a multiple of the best one on the grid, and by how many decades it lies
+above (+) or below (−) the best rate. A rate at which a run diverges counts as CAP times, and so
+does a missing suggestion.
 
-The definition of the suggestion was chosen by its results on the three built-in tasks, with those
-on the two tables (a logistic regression and a small regression network) in sight. Rosenbrock's
-valley and a quadratic of condition 1000 with noisy gradients were run after it was chosen, and
-changed nothing; they are summed up apart. About four minutes on two CPU cores:
+The definition of the suggestion was chosen by its results on the three built-in tasks; the results
+on the two tables (a logistic regression and a small regression network) were known, too.
+Rosenbrock's valley and a quadratic of condition 1000 with noisy gradients were run after the
+definition was chosen, and changed nothing; they are summed up separately. It takes about four
+minutes on two CPU cores:
 
     python benchmarks/lr_range.py
 """
@@ -32,7 +34,7 @@ METHODS = ("suggested", "valley", "steep", "minimum", "minimum/10")
 
 
 def tabular(name, bunch, widths, regression):
-    """Return the task of a small network on a table, its last 30% held out."""
+    """Return the task of a small network on a table, whose last 30% are for validation."""
     order = np.random.default_rng(0).permutation(len(bunch.data))
     x, y = bunch.data[order].astype(np.float32), bunch.target[order].astype(np.float32)
     cut = int(0.7 * len(x))
@@ -69,7 +71,7 @@ def tabular(name, bunch, widths, regression):
 
 
 def function(name, height, init, noise=0.0):
-    """Return the task of descending a function, seen through Gaussian noise on the point."""
+    """Return the task of descending a function; Gaussian noise is added to the point."""
 
     def loss(point, state, batch, key):
         return height(point + noise * jax.random.normal(key, point.shape)), state
@@ -118,13 +120,13 @@ TABLES = {
 UNSEEN = {"rosenbrock": rosenbrock, "noisy-quadratic": noisy_quadratic}
 GROUPS = {"built-in tasks": BUILT_IN, "tables": TABLES, "unseen tasks": UNSEEN}
 SMALLER = {"digits-cnn": {"rates": GRID[::2], "seeds": 2, "num_steps": 100}}
-"""What takes too long at full size."""
+"""Options of tasks that take too long at full size."""
 
 
 def suggestions(task, make):
-    """Return method → its rate, None where it has none."""
-    found = lr_range_test(task, make)
-    rates = {"suggested": found.suggested_max, **found.picks}
+    """Return method → its rate, or None if it suggests none."""
+    result = lr_range_test(task, make)
+    rates = {"suggested": result.suggested_max, **result.picks}
     if "minimum" in rates:
         rates["minimum/10"] = rates["minimum"] / 10
     return {method: rates.get(method) for method in METHODS}
@@ -132,59 +134,61 @@ def suggestions(task, make):
 
 def judge(task, make, **options):
     """Return the best rate of the grid, and method → (rate, loss ratio, decades)."""
-    suggested = suggestions(task, make)
+    suggested_rates = suggestions(task, make)
     options = {"rates": GRID, "seeds": 3, "num_steps": task.num_steps, **options}
     grid = options.pop("rates")
-    asked = [rate for rate in suggested.values() if rate is not None]
-    every = compare(
+    extra_rates = [rate for rate in suggested_rates.values() if rate is not None]
+    runs = compare(
         task,
         {"x": make},
-        rates=np.concatenate([grid, asked]),
+        rates=np.concatenate([grid, extra_rates]),
         eval_every=options["num_steps"],
         **options,
     ).runs["x"]
-    final = every.validation["loss"][..., -1].astype(float)
-    final = np.where(every.diverged.any(axis=1, keepdims=True), np.inf, final)
-    losses = dict(zip(every.rates, np.exp(np.log(final + 1e-12).mean(axis=1)), strict=True))
+    final = runs.validation["loss"][..., -1].astype(float)
+    final = np.where(runs.diverged.any(axis=1, keepdims=True), np.inf, final)
+    losses = dict(zip(runs.rates, np.exp(np.log(final + 1e-12).mean(axis=1)), strict=True))
     best = min(grid, key=losses.get)
-    judged = {}
-    for method, rate in suggested.items():
+    judgements = {}
+    for method, rate in suggested_rates.items():
         ratio = CAP if rate is None else min(losses[rate] / losses[best], CAP)
-        judged[method] = (rate, ratio, np.nan if rate is None else np.log10(rate / best))
-    return best, judged
+        judgements[method] = (rate, ratio, np.nan if rate is None else np.log10(rate / best))
+    return best, judgements
 
 
 def print_table(name, results):
     width = 15
     print(f"\n{name:12}{'best':>9}" + "".join(f"{method:>{width}}" for method in METHODS))
-    for optimizer, (best, judged) in results.items():
+    for optimizer, (best, judgements) in results.items():
         cells = (
             f"{'none' if rate is None else f'{ratio:.2f} ({decades:+.1f})':>{width}}"
-            for rate, ratio, decades in judged.values()
+            for rate, ratio, decades in judgements.values()
         )
         print(f"{optimizer:12}{best:9.2g}" + "".join(cells), flush=True)
 
 
 def print_summary(title, results):
-    judged = [judged for of_task in results.values() for _, judged in of_task.values()]
-    if not judged:
+    cases = [
+        judgements for by_optimizer in results.values() for _, judgements in by_optimizer.values()
+    ]
+    if not cases:
         return
     print(
-        f"\n{title}, {len(judged)} cases: loss / best (geometric mean), worst, within 2×, |decades|"
+        f"\n{title}, {len(cases)} cases: loss / best (geometric mean), worst, within 2×, |decades|"
     )
     for method in METHODS:
-        ratios = np.array([each[method][1] for each in judged])
-        decades = np.array([each[method][2] for each in judged])
+        ratios = np.array([each[method][1] for each in cases])
+        decades = np.array([each[method][2] for each in cases])
         print(
             f"  {method:12}{np.exp(np.log(ratios).mean()):7.2f}{ratios.max():8.1f}"
-            f"{(ratios <= 2).sum():6} of {len(judged)}{np.nanmean(np.abs(decades)):8.2f}"
+            f"{(ratios <= 2).sum():6} of {len(cases)}{np.nanmean(np.abs(decades)):8.2f}"
         )
 
 
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    known = BUILT_IN | TABLES | UNSEEN
-    parser.add_argument("--tasks", nargs="+", choices=known, default=list(known))
+    makers = BUILT_IN | TABLES | UNSEEN
+    parser.add_argument("--tasks", nargs="+", choices=makers, default=list(makers))
     parser.add_argument("--optimizers", nargs="+", choices=OPTIMIZERS, default=COMPARED)
     options = parser.parse_args(arguments)
     began = time.perf_counter()
@@ -192,7 +196,7 @@ def main(arguments=None):
     print("validation loss / that of the grid's best rate (decades from that rate)")
     results = {}
     for name in options.tasks:
-        task = known[name]()
+        task = makers[name]()
         results[name] = {
             optimizer: judge(task, OPTIMIZERS[optimizer].make, **SMALLER.get(name, {}))
             for optimizer in options.optimizers

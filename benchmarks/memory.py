@@ -1,8 +1,8 @@
-"""Memory of compiled steps, as XLA accounts for it; nothing is executed.
+"""Memory of compiled steps, according to XLA; nothing is executed.
 
-Temporary memory is a share of the parameters' bytes. Bytes accessed are XLA's own estimate: each
-of its kernels reads its operands and writes its results once. The ideal is a step that does so as a
-whole.
+Temporary memory is given as a share of the parameters' bytes. Bytes accessed are XLA's own
+estimate: each of its kernels reads its operands and writes its results once. The ideal is a step
+that is a single such kernel.
 """
 
 from collections.abc import Iterator
@@ -58,7 +58,7 @@ def _results(options: Options, name: str, donate: bool) -> Iterator[Record]:
 
 
 def _account(case: Case, peer: str, shapes: Shapes, donate: bool) -> Record:
-    """Return bytes: temporary ones, those of outputs that are not donated arguments, and others."""
+    """Return the bytes: temporary, of outputs that are not donated arguments, and accessed."""
     functions = case.functions(peer)
     params = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}
     state = jax.eval_shape(functions.init, params)

@@ -1,4 +1,4 @@
-"""The command line, and what it decides."""
+"""The command line, and the options of a measurement."""
 
 import argparse
 import importlib.util
@@ -28,14 +28,14 @@ class Options:
 
     Attributes:
         parts: names in PARTS.
-        cases: of the parts step and memory.
+        cases: the cases of the parts step and memory.
         shapes: names in SHAPES.
         peers: names in PEERS; the base is always among them.
-        donations: whether memory is donated; both in turn where there are two.
+        donations: whether memory is donated; if there are two values, both are measured.
         rounds: samples of each contender.
-        quick: whether only to try things out.
+        quick: whether to measure only briefly, to try things out.
         markdown: whether to print tables in Markdown.
-        out: folder for results and pictures, which exists; None for none.
+        out: an existing folder for results and pictures; None for none.
     """
 
     parts: tuple[str, ...]
@@ -50,25 +50,25 @@ class Options:
 
     @property
     def warm_ups(self) -> int:
-        """Rounds before those that count."""
+        """The number of rounds before those that count."""
         return 2 if self.quick else 10
 
     @property
     def leaf_counts(self) -> tuple[int, ...]:
-        """Numbers of leaves to compile for."""
+        """The numbers of leaves to compile for."""
         return (2, 4) if self.quick else (10, 100, 1000)
 
     @property
     def compilations(self) -> int:
-        """Compilations of each contender."""
+        """The number of compilations of each contender."""
         return 1 if self.quick else 3
 
 
 def parse(arguments: Sequence[str] | None = None) -> Options:
-    """Return the options; exit with one line about what is wrong with them.
+    """Return the options; exit with a one-line message if they are wrong.
 
     Args:
-        arguments: by default those of the process.
+        arguments: the command line; by default that of the process.
     """
     parser = _Parser(
         prog="python -m benchmarks",
@@ -85,21 +85,21 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
         type=_one_of(CASES),
         default=[*CASES],
         metavar="CASE",
-        help=f"of the parts step and memory: {', '.join(CASES)} (all)",
+        help=f"cases of the parts step and memory: {', '.join(CASES)} (all)",
     )
     parser.add_argument(
         "--shapes",
         nargs="+",
         type=_one_of(SHAPES),
         metavar="SHAPES",
-        help=f"whose parameters: {', '.join(SHAPES)} (all but tiny)",
+        help=f"networks with whose parameters to measure: {', '.join(SHAPES)} (all but tiny)",
     )
     parser.add_argument(
         "--peers",
         nargs="+",
         type=_one_of(PEERS),
         metavar="PEER",
-        help=f"beside {BASE}, the base of all ratios: {', '.join(PEERS)} (all)",
+        help=f"contenders besides {BASE}, the base of all ratios: {', '.join(PEERS)} (all)",
     )
     parser.add_argument("--rounds", type=_count, help=f"samples of each contender ({ROUNDS})")
     parser.add_argument(
@@ -113,31 +113,37 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
     )
     parser.add_argument("--markdown", action="store_true", help="print tables in Markdown")
     parser.add_argument(
-        "--out", type=Path, metavar="FOLDER", help="write results.json and pictures there"
+        "--out", type=Path, metavar="FOLDER", help="write results.json and pictures to this folder"
     )
-    given = parser.parse_args(arguments)
-    if named := [name for name in given.peers or () if name in TORCH_PEERS]:
+    namespace = parser.parse_args(arguments)
+    if torch_peers := [name for name in namespace.peers or () if name in TORCH_PEERS]:
         if importlib.util.find_spec("torch") is None:
-            parser.error(f"argument --peers: {named[0]} needs PyTorch, which is not installed")
-        if given.donate == "no":
-            parser.error(f"argument --peers: {named[0]} works in place, so --donate must not be no")
-    if given.out:
+            parser.error(
+                f"argument --peers: {torch_peers[0]} needs PyTorch, which is not installed"
+            )
+        if namespace.donate == "no":
+            parser.error(
+                f"argument --peers: {torch_peers[0]} works in place, so --donate must not be no"
+            )
+    if namespace.out:
         try:
-            given.out.mkdir(parents=True, exist_ok=True)
+            namespace.out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            parser.error(f"argument --out: cannot make the folder {given.out}: {error.strerror}")
-        if not os.access(given.out, os.W_OK):
-            parser.error(f"argument --out: cannot write to the folder {given.out}")
+            parser.error(
+                f"argument --out: cannot make the folder {namespace.out}: {error.strerror}"
+            )
+        if not os.access(namespace.out, os.W_OK):
+            parser.error(f"argument --out: cannot write to the folder {namespace.out}")
     return Options(
-        parts=tuple(given.parts or PARTS),
-        cases=tuple(CASES[name] for name in given.cases),
-        shapes=tuple(given.shapes or (["tiny"] if given.quick else default_shapes)),
-        peers=tuple(name for name in PEERS if name == BASE or name in (given.peers or PEERS)),
-        donations=DONATIONS[given.donate],
-        rounds=given.rounds or (QUICK_ROUNDS if given.quick else ROUNDS),
-        quick=given.quick,
-        markdown=given.markdown,
-        out=given.out,
+        parts=tuple(namespace.parts or PARTS),
+        cases=tuple(CASES[name] for name in namespace.cases),
+        shapes=tuple(namespace.shapes or (["tiny"] if namespace.quick else default_shapes)),
+        peers=tuple(name for name in PEERS if name == BASE or name in (namespace.peers or PEERS)),
+        donations=DONATIONS[namespace.donate],
+        rounds=namespace.rounds or (QUICK_ROUNDS if namespace.quick else ROUNDS),
+        quick=namespace.quick,
+        markdown=namespace.markdown,
+        out=namespace.out,
     )
 
 
@@ -147,7 +153,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _one_of(names: Iterable[str]) -> Callable[[str], str]:
-    """Return a check of a name. Some Pythons refuse the empty list where `choices` are given."""
+    """Return a check of a name; some Pythons refuse an empty list if `choices` are set."""
 
     def check(text: str) -> str:
         if text not in names:

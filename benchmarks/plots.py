@@ -1,4 +1,4 @@
-"""Results as pictures. Matplotlib is imported where it is used."""
+"""Results as pictures. Matplotlib is imported only when they are drawn."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,23 +15,24 @@ if TYPE_CHECKING:
 COLOURS = dict(
     zip(PEERS, ("#555555", "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#BBBBBB"), strict=True)
 )
-"""Okabe and Ito's, told apart with any colour vision; grey for the base and for the roofline."""
+"""The colours of Okabe and Ito, which can be told apart with any colour vision; grey for the base
+and for the roofline."""
 
 MARKERS = dict(zip(PEERS, "os^DvP", strict=True))
 
 
 def save_pictures(records: list[Record], folder: Path, quick: bool) -> Iterator[Path]:
-    """Write a picture of the speeds on each network, and one of the times to a first step.
+    """Draw the speeds on each network, and the times to a first step.
 
-    Networks where the base was alone have none.
+    There is no picture of a network on which only the base was measured.
 
     Args:
-        records: of all parts.
-        folder: that exists.
+        records: the records of all parts.
+        folder: an existing folder.
         quick: whether the figures mean nothing, which the titles then say.
 
     Yields:
-        The files written.
+        The files that were written.
     """
     note = " (only tried out)" if quick else ""
     steps = [r for r in records if r["part"] == "step"]
@@ -49,7 +50,7 @@ def save_pictures(records: list[Record], folder: Path, quick: bool) -> Iterator[
 
 
 def _speeds(records: list[Record], title: str) -> "Figure":
-    """Draw a group of bars for each case; whiskers are quartiles."""
+    """Draw a group of bars for each case; whiskers mark quartiles."""
     from matplotlib.figure import Figure
 
     cases = list(dict.fromkeys(r["case"] for r in records))
@@ -59,12 +60,12 @@ def _speeds(records: list[Record], title: str) -> "Figure":
     figure.set_layout_engine("constrained")
     ax = figure.subplots()
     for i, name in enumerate(names):
-        found = {r["case"]: r["speed"] for r in records if r["contender"] == name}
+        speeds = {r["case"]: r["speed"] for r in records if r["contender"] == name}
         low, middle, high = (
-            np.array([speed[q] for speed in found.values()]) for q in ("25%", "50%", "75%")
+            np.array([speed[q] for speed in speeds.values()]) for q in ("25%", "50%", "75%")
         )
         ax.barh(
-            [cases.index(case) + (i - (len(names) - 1) / 2) / (len(names) + 1) for case in found],
+            [cases.index(case) + (i - (len(names) - 1) / 2) / (len(names) + 1) for case in speeds],
             middle,
             height=1 / (len(names) + 1),
             xerr=[middle - low, high - middle],
@@ -83,7 +84,7 @@ def _speeds(records: list[Record], title: str) -> "Figure":
 
 
 def _compile_times(records: list[Record], note: str) -> "Figure":
-    """Draw seconds against leaves for each contender, a panel for each case."""
+    """Draw seconds against leaves for each contender, with a panel for each case."""
     from matplotlib.figure import Figure
 
     cases = list(dict.fromkeys(r["case"] for r in records))
@@ -92,10 +93,10 @@ def _compile_times(records: list[Record], note: str) -> "Figure":
         figure.subplots(1, len(cases), sharey=True, squeeze=False)[0], cases, strict=True
     ):
         for name in dict.fromkeys(r["contender"] for r in records):
-            found = [r for r in records if (r["case"], r["contender"]) == (case, name)]
+            results = [r for r in records if (r["case"], r["contender"]) == (case, name)]
             ax.loglog(
-                [r["leaves"] for r in found],
-                [r["sum"]["50%"] for r in found],
+                [r["leaves"] for r in results],
+                [r["sum"]["50%"] for r in results],
                 color=COLOURS[name],
                 marker=MARKERS[name],
                 label=name,

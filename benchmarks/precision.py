@@ -1,7 +1,8 @@
 """Time of a step with parameters and gradients in bfloat16, against float32 in the same rounds.
 
-Moments are float32 in both, as far as each contender can: optlab's and the hand-written ones are;
-Optax's `mu_dtype` makes the first so, and the second has the parameters' type. Bytes of state tell.
+Moments are float32 in both, as far as a contender can store them so. optlab's and the hand-written
+ones are. Optax's `mu_dtype` does it for the first moment, while its second moment has the type of
+the parameters; the bytes of state show it.
 """
 
 from collections.abc import Iterator
@@ -16,10 +17,10 @@ from benchmarks.shapes import Arrays, describe, shapes_of, start
 from benchmarks.timing import Disagreement, check_agreement, measure, quantiles, ratio
 
 MEASURED = ("adamw", "clip-adamw")
-"""Names of cases."""
+"""The names of the measured cases."""
 
 EXTRA = {"optax": {"mu_dtype": jnp.float32}}
-"""Options that keep what can be kept in float32."""
+"""Options that store in float32 what can be stored so."""
 
 TYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
@@ -52,7 +53,8 @@ def _results(options: Options, shapes: str) -> Iterator[Record | Disagreement]:
         try:
             yield from _compare(options, shapes, CASES[name], peers, params, gradients)
         except Disagreement as error:
-            yield Disagreement(f"{name}: {error}")  # without the frames, which hold arrays
+            # A new exception, because the traceback of `error` holds arrays.
+            yield Disagreement(f"{name}: {error}")
 
 
 def _compare(

@@ -7,23 +7,23 @@ from typing import Any
 from benchmarks.timing import Disagreement
 
 Record = dict[str, Any]
-"""One result, ready for JSON."""
+"""One result, in types that JSON has."""
 
 Table = list[list[str]]
-"""Rows of cells, the first the heads of columns."""
+"""Rows of cells; the first row holds the headings."""
 
 
 @dataclass
 class Section:
-    """Results that make one table.
+    """The results of one table.
 
     Attributes:
-        part: of the benchmark.
-        title: above the table.
-        results: measured as they are taken, or why they were not.
-        table: of the records.
-        compact: a shorter one, for Markdown; by default the same.
-        records: those taken so far.
+        part: the part of the benchmark.
+        title: the title above the table.
+        results: yields records while they are measured, or the reasons why they could not be.
+        table: records → their table.
+        compact: records → a shorter table, for Markdown; by default the same.
+        records: the records so far.
     """
 
     part: str
@@ -34,7 +34,7 @@ class Section:
     records: list[Record] = field(default_factory=list)
 
     def text(self, markdown: bool = False) -> str:
-        """Return title and table."""
+        """Return the title and the table."""
         make = (self.compact or self.table) if markdown else self.table
         table = make(self.records) if self.records else [["nothing measured"]]
         return f"{self.title}\n\n{(in_markdown if markdown else plain)(table)}"
@@ -46,7 +46,7 @@ def by_columns(columns: dict[str, Callable[[Record], str]], records: Sequence[Re
 
 
 def plain(table: Table) -> str:
-    """Return columns of even width, text to the left and numbers to the right."""
+    """Return aligned columns, text to the left and numbers to the right."""
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     right = [_is_number(column[1:]) for column in zip(*table, strict=True)]
     lines = (
@@ -60,7 +60,7 @@ def plain(table: Table) -> str:
 
 
 def in_markdown(table: Table) -> str:
-    """Return a table of GitHub's Markdown."""
+    """Return a table in GitHub's Markdown."""
     right = [_is_number(column[1:]) for column in zip(*table, strict=True)]
     rule = ["---:" if to_right else "---" for to_right in right]
     return "\n".join("| " + " | ".join(row) + " |" for row in [table[0], rule, *table[1:]])
@@ -71,7 +71,7 @@ def _is_number(cells: Sequence[str]) -> bool:
 
 
 MISSING = "–"
-"""What stands for a figure that there is not."""
+"""Shown in place of a missing figure."""
 
 
 def spread(quantiles: dict[str, float], digits: int = 2) -> str:

@@ -1,21 +1,22 @@
-"""The fastest that this machine moves the bytes a case has to move, whatever it computes.
+"""The least time in which this machine can move the bytes of a case, whatever is computed.
 
-A case reads some arrays of the parameters' size and writes others; here arrays of the same size are
-read and written as often, with next to no arithmetic and without XLA, whose limits must not become
-the measure. On a CPU these are NumPy's functions, one thread a core on its part of each array, for
-NumPy lets other threads run while it works. They go block by block through all arrays at once:
+A case reads some arrays of the parameters' size and writes others. The roofline reads and writes
+arrays of the same size as often, with hardly any arithmetic, and without XLA, whose limits must not
+become the measure. On a CPU it uses NumPy's functions, with one thread per core on its part of each
+array, because NumPy lets other threads run while it works. The threads go through all arrays
+together, block by block:
 
     p ← p + g       two reads, one write
     m ← −m          one read, one write, for each array of state
-    max g           one read, in a pass of its own before: what a global norm costs
+    max g           one read, in a separate pass at the beginning, as a global norm needs it
 
-The largest is that of the bits as integers: on two cores as fast as `np.dot`, both being limited by
-the memory, but never BLAS, which may start threads of its own in each of ours.
-All is in place, as written memory that has not been read must be fetched by most processors, too.
-Plain copies (`np.copyto`) are slower for this reason.
+The maximum is taken of the bits as integers. On two cores this is as fast as `np.dot`, since both
+are limited by the memory, but it never uses BLAS, which may start threads of its own.
+Everything is in place, because most processors must fetch memory that they write without having
+read it. Plain copies (`np.copyto`) are slower for this reason.
 
-On a GPU it is one copy of half as many bytes as the case reads and writes together, by PyTorch
-where it is installed, otherwise by JAX.
+On a GPU it is one copy of half as many bytes as the case reads and writes together, by PyTorch if
+it is installed, otherwise by JAX.
 """
 
 import importlib.util
@@ -28,11 +29,11 @@ import jax.numpy as jnp
 import numpy as np
 
 BLOCK = 2**20
-"""Elements that a thread takes of one array before it turns to the next: 4 MB."""
+"""Elements of one array, 4 MB, that a thread handles before it turns to the next array."""
 
 
 class Plan(NamedTuple):
-    """How often an element of each array is touched.
+    """How often each operation is applied to an array.
 
     Attributes:
         additions: p ← p + g.
@@ -54,28 +55,28 @@ class Plan(NamedTuple):
 
 
 def plan(reads: int, writes: int) -> Plan:
-    """Return the operations that read and write so much.
+    """Return the operations with these numbers of reads and writes.
 
     Args:
-        reads: arrays read, at least one more than are written: the gradients.
-        writes: arrays written, at least 1: the parameters.
+        reads: arrays read; at least one more than are written, because of the gradients.
+        writes: arrays written, at least 1, the parameters.
     """
     return Plan(additions=1, negations=writes - 1, maxima=reads - writes - 1)
 
 
 class CpuRoofline:
-    """NumPy on several threads; as a contender."""
+    """The roofline of a CPU: NumPy on several threads."""
 
     name = "roofline"
 
     def __init__(self, reads: int, writes: int, size: int, threads: int) -> None:
-        """Make arrays.
+        """Create the arrays.
 
         Args:
             reads: arrays read.
             writes: arrays written.
             size: elements of an array, float32.
-            threads: one a core.
+            threads: one per core.
         """
         self._plan = plan(reads, writes)
         arrays = [np.ones(size, np.float32) for _ in range(writes + 1)]
@@ -92,7 +93,7 @@ class CpuRoofline:
             list(self._pool.map(self._update, self._parts))
 
     def wait(self) -> None:
-        """Do nothing: all steps are done."""
+        """Do nothing, because `advance` returns after its steps are done."""
 
     def _read(self, part: list[list[np.ndarray]]) -> None:
         for _ in range(self._plan.maxima):
@@ -107,7 +108,7 @@ class CpuRoofline:
 
 
 class JaxCopy:
-    """A copy by JAX; as a contender."""
+    """The roofline of a GPU: a copy by JAX."""
 
     name = "roofline"
 
@@ -125,7 +126,7 @@ class JaxCopy:
 
 
 class TorchCopy:
-    """A copy by PyTorch; as a contender."""
+    """The roofline of a GPU: a copy by PyTorch."""
 
     name = "roofline"
 

@@ -1,4 +1,4 @@
-"""The hyperparameters that every contender of every case has."""
+"""The hyperparameters of all contenders in all cases."""
 
 LEARNING_RATE = 1e-3
 MOMENTUM = 0.9
@@ -12,8 +12,8 @@ ADAM_EPS = 1e-8
 
 RMSPROP_DECAY = 0.99
 RMSPROP_EPS = 1e-24
-"""Inside the root; PyTorch has 1e-12 outside. Only so small is the place without consequence."""
+"""ε inside the root; PyTorch has 1e-12 outside. With an ε this small its place does not matter."""
 
 ADAGRAD_START = 0.1
 ADAGRAD_EPS = 1e-10
-"""Inside the root or outside: beside the start neither can be seen in float32."""
+"""ε inside or outside the root; beside ADAGRAD_START float32 does not show the difference."""

@@ -1,7 +1,7 @@
-"""The parameters of well-known networks: their shapes, and arrays to start from.
+"""The parameters of well-known networks: their shapes, and initial arrays.
 
 Convolution kernels are (height, width, in, out), dense ones (in, out). The numbers of leaves and of
-parameters are those of the published models, and checked whenever shapes are made.
+parameters are those of the published models; they are checked whenever shapes are made.
 """
 
 import math
@@ -60,7 +60,7 @@ def gpt2() -> Shapes:
 
 
 def many(count: int = 1000) -> Shapes:
-    """Vectors of 3500 numbers: what is left is the cost of each leaf."""
+    """Vectors of 3500 numbers, which show the cost of each leaf."""
     return {f"leaf{i:04}": (3500,) for i in range(count)}
 
 
@@ -98,7 +98,7 @@ COUNTS = {
     "many": (1000, 3_500_000),
     "tiny": (3, 17_168),
 }
-"""Leaves and parameters."""
+"""Name → the numbers of leaves and of parameters."""
 
 
 def num_params(shapes: Shapes) -> int:
@@ -122,7 +122,7 @@ def describe(name: str) -> str:
 def start(shapes: Shapes) -> tuple[Arrays, Arrays]:
     """Return parameters and gradients: float32, normal, the same at every call.
 
-    No gradient is nearer to 0 than LEAST, so that it matters to none where an ε stands.
+    No gradient is nearer to 0 than LEAST, so that it does not matter where a rule adds its ε.
     """
     params, gradients = (
         {

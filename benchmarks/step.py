@@ -1,8 +1,8 @@
 """Time of a step: every case, on the parameters of real networks.
 
-Beside milliseconds stand the speed, as a multiple of the base's and of the hand-written step's in
-the same rounds, and the share of the roofline: its time in the same rounds divided by the
-contender's.
+The tables show milliseconds; the speed as a multiple of the base's and of the hand-written step's;
+and the share of the roofline, which is the roofline's time divided by the contender's. All ratios
+are computed within rounds.
 """
 
 import gc
@@ -57,7 +57,8 @@ def _results(
         try:
             samples, differences = _measure(options, case, *arrays, donate)
         except Disagreement as error:
-            yield Disagreement(f"{case.name}: {error}")  # without the frames, which hold arrays
+            # A new exception, because the traceback of `error` holds arrays.
+            yield Disagreement(f"{case.name}: {error}")
             continue
         for name, seconds in samples.seconds.items():
             yield {
@@ -80,7 +81,7 @@ def _results(
 def _measure(
     options: Options, case: Case, params: Arrays, gradients: Arrays, donate: bool
 ) -> tuple[Samples, dict[str, float]]:
-    """Return samples and differences, after the memory of the last case is free."""
+    """Return samples and differences, after freeing the memory of the previous case."""
     gc.collect()
     shared = {name: jnp.array(g) for name, g in gradients.items()}
     contenders = [
@@ -94,14 +95,14 @@ def _measure(
 
 
 def _table(records: list[Record]) -> Table:
-    """Return one row for each result; where no step is written by hand, no ratio to it."""
+    """Return one row per result; without a hand-written step there is no ratio to it."""
     has_by_hand = any(r["speed_to_by_hand"] for r in records)
     columns = [name for name in COLUMNS if has_by_hand or BY_HAND not in name]
     return by_columns({name: COLUMNS[name] for name in columns}, records)
 
 
 def _compact_table(records: list[Record]) -> Table:
-    """Return one row for each case: the base in ms, the others' speed, optlab's beside by hand."""
+    """Return one row per case: milliseconds of the base, and the speeds of the others."""
     by_case = {}
     for record in records:
         by_case.setdefault(record["case"], {})[record["contender"]] = record
@@ -111,9 +112,12 @@ def _compact_table(records: list[Record]) -> Table:
     if to_by_hand:
         heads.append(f"optlab / {BY_HAND}")
     table = [["case", f"{BASE}, ms", *heads]]
-    for case, found in by_case.items():
-        speeds = [spread(found[name]["speed"]) if name in found else MISSING for name in names]
+    for case, records_by_name in by_case.items():
+        speeds = [
+            spread(records_by_name[name]["speed"]) if name in records_by_name else MISSING
+            for name in names
+        ]
         if to_by_hand:
-            speeds.append(spread(found["optlab"]["speed_to_by_hand"]))
-        table.append([case, COLUMNS["ms"](found[BASE]), *speeds])
+            speeds.append(spread(records_by_name["optlab"]["speed_to_by_hand"]))
+        table.append([case, COLUMNS["ms"](records_by_name[BASE]), *speeds])
     return table

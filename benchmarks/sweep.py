@@ -1,26 +1,26 @@
-"""How much does a sweep in lanes gain over the usual loop of Optuna and Optax?
+"""How much faster is a sweep in lanes than the usual loop of Optuna and Optax?
 
-All contenders train the network of `tasks.digits_mlp` with AdamW at the same points of rate and
-decay (a Halton sequence), from the same initialization, on the same batches, and evaluate it as
-often:
+All contenders train the network of `tasks.digits_mlp` with AdamW, at the same points of rate and
+decay (a Halton sequence), from the same initialization, on the same batches, and evaluate it
+equally often:
 
-    usual       Optuna hands out a trial at a time; the trial makes an NNX model and an
+    usual       Optuna asks for one trial at a time. The trial makes an NNX model, an
                 `nnx.Optimizer` of `optax.adamw`, and a step and an evaluation under `nnx.jit`, as
-                Flax's guides write them.
-    pure        the same with pure functions under `jax.jit`, the initialization and the evaluation
-                compiled once for all trials, and only the step for each.
-    careful     the same with the step compiled once, too, the values being injected into the
+                in Flax's guides.
+    pure        the same with pure functions under `jax.jit`. The initialization and the evaluation
+                are compiled once for all trials, the step for each trial.
+    careful     the same, and the step is also compiled once: the values are injected into the
                 optimizer's state (`optax.inject_hyperparams`).
     optlab      `lab.sweep` with `optlab.adamw`.
-    optlab+     the same with `optax.adamw`.
+    optlab+     `lab.sweep` with `optax.adamw`.
 
-Each runs in a process of its own, so that each compiles for itself. Prints the wall time of the
-search, compilation included, imports and data not, and how the scores of the trials agree with
-those of the usual loop. Some minutes on two CPU cores:
+Each contender runs in its own process, so that each compiles for itself. The script prints the wall
+time of the search, with compilation but without imports and data, and how the scores of the trials
+agree with those of the usual loop. It takes some minutes on two CPU cores:
 
     python benchmarks/sweep.py
 
-Needs optlab[lab,bayes].
+It needs optlab[lab,bayes].
 """
 
 import argparse
@@ -48,10 +48,10 @@ SEED = 0
 
 
 def sweep_with(optimizer):
-    """Return a contender: points and updates of a trial → the score of each trial."""
+    """Return a contender: (task, trials, steps) → the score of each trial."""
 
     def search(task, trials, steps):
-        found = lab.sweep(
+        result = lab.sweep(
             task,
             optimizer,
             SPACE,
@@ -61,17 +61,17 @@ def sweep_with(optimizer):
             steps=steps,
             eval_every=steps // EVALUATIONS,
         )
-        return [float(trial.validation["accuracy"][0, -1]) for trial in found.trials]
+        return [float(trial.validation["accuracy"][0, -1]) for trial in result.trials]
 
     return search
 
 
 def loop_with(make_trial):
-    """Return a contender that runs one trial after the other, as Optuna asks for them.
+    """Return a contender that runs the trials one after the other, as Optuna asks for them.
 
     Args:
-        make_trial: (task, keys) → (rate, decay) → (step, evaluate): the first takes a batch, the
-            second returns the accuracy on validation.
+        make_trial: (task, keys) → (rate, decay) → (step, evaluate). `step` takes a batch;
+            `evaluate` returns the validation accuracy.
     """
 
     def search(task, trials, steps):
@@ -130,7 +130,7 @@ def usual(task, keys):
 
 
 def pure(step_for):
-    """Return a maker of trials on pure functions; `step_for` says when a step is compiled."""
+    """Return a maker of trials with pure functions; `step_for` decides when a step is compiled."""
 
     def make_trial(task, keys):
         start, model_state = jax.jit(task.init)(keys[0])
@@ -208,7 +208,7 @@ def run_here(name, trials, steps):
 
 
 def run_apart(name, trials, steps):
-    """Return what a process of its own prints of one contender."""
+    """Return what one contender prints in a process of its own."""
     command = [sys.executable, Path(__file__), "--only", name]
     options = ["--trials", str(trials), "--steps", str(steps)]
     done = subprocess.run([*command, *options], stdout=subprocess.PIPE, check=True)
@@ -233,16 +233,16 @@ def main(arguments=None):
         runs[name].append(run_apart(name, options.trials, options.steps))
     base = runs["usual"][0]
     print(f"{'':10}{'seconds':>9}{'least':>8}{'most':>8}{'usual /':>9}   accuracy, against usual")
-    for name, found in runs.items():
-        seconds = [run["seconds"] for run in found]
+    for name, runs_of_name in runs.items():
+        seconds = [run["seconds"] for run in runs_of_name]
         middle = float(np.median(seconds))
-        apart = np.abs(np.subtract(found[0]["scores"], base["scores"]))
+        apart = np.abs(np.subtract(runs_of_name[0]["scores"], base["scores"]))
         print(
             f"{name:10}{middle:9.1f}{min(seconds):8.1f}{max(seconds):8.1f}"
             f"{base['seconds'] / middle:9.1f}   median apart {np.median(apart):.4f}, "
             f"at most {apart.max():.4f}"
         )
-    best = {name: max(found[0]["scores"]) for name, found in runs.items()}
+    best = {name: max(runs_of_name[0]["scores"]) for name, runs_of_name in runs.items()}
     print("\nbest accuracy: " + ", ".join(f"{name} {score:.4f}" for name, score in best.items()))
     return None
 

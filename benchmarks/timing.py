@@ -1,10 +1,10 @@
 """How contenders are timed: side by side, in rounds, after their results have been compared.
 
-In each round every contender makes one sample, in an order drawn anew, so that whatever else the
-machine does meets all alike. Before each sample come as many steps that are not timed: the caches
-hold what the contender before has left there, and that one's idle threads still spin for some
-milliseconds. Ratios are formed within rounds; their median and quartiles are what counts, beside
-which a median of milliseconds is an illustration.
+In each round every contender makes one sample, in a new random order, so that other activity of the
+machine affects all alike. Before each sample the contender makes as many steps without timing them,
+for two reasons: the caches still hold the data of the previous contender, and that contender's idle
+threads spin for some milliseconds. Ratios are computed within rounds. Their median and quartiles
+are the result; a median of milliseconds is only an illustration.
 """
 
 import gc
@@ -20,36 +20,36 @@ import numpy as np
 from benchmarks.contenders import Contender, Optimizer
 
 MIN_SAMPLE = 0.005
-"""Seconds that a sample lasts at least; short steps are repeated in it."""
+"""The least seconds of a sample; short steps are repeated within it."""
 
 FACTORS = (1.0, -1.5, 2.0)
-"""Of the gradients in three steps before the timing: of changing sign, so that averages are seen,
-and growing, for AMSGrad takes the largest v̂ in JAX and the largest v in PyTorch, which is then the
-last of either."""
+"""Factors of the gradients in the three steps of `check_agreement`. The sign changes, so that
+averages matter. The size grows, because AMSGrad takes the largest v̂ in JAX but the largest v in
+PyTorch; with growing gradients both are the last one."""
 
 TOLERANCE = 1e-4
-"""Of the farthest movement. Optax and the hand-written steps form 1 − β₂ᵗ in float32, where β₂ =
-0.999 is off by 1e-8, and so 1 − β₂ by 1e-5; sums of 10⁸ squares differ in their last digits by the
-order in which they are formed."""
+"""Allowed difference, as a share of the farthest movement. Optax and the hand-written steps compute
+1 − β₂ᵗ in float32, where β₂ = 0.999 is off by 1e-8, and so 1 − β₂ by 1e-5. Sums of 10⁸ squares
+differ in their last digits by the order of summation."""
 
 ROUNDINGS = 2
-"""Of each number in each step, that two contenders may differ by: each rounds, by up to half a
-spacing, the number and a product that is as large (in an average, decay · old)."""
+"""Allowed difference of each number in each step, in roundings. Each of two contenders rounds, by
+up to half a spacing, the number and a product of the same size (in an average, decay · old)."""
 
-SEEN = 10
-"""How many times what is allowed some number must move in three steps, or nothing is compared."""
+LEAST_MOVEMENT = 10
+"""Contenders are compared only if some number moves this many times the allowed difference."""
 
 
 class Disagreement(Exception):
-    """Two contenders do not compute the same."""
+    """Two contenders compute different results."""
 
 
 class Samples(NamedTuple):
-    """What was measured.
+    """The times of a measurement.
 
     Attributes:
-        seconds: of a step, by contender: (rounds,) float64.
-        steps: in a sample.
+        seconds: contender → (rounds,) float64, the time of a step.
+        steps: the number of steps in a sample.
     """
 
     seconds: dict[str, np.ndarray]
@@ -62,32 +62,33 @@ def check_agreement(
     gradients: dict[str, jax.Array],
     eps: float = float(jnp.finfo(jnp.float32).eps),
 ) -> dict[str, float]:
-    """Let all take three steps, and compare parameters and averages with those of the first.
+    """Make three steps with each contender, and compare the results with those of the first one.
 
-    Each number may differ by TOLERANCE of the farthest movement, by the error of the contender's
-    norm of it, and in each step by ROUNDINGS of that movement and of its own. The largest number's
-    roundings must not be allowed to all: in bfloat16 they exceed the whole movement, and a step
-    that does nothing would pass. Numbers near 0 have roundings far smaller than their steps, and
-    tell, also where clipped steps are short.
+    Parameters and averages are compared. Each number may differ by TOLERANCE of the farthest
+    movement, by the known error of the contender's norm as a share of it, and in each step by
+    ROUNDINGS of that movement and of its own size. The roundings of the largest number must not be
+    allowed for all numbers: in bfloat16 they exceed the whole movement, so that a step that does
+    nothing would pass. Numbers near 0 have roundings far smaller than their steps, so that they
+    show a difference even if clipped steps are short.
 
     Args:
-        contenders: that have not moved yet.
-        start: the parameters they stand at.
-        gradients: those of the timing; contenders have them again in the end.
+        contenders: contenders that have not moved yet.
+        start: the parameters at which they all stand.
+        gradients: the gradients of the timing, which contenders have again at the end.
         eps: the relative spacing of the parameters' type.
 
     Returns:
-        The parameters' largest difference by contender, as a share of their farthest movement.
+        Contender → the largest difference of its parameters, as a share of the farthest movement.
 
     Raises:
-        Disagreement: a difference is larger, or nothing moves enough to tell.
+        Disagreement: a difference is too large, or nothing moves enough for a comparison.
     """
     reference = _after_three_steps(contenders[0], gradients)
     movement = {kind: _distance(arrays, start) for kind, arrays in reference.items()}
     roundings = len(FACTORS) * ROUNDINGS * eps
     every = {kind: (TOLERANCE + roundings) * distance for kind, distance in movement.items()}
     for kind, arrays in reference.items():
-        if not _excess(arrays, start, every[kind], roundings) >= SEEN:
+        if not _excess(arrays, start, every[kind], roundings) >= LEAST_MOVEMENT:
             raise Disagreement(f"{contenders[0].name}: {kind} must move enough to be compared")
     shares = {contenders[0].name: 0.0}
     for contender in contenders[1:]:
@@ -116,20 +117,20 @@ def _after_three_steps(
 
 
 def _distance(some: Sequence[np.ndarray], others: Sequence[np.ndarray]) -> float:
-    """Return the largest difference of two numbers; NaN where there is one."""
+    """Return the largest difference of two numbers; NaN if any is NaN."""
     return _excess(some, others, every=1.0, relative=0.0)
 
 
 def _excess(
     some: Sequence[np.ndarray], others: Sequence[np.ndarray], every: float, relative: float
 ) -> float:
-    """Return the largest difference over what its number may have; NaN where there is one.
+    """Return the largest ratio of a difference to the allowed one; NaN if any is NaN.
 
     Args:
-        some: reference.
-        others: compared with it.
-        every: difference that all may have.
-        relative: further difference, over the reference's absolute value.
+        some: the reference.
+        others: the numbers to compare with it.
+        every: the difference allowed for all numbers.
+        relative: a further allowed difference, as a share of the reference's absolute value.
     """
     excesses = []
     for x, y in zip(some, others, strict=True):
@@ -144,10 +145,11 @@ def measure(
     """Time contenders side by side.
 
     Args:
-        contenders: to be timed.
-        rounds: samples of each, ≥ 1.
-        warm_ups: rounds before, ≥ 1, by whose quickest step the length of samples is chosen.
-        seed: of the orders.
+        contenders: the contenders to time.
+        rounds: samples of each contender, ≥ 1.
+        warm_ups: rounds before the samples, ≥ 1; the quickest step in them determines how many
+            steps a sample has.
+        seed: the seed of the random orders.
     """
     rng = np.random.default_rng(seed)
 
@@ -160,15 +162,17 @@ def measure(
     try:
         quickest = min(min(one_round(steps=1).values()) for _ in range(warm_ups))
         steps = math.ceil(MIN_SAMPLE / quickest)
-        taken = [one_round(steps) for _ in range(rounds)]
+        samples_by_round = [one_round(steps) for _ in range(rounds)]
     finally:
         gc.enable()
     names = [contender.name for contender in contenders]
-    return Samples({name: np.array([one[name] for one in taken]) for name in names}, steps)
+    return Samples(
+        {name: np.array([one[name] for one in samples_by_round]) for name in names}, steps
+    )
 
 
 def _sample(contender: Contender, steps: int) -> float:
-    """Return the seconds of a step. JAX may begin the next before the last is done."""
+    """Return the seconds of a step, although JAX may start a step before the last one is done."""
     contender.advance(steps)
     contender.wait()
     began = time.perf_counter()
@@ -178,7 +182,7 @@ def _sample(contender: Contender, steps: int) -> float:
 
 
 def quantiles(values: np.ndarray) -> dict[str, float]:
-    """Return the quantiles that describe samples, by their percentage."""
+    """Return the quantiles that describe the samples, by their percentage."""
     percentages = (5, 25, 50, 75, 95)
     return {
         f"{q}%": float(x)
@@ -187,8 +191,8 @@ def quantiles(values: np.ndarray) -> dict[str, float]:
 
 
 def ratio(seconds: dict[str, np.ndarray], base: str, name: str) -> dict[str, float] | None:
-    """Return how many times as fast as the base, by quantiles of the ratios within rounds.
+    """Return how many times as fast as the base a contender is, as quantiles of the rounds' ratios.
 
-    None where the base was not measured.
+    It is None if the base was not measured.
     """
     return quantiles(seconds[base] / seconds[name]) if base in seconds else None

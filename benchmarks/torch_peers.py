@@ -1,4 +1,4 @@
-"""PyTorch's optimizers as contenders. Import this where PyTorch is installed only."""
+"""PyTorch's optimizers as contenders. Import this module only if PyTorch is installed."""
 
 import numpy as np
 import torch
@@ -8,33 +8,33 @@ from benchmarks.settings import AVERAGE_DECAY, LEARNING_RATE, MAX_NORM
 from benchmarks.shapes import Arrays
 
 NORM_ERROR = 5e-3
-"""PyTorch sums squares in float32: on a CPU the norm of the 38.6 million normal numbers of GPT-2's
-embedding is 2.4e-3 too small."""
+"""The relative error of PyTorch's norm, whose squares are summed in float32. On a CPU the norm of
+the 38.6 million normal numbers of GPT-2's embedding is 2.4e-3 too small."""
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def tensor(array: np.ndarray) -> torch.Tensor:
-    """Return a tensor on the device, with memory of its own."""
+    """Return a tensor on the device, with its own memory."""
     return torch.from_numpy(np.array(array)).to(DEVICE)
 
 
 class TorchStep:
     """A step in place, as in a training loop of PyTorch: clip, update, average.
 
-    Clipping changes the gradients, too, in place. It multiplies them whether they are too long or
-    not, so that later steps, whose gradients have been clipped before, do the same work.
+    Clipping changes the gradients in place, too. It multiplies them even if they are short enough,
+    so that later steps, whose gradients have been clipped before, do the same work.
     """
 
     def __init__(self, name: str, case: Case, form: str, params: Arrays, gradients: Arrays) -> None:
         """Build a contender.
 
         Args:
-            name: of the contender.
-            case: one that PyTorch has.
+            name: the name of the contender.
+            case: a case that PyTorch has.
             form: "fused" or "foreach".
-            params: to start from.
-            gradients: of every step.
+            params: the initial parameters.
+            gradients: the gradients of every step.
         """
         self.name = name
         self._clip = case.clip
@@ -53,7 +53,7 @@ class TorchStep:
             p.grad = tensor(g)
 
     def advance(self, steps: int) -> None:
-        """Make so many steps."""
+        """Make some steps."""
         for _ in range(steps):
             if self._clip:
                 torch.nn.utils.clip_grad_norm_(self._params, MAX_NORM, foreach=True)
@@ -68,7 +68,7 @@ class TorchStep:
             torch.cuda.synchronize()
 
     def results(self) -> dict[str, list[np.ndarray]]:
-        """Return the parameters and, where the case has one, their average."""
+        """Return the parameters and, if the case has one, their average."""
         results = {"params": self._params, "average": self._averages}
         return {
             name: [x.detach().cpu().numpy() for x in tensors]

@@ -1,9 +1,9 @@
 """Train a Flax NNX model with a chain: clip, AdamW with warm-up and cosine, averaged parameters.
 
-The chain is an ordinary Optax transformation, so `nnx.Optimizer` takes it as it is. Its state tells
-the learning rate of every update, and holds a moving average of the parameters, which goes back
-into a copy of the model to be tested beside the last ones. 1,347 handwritten digits to train on,
-450 to test; some seconds on a CPU:
+The chain is an ordinary Optax transformation, so `nnx.Optimizer` accepts it. Its state holds the
+learning rate of every update, and a moving average of the parameters. The average is put into a
+copy of the model, which is tested beside the last parameters. 1,347 handwritten digits to train on,
+450 to test; takes some seconds on a CPU:
 
     python examples/01_chain_in_flax_nnx.py
 """
@@ -54,9 +54,9 @@ def main() -> None:
         optlab.adamw(
             schedule,
             weight_decay=0.05,
-            mask=lambda params: jax.tree.map(lambda p: p.ndim > 1, params),  # matrices alone
+            mask=lambda params: jax.tree.map(lambda p: p.ndim > 1, params),  # only matrices
         ),
-        optlab.params_ema(0.99),  # last, where the updates are what the parameters will move by
+        optlab.params_ema(0.99),  # last in the chain, where the updates are final
     )
     model = Classifier(nnx.Rngs(0))
     optimizer = nnx.Optimizer(model, chain, wrt=nnx.Param)

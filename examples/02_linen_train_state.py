@@ -1,9 +1,9 @@
-"""Train a Flax Linen model in a TrainState, and cut the learning rate where the loss stalls.
+"""Train a Flax Linen model in a TrainState, and cut the learning rate when the loss stalls.
 
-The learning rate lives in the optimizer's state. Where it is a constant, a new value can be put
-there at any time, and `jax.jit` does not compile the step again: the line "compiling" appears once.
-(Where it is a schedule, the schedule writes the value, and what is put there is overwritten.)
-1,347 handwritten digits to train on, 450 to test; some seconds on a CPU:
+The learning rate is stored in the optimizer's state. If it is a constant, a new value can be
+assigned at any time without compiling the step again: the line "compiling" appears once. (If it is
+a schedule, the schedule overwrites an assigned value.) 1,347 handwritten digits to train on, 450 to
+test; takes some seconds on a CPU:
 
     python examples/02_linen_train_state.py
 """
@@ -65,7 +65,7 @@ def main() -> None:
         rate = optax.tree_utils.tree_get(state.opt_state, "learning_rate")
         print(f"epoch {epoch:2}: learning rate {float(rate):.4f}, loss {loss:.4f}")
         if loss > 0.9 * best:
-            lower = 0.3 * rate  # a float32 array like `rate`; a Python float would compile anew
+            lower = 0.3 * rate  # an array of float32; a Python float would compile the step again
             opt_state = optax.tree_utils.tree_set(state.opt_state, learning_rate=lower)
             state = state.replace(opt_state=opt_state)
         best = min(best, loss)

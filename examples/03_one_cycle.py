@@ -1,12 +1,12 @@
-"""Train a Flax NNX CNN with the one cycle and with a constant rate, and see which does better.
+"""Train a Flax NNX CNN with a one-cycle schedule and with a constant rate, and compare them.
 
-The one cycle is two schedules on one clock: `adamw(cycle.learning_rate, b1=cycle.momentum)`. The
-comparison is fair to both: AdamW as it comes but for that, the same number of updates, and for each
-the same rates and seeds (a seed is the initial weights and the batches). For the one cycle a rate
-is that of its peak. Each is judged at the rate that gave it the best mean accuracy on the
-validation images, and the test images are looked at there alone. Where the spreads over seeds
-overlap, the verdict is a tie. 1,077 handwritten digits to train on, 360 to validate, 360 to test.
-Prints both runs and draws them in one_cycle.png; some 30 seconds on a CPU:
+One cycle is two schedules of the same step: `adamw(cycle.learning_rate, b1=cycle.momentum)`. The
+comparison is fair: both runs use AdamW with its other defaults, the same number of updates, the
+same rates and the same seeds (a seed determines the initial weights and the batches). The rate of a
+one cycle is its peak. Each method is judged at its best rate, by the mean accuracy on the
+validation images; the test images are evaluated only there. If the spreads over seeds overlap, the
+verdict is a tie. 1,077 handwritten digits to train on, 360 to validate, 360 to test. The script
+prints both runs and draws them in one_cycle.png; it takes some 30 seconds on a CPU:
 
     python examples/03_one_cycle.py
 """
@@ -25,12 +25,12 @@ from optlab.schedules import OneCycle
 
 NUM_UPDATES, BATCH_SIZE, NUM_SEEDS = 200, 32, 3
 RATES = (0.003, 0.01, 0.03, 0.1)
-B1 = 0.9  # AdamW's own, beside the constant rate
+B1 = 0.9  # AdamW's default, used with the constant rate
 UPDATES_SHOWN = (10, 30, 60, 100, 140, 180, 200)
 
 
 def he_normal(key, shape, dtype, out_sharding=None):
-    # As `nnx.initializers.he_normal`, but drawn as one row, which XLA compiles far faster.
+    # Like `nnx.initializers.he_normal`, but drawn as one row, which XLA compiles much faster.
     draw = jax.random.normal(key, (math.prod(shape),), dtype)
     return draw.reshape(shape) * math.sqrt(2 / math.prod(shape[:-1]))
 
@@ -83,7 +83,7 @@ def digits_task() -> lab.Task:
 
 
 def print_runs(comparison: lab.Comparison, schedules: dict[str, OneCycle]) -> None:
-    """Print rate and b1 of some updates, and the validation loss after each, mean of all seeds."""
+    """Print rate and b1 of some updates, and the validation loss after each (mean of all seeds)."""
     print(f"{'':6}" + "".join(f"{label:>25}" for label in schedules))
     print("update" + f"{'rate':>10}{'b1':>7}{'loss':>8}" * len(schedules))
     for update in UPDATES_SHOWN:
@@ -91,7 +91,7 @@ def print_runs(comparison: lab.Comparison, schedules: dict[str, OneCycle]) -> No
         for row in comparison.rows():
             runs, (rate, b1) = comparison.runs[row.optimizer], schedules[row.optimizer]
             losses = runs.validation["loss"][runs.rates == row.rate, :, runs.steps == update]
-            step = update - 1  # the one whose values this update uses
+            step = update - 1  # the update uses the schedule's value at this step
             line += f"{rate(step):10.6f}{b1(step):7.3f}{losses.mean():8.4f}"
         print(line)
 

@@ -1,13 +1,13 @@
 """Take a CNN of your own from its first loss to a test accuracy, in seven steps.
 
-They are the steps with any new model: is the first loss that of guessing; can it learn a few images
-by heart; which rates are viable; a coarse search with short runs; a finer one around the best; a
-long run with a schedule; and what its curves say. The network is a Flax NNX one with batch
-normalization and dropout. Rates and weight decays are searched as lanes of one compiled program;
-each share of dropout takes a program of its own, so there are few of them, and the finer search
-keeps to the better. 600 handwritten digits to train on, 598 to validate, and 599 to
-test, which are looked at once, at the end. Prints each step, and draws range_test.png, sweep.png
-and history.png; half a minute on a CPU:
+The steps suit any new model. Is the first loss that of guessing? Can the model memorize a few
+images? Which rates are viable? Then follow a coarse search with short runs, a finer search around
+the best, a long run with a schedule, and the diagnosis of its curves. The network is a Flax NNX
+model with batch normalization and dropout. Rates and weight decays are searched as lanes of one
+compiled program. Each share of dropout needs its own program, so there are few of them, and the
+finer search only uses the better ones. 600 handwritten digits to train on, 598 to validate, and 599
+to test, which are evaluated once, at the end. The script prints each step, and draws
+range_test.png, sweep.png and history.png; it takes half a minute on a CPU:
 
     python examples/04_cnn_start_to_finish.py
 """
@@ -27,7 +27,7 @@ TRIAL_STEPS, FINAL_STEPS, BATCH_SIZE = 100, 600, 32
 
 
 def he_normal(key, shape, dtype, out_sharding=None):
-    # As `nnx.initializers.he_normal`, but drawn as one row, which XLA compiles far faster.
+    # Like `nnx.initializers.he_normal`, but drawn as one row, which XLA compiles much faster.
     draw = jax.random.normal(key, (math.prod(shape),), dtype)
     return draw.reshape(shape) * math.sqrt(2 / math.prod(shape[:-1]))
 
@@ -112,7 +112,7 @@ def main() -> None:
     print(tested)
 
     print("\n4. A coarse search, short runs")
-    # Runs that warm up bear somewhat more than the test, which leaps to each rate.
+    # A run with a warm-up bears somewhat higher rates than the test, which has none.
     highest = 2 * tested.suggested_max
     space = {
         "learning_rate": lab.LogUniform(tested.suggested_min, highest),

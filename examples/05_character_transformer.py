@@ -1,12 +1,12 @@
 """Train a small transformer to write Python's documentation, character by character.
 
-A problem of your own kind is a `lab.Task`: how to initialize, the loss, the next batch, and how to
-judge. Here it is written by hand for a Flax NNX language model, which then is tuned like any other:
-first loss, range test, sweep, a long run, diagnosis. The text is that of `help("topics")`, some
-370,000 characters that come with Python: the first four fifths to train on, a tenth to validate, a
-tenth to test. By how often it occurs alone a character takes 4.7 bits; to the model, which sees up
-to 32 before it, half as many. Prints each step, and what the model writes; about a minute on
-a CPU:
+Any problem can be a `lab.Task`: functions that initialize the model, compute the loss, draw the
+next batch, and evaluate. Here the task is written by hand for a Flax NNX language model, and tuned
+like any other: first loss, range test, sweep, a long run, diagnosis. The text is that of
+`help("topics")`, some 370,000 characters that come with Python: the first four fifths to train on,
+a tenth to validate, a tenth to test. By its frequency alone a character takes 4.7 bits; with the
+model, which sees up to 32 characters before it, half as many. The script prints each step, and a
+text that the model writes; it takes about a minute on a CPU:
 
     python examples/05_character_transformer.py
 """
@@ -25,17 +25,17 @@ from optlab import lab
 
 CONTEXT, WIDTH, HEADS, BLOCKS = 32, 64, 4, 2
 BATCH_SIZE, TRIAL_STEPS, FINAL_STEPS = 16, 100, 1200
-NUM_WINDOWS = 256  # of each split, on which the model is judged
+NUM_WINDOWS = 256  # number of windows in each split that evaluate the model
 PROMPT = "If a class defines this method, "  # CONTEXT characters
 
-# Each paragraph once: many topics repeat others, and the test text is to be new to the model.
+# Each paragraph occurs once. Many topics repeat others, and the test text must be new to the model.
 PARAGRAPHS = dict.fromkeys("\n\n".join(topics.values()).split("\n\n"))
 TEXT = "\n\n".join(PARAGRAPHS)
 ALPHABET, CODES = np.unique(list(TEXT), return_inverse=True)  # the text as numbers
 
 
 class Block(nnx.Module):
-    """Attention to what came before, then an MLP: (batch, length, WIDTH) → the same."""
+    """Attention to earlier characters, then an MLP: (batch, length, WIDTH) → the same."""
 
     def __init__(self, rngs: nnx.Rngs):
         self.norm1 = nnx.LayerNorm(WIDTH, rngs=rngs)
@@ -51,7 +51,7 @@ class Block(nnx.Module):
 
 
 class Transformer(nnx.Module):
-    """Codes (batch, length) → logits (batch, length, characters) of the next one."""
+    """Codes (batch, length) → logits (batch, length, characters) of the next character."""
 
     def __init__(self, rngs: nnx.Rngs):
         self.characters = nnx.Embed(len(ALPHABET), WIDTH, rngs=rngs)
@@ -83,7 +83,7 @@ def text_task() -> lab.Task:
         return losses.mean(), model_state
 
     def batch(key, step):
-        key = jax.random.fold_in(key, step)  # which is the run's, at every step the same
+        key = jax.random.fold_in(key, step)  # the argument is the run's key, the same at every step
         return windows_at(train, jax.random.randint(key, (BATCH_SIZE,), 0, len(train) - CONTEXT))
 
     def evaluate(params, model_state, windows):
@@ -100,7 +100,7 @@ def text_task() -> lab.Task:
 
 
 def windows_at(codes, starts):
-    """Return the CONTEXT characters from each start, and the one after: (starts, CONTEXT + 1)."""
+    """Return CONTEXT characters from each start, and the next one: (starts, CONTEXT + 1)."""
     return codes[starts[:, None] + np.arange(CONTEXT + 1)]
 
 
@@ -113,7 +113,7 @@ def optimizer(learning_rate, weight_decay, one_minus_b2, steps=TRIAL_STEPS):
 
 
 def write(params, prompt: str, length: int) -> str:
-    """Return how the model goes on, given CONTEXT characters."""
+    """Return the model's continuation of a prompt of CONTEXT characters."""
 
     def next_code(codes, key):
         logits = nnx.merge(GRAPH, params)(codes[None, :])[0, -1]
@@ -155,11 +155,11 @@ def main() -> None:
         "weight_decay": lab.LogUniform(1e-3, 1.0),
         "one_minus_b2": lab.LogUniform(1e-3, 1e-1),
     }
-    found = lab.sweep(task, optimizer, space, trials=16, search="halton")
-    print(found)
+    result = lab.sweep(task, optimizer, space, trials=16, search="halton")
+    print(result)
 
     print("\n4. A long run with the best, in bits a character")
-    tx = optimizer(**found.best.values, steps=FINAL_STEPS)
+    tx = optimizer(**result.best.values, steps=FINAL_STEPS)
     run = lab.train(task, tx, steps=FINAL_STEPS, key=jax.random.key(0))
     print_history(run.history)
 

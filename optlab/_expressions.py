@@ -1,7 +1,7 @@
 """Expressions such as `warmup(cosine(1e-3, 1000), warmup_steps=100)`, read without running code.
 
-Python's own parser makes a tree of the text, in which only calls of known functions and literals
-are understood: numbers, strings, None, True, False, lists and tuples. Nothing else has a meaning.
+Python's own parser makes a tree of the text. Only calls of known functions and literals are
+accepted: numbers, strings, None, True, False, lists and tuples. Anything else is an error.
 """
 
 import ast
@@ -15,30 +15,30 @@ Functions = Mapping[str, Callable[..., Any]]
 """The functions that an expression may call, by name."""
 
 PREFIXES = ("optlab.schedules.", "schedules.")
-"""What may stand before a name, so that a line of Python can be pasted as it is."""
+"""Prefixes that a name may have, so that a line of Python can be pasted unchanged."""
 
 LONGEST = 10_000
-"""Characters an expression may have."""
+"""The largest number of characters in an expression."""
 
 _UNDERSTOOD = "only numbers, strings, lists and calls of {kind}s are understood"
 
 
 class ExpressionError(ValueError):
-    """An expression that cannot be read; the message says why in one line."""
+    """An expression cannot be read; the message gives the reason in one line."""
 
 
 def evaluate(text: str, functions: Functions, kind: str) -> Any:
-    """Return what an expression describes: the result of the call that it is.
+    """Return the value of an expression, which must be a call.
 
-    Fields of a named tuple that a call returns can be named: `one_cycle(0.1, 100).momentum`.
+    A field of a named tuple that a call returns can be selected: `one_cycle(0.1, 100).momentum`.
 
     Args:
         text: the expression.
-        functions: what it may call. A ValueError that one raises is passed on as it is.
-        kind: what they make, for the messages: "schedule".
+        functions: the functions that it may call. Their ValueErrors are passed on unchanged.
+        kind: what the functions make, for messages: "schedule".
 
     Raises:
-        ValueError: the text is no such expression, or a function refuses its arguments.
+        ValueError: the text is not such an expression, or a function refuses its arguments.
 
     Example:
         >>> def double(x):
@@ -56,14 +56,14 @@ understood, got '2 + 3'
     if not isinstance(tree, ast.Call | ast.Attribute):
         if isinstance(tree, ast.Name):
             function = reader.function(tree)
-            takes = _describe_parameters(function)
-            raise ExpressionError(f"{tree.id} needs its arguments: {tree.id}({takes})")
+            parameters_text = _describe_parameters(function)
+            raise ExpressionError(f"{tree.id} needs its arguments: {tree.id}({parameters_text})")
         raise ExpressionError(f"expected the call of a {kind}, got {reader.source(tree)}")
     return reader.value(tree)
 
 
 def suggestions(name: str, known: Iterable[str]) -> str:
-    """Return "; did you mean …?" with the names that are close, or "" where none is."""
+    """Return "; did you mean …?" with the names that are similar, or "" if none is."""
     close = difflib.get_close_matches(name, list(known))
     return f"; did you mean {', '.join(map(repr, close))}?" if close else ""
 
@@ -71,11 +71,11 @@ def suggestions(name: str, known: Iterable[str]) -> str:
 def _parse(text: str) -> ast.expr:
     if len(text) > LONGEST:
         raise ExpressionError(
-            f"an expression may have {LONGEST} characters, got one of {len(text)}"
+            f"an expression may have at most {LONGEST} characters, got {len(text)}"
         )
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Python's own, of what compiles but looks wrong
+            warnings.simplefilter("ignore")  # Python warns of code that compiles but looks wrong
             return ast.parse(text.strip(), mode="eval").body
     except SyntaxError as error:
         raise ExpressionError(f"cannot read {_shortened(text)}: {error.msg}") from error
@@ -85,7 +85,7 @@ def _parse(text: str) -> ast.expr:
 
 
 class _Reader:
-    """Turns nodes of one expression's tree into values."""
+    """Turns nodes of an expression's tree into values."""
 
     def __init__(self, text: str, functions: Functions, kind: str):
         self.text = text.strip()
@@ -126,7 +126,7 @@ class _Reader:
         _check_arguments(name, function, args, options)
         try:
             return function(*args, **options)
-        except (TypeError, OverflowError) as error:  # a number where a list is due, and the like
+        except (TypeError, OverflowError) as error:  # for example a number in place of a list
             raise ExpressionError(
                 f"{name}: the arguments do not fit: {error} "
                 f"(it takes {_describe_parameters(function)})"
@@ -153,14 +153,14 @@ class _Reader:
         value = self.value(node.value)
         fields = getattr(value, "_fields", ())
         if node.attr not in fields:
-            has = f"; it has {', '.join(fields)}" if fields else ""
-            raise ExpressionError(f"{self.source(node.value)} has no {node.attr!r}{has}")
+            available = f"; it has {', '.join(fields)}" if fields else ""
+            raise ExpressionError(f"{self.source(node.value)} has no {node.attr!r}{available}")
         return getattr(value, node.attr)
 
     def fail(self, node: ast.expr) -> NoReturn:
         got = self.source(node)
-        understood = _UNDERSTOOD.format(kind=self.kind)
-        raise ExpressionError(f"{understood}, got {got}")
+        required = _UNDERSTOOD.format(kind=self.kind)
+        raise ExpressionError(f"{required}, got {got}")
 
     def source(self, node: ast.AST) -> str:
         return _shortened(ast.get_source_segment(self.text, node) or ast.unparse(node))
@@ -170,17 +170,17 @@ def _check_arguments(
     name: str, function: Callable[..., Any], args: list[Any], options: Mapping[str, Any]
 ) -> None:
     parameters = inspect.signature(function).parameters
-    takes = f"(it takes {_describe_parameters(function)})"
+    parameters_text = f"(it takes {_describe_parameters(function)})"
     for option in options:
         if option not in parameters:
             hint = suggestions(option, parameters)
-            raise ExpressionError(f"{name}: unknown argument {option!r}{hint} {takes}")
+            raise ExpressionError(f"{name}: unknown argument {option!r}{hint} {parameters_text}")
     if len(args) > len(parameters):
-        raise ExpressionError(f"{name}: {len(args)} arguments are too many {takes}")
+        raise ExpressionError(f"{name}: {len(args)} arguments are too many {parameters_text}")
     by_position = list(parameters)[: len(args)]
     for option in options:
         if option in by_position:
-            raise ExpressionError(f"{name}: {option} is given twice {takes}")
+            raise ExpressionError(f"{name}: {option} is given twice {parameters_text}")
     missing = [
         repr(parameter.name)
         for parameter in parameters.values()
@@ -190,7 +190,7 @@ def _check_arguments(
     ]
     if missing:
         word = "argument" if len(missing) == 1 else "arguments"
-        raise ExpressionError(f"{name}: missing {word} {', '.join(missing)} {takes}")
+        raise ExpressionError(f"{name}: missing {word} {', '.join(missing)} {parameters_text}")
 
 
 def _describe_parameters(function: Callable[..., Any]) -> str:
@@ -203,6 +203,6 @@ def _describe_parameters(function: Callable[..., Any]) -> str:
 
 
 def _shortened(text: str, longest: int = 60) -> str:
-    """Return the text in quotes on one line, its end left out where it is long."""
+    """Return the text in quotes on one line, cut off if it is long."""
     line = " ".join(text.split())
     return repr(line if len(line) <= longest else line[: longest - 1] + "…")

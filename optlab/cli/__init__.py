@@ -1,6 +1,6 @@
-"""The `optlab` command: what the lab does, by name and from a shell.
+"""The `optlab` command: the tools of the lab from a shell.
 
-A command is a file here: `add` declares its name and its options, `run` does what they ask for.
+Each command is a file of this package: `add` declares its name and options, `run` executes it.
 """
 
 from optlab.cli._main import main

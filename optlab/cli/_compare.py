@@ -26,7 +26,7 @@ from optlab.lab import Comparison, compare
 from optlab.registry import OPTIMIZERS
 
 COMPARED = "sgd,momentum,adagrad,rmsprop,adam,adamw"
-"""The optimizers compared unless others are named."""
+"""The optimizers that are compared by default."""
 
 
 def add(commands: Commands) -> None:
@@ -47,7 +47,7 @@ def add(commands: Commands) -> None:
         type=names,
         default=COMPARED,
         metavar="NAMES",
-        help="which, separated by commas (default: %(default)s)",
+        help="names of optimizers, separated by commas (default: %(default)s)",
     )
     parser.add_argument(
         "--rates",
@@ -58,7 +58,7 @@ def add(commands: Commands) -> None:
         "rates evenly spaced on a log scale, both ends included (default: %(default)s)",
     )
     add_seeds(parser, default=3, runs="runs at each rate")
-    add_steps(parser, "optimizer updates a run (default: the task's)")
+    add_steps(parser, "optimizer updates per run (default: the task's)")
     add_batch_size(parser)
     parser.add_argument(
         "--target",
@@ -91,11 +91,11 @@ def run(options: argparse.Namespace) -> None:
             target=options.target,
             on_progress=on_progress,
         )
-    chosen = {
+    arguments = {
         name: getattr(options, name)
         for name in ("task", "optimizers", "rates", "seeds", "batch_size", "target")
     }
-    results = comparison.to_json(options={**chosen, "steps": num_steps})
+    results = comparison.to_json(options={**arguments, "steps": num_steps})
     if options.json:
         print(results)
     else:
@@ -106,12 +106,12 @@ def run(options: argparse.Namespace) -> None:
 
 
 def write(comparison: Comparison, results: str, folder: Path, *, paths: bool) -> str:
-    """Write the results and their plots, and say which files those are.
+    """Write the results and their plots, and return a description of the files.
 
     Args:
         comparison: what to plot.
         results: the text of results.json.
-        folder: where to.
+        folder: where to write.
         paths: whether the task is the valley, whose paths can be drawn.
     """
     figures = {

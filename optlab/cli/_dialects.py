@@ -17,7 +17,8 @@ def add(commands: Commands) -> None:
         run,
         summary="show how the frameworks differ in one rule",
         description="Show rules as PyTorch, Keras 3, TensorFlow 1, Optax and optlab write them,\n"
-        "with the names and defaults of their arguments. optlab.dialects has them all.",
+        "with the names and defaults of their arguments. The functions are in\n"
+        "optlab.dialects.",
         epilog=f"rules: {', '.join(TABLES)}",
     )
     parser.add_argument(

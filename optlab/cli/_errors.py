@@ -1,4 +1,4 @@
-"""What the user can get wrong, and names that nothing has."""
+"""Errors that the user can correct, such as unknown names."""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -11,30 +11,30 @@ Value = TypeVar("Value")
 
 
 REFUSAL = re.compile(r"[A-Za-z_.]+: .*, got ", re.DOTALL)
-"""How the errors of optlab's own checks read."""
+"""The form of the errors of optlab's own checks."""
 
 
 class UsageError(Exception):
-    """What was asked for cannot be done; the message says why in one line."""
+    """A request that cannot be carried out; the message gives the reason in one line."""
 
 
 def look_up(kind: str, name: str, known: Mapping[str, Value]) -> Value:
-    """Return what has this name; see `check_known`."""
+    """Return the entry of this name in `known`; see `check_known`."""
     check_known(kind, name, known)
     return known[name]
 
 
 def check_known(kind: str, name: str, known: Iterable[str], also: str = "") -> None:
-    """Require one of the names known.
+    """Require one of the known names.
 
     Args:
-        kind: what they name, for the message: "optimizer".
-        name: as the user wrote it.
-        known: the names there are.
-        also: what else could have been given, for the message.
+        kind: the kind of thing they name, for the message: "optimizer".
+        name: the name that the user wrote.
+        known: the known names.
+        also: other valid values, for the message.
 
     Raises:
-        UsageError: there is no such name; the message has those that are close, and all.
+        UsageError: the name is not known; the message lists similar names, and all known ones.
     """
     names = list(known)
     if name not in names:
@@ -44,7 +44,7 @@ def check_known(kind: str, name: str, known: Iterable[str], also: str = "") -> N
 
 @contextmanager
 def value_errors() -> Iterator[None]:
-    """Turn what optlab refuses within this block into what the user can get wrong."""
+    """Turn errors of optlab's own checks in this block into a `UsageError`."""
     try:
         yield
     except ValueError as error:

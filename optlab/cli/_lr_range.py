@@ -31,8 +31,8 @@ def add(commands: Commands) -> None:
         run,
         summary="raise the learning rate over a short run and suggest where to train",
         description="Raise the learning rate over a short run, from several seeds in one compiled\n"
-        "program, and suggest a range of rates by where the loss falls. Says so where\n"
-        "the curves allow no reliable suggestion.",
+        "program, and suggest a range of rates by where the loss falls. If the curves\n"
+        "allow no reliable suggestion, the reason is printed instead.",
         epilog=optimizer_list(),
     )
     add_task(parser)
@@ -71,15 +71,15 @@ def run(options: argparse.Namespace) -> None:
     check_plot_format(options.out)
     require("lr-range", "matplotlib")
     check_writable_file(options.out)
-    asked = ("min_lr", "max_lr", "steps", "seeds", "mode")
+    names = ("min_lr", "max_lr", "steps", "seeds", "mode")
     with task_errors(options.task):
-        found = lr_range_test(task, optimizer, **{name: getattr(options, name) for name in asked})
+        result = lr_range_test(task, optimizer, **{name: getattr(options, name) for name in names})
     label = f"{options.optimizer} on {task.name}"
     if options.json:
-        print(found.to_json(optimizer=options.optimizer))
+        print(result.to_json(optimizer=options.optimizer))
     else:
-        print(found.title(label), found.table(), sep="\n\n")
-    figure = found.plot(label=label).figure
+        print(result.title(label), result.table(), sep="\n\n")
+    figure = result.plot(label=label).figure
     with write_errors(options.out, "file"):
         figure.savefig(options.out)
     if not options.json:

@@ -1,4 +1,4 @@
-"""The parser, and what becomes of errors: one line on stderr, and an exit status."""
+"""The parser, and how errors are reported: one line on stderr, and an exit status."""
 
 import argparse
 import io
@@ -23,14 +23,14 @@ COMMANDS = (
 )
 
 OK, USAGE_ERROR, INTERRUPTED, BROKEN_PIPE = 0, 2, 130, 141
-"""Exit statuses, the last two as shells report a process that SIGINT or SIGPIPE ended."""
+"""Exit statuses; the last two are those that shells report after SIGINT and SIGPIPE."""
 
 EPILOG = f"""\
 a task of your own:
   Every --task also takes MODULE:ATTRIBUTE, such as mypackage.mymodule:task. The
   module is imported with the current folder on the path, as python -m does, and
   may be any that you have installed. The attribute is an optlab.lab.Task, or a
-  function that returns one; an option such as --batch-size, where it is given,
+  function that returns one; an option such as --batch-size, if you set it,
   becomes its argument batch_size. What the module prints goes to stderr.
 
 environment:
@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         SystemExit: after --help and --version, with status 0.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # “±” on a terminal that has no such letter
+        sys.stdout.reconfigure(errors="replace")  # some terminals have no “±”
     try:
         parser = _parser()
         options = parser.parse_args(argv)
@@ -91,7 +91,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line."""
+    """A parser whose errors take one line."""
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(message)
@@ -103,5 +103,5 @@ def _print_traceback(error: Exception) -> None:
 
 
 def _give_up_stdout() -> None:
-    """Let the interpreter, which flushes stdout once more as it ends, not fail there."""
+    """Redirect stdout, because the interpreter flushes it once more at its end and would fail."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

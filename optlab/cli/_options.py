@@ -1,4 +1,4 @@
-"""Options: what several commands share, and how the text after one becomes a value."""
+"""Options that several commands share, and functions that read their values."""
 
 import argparse
 import math
@@ -14,7 +14,7 @@ from optlab.cli._tasks import FORM, TASKS
 from optlab.registry import OPTIMIZERS
 
 Commands = Any
-"""What argparse adds commands to, which has no public type."""
+"""The object to which argparse adds commands; its type is not public."""
 
 LEAST_RATE, LARGEST_RATE = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
 
@@ -28,15 +28,15 @@ def add_command(
     description: str,
     epilog: str,
 ) -> argparse.ArgumentParser:
-    """Add a command, and return the parser to add its options to.
+    """Add a command, and return its parser.
 
     Args:
-        commands: where to.
-        name: what the user writes.
-        run: called with the options once they are read.
+        commands: the object to add it to.
+        name: the name that the user writes.
+        run: called with the parsed options.
         summary: one line for `optlab --help`.
-        description: lines that open its own help, as they are to stand.
-        epilog: lines that end it, likewise.
+        description: lines at the beginning of the command's own help, printed unchanged.
+        epilog: lines at the end of the command's own help, printed unchanged.
     """
     parser = commands.add_parser(
         name,
@@ -62,7 +62,7 @@ def add_task(parser: argparse.ArgumentParser) -> None:
         "--task",
         default="digits-mlp",
         metavar="NAME",
-        help=f"what to train: {', '.join(TASKS)}, or {FORM} for one of your own, a Task "
+        help=f"the task to train: {', '.join(TASKS)}, or {FORM} for your own, which is a Task "
         "or a function that returns one (default: %(default)s)",
     )
 
@@ -70,14 +70,14 @@ def add_task(parser: argparse.ArgumentParser) -> None:
 def add_batch_size(parser: argparse.ArgumentParser) -> None:
     """Add --batch-size, for `make_task`."""
     parser.add_argument(
-        "--batch-size", type=count, metavar="N", help="examples a batch (default: the task's)"
+        "--batch-size", type=count, metavar="N", help="examples per batch (default: the task's)"
     )
 
 
 def add_optimizer(parser: argparse.ArgumentParser) -> None:
     """Add --optimizer, a name in `OPTIMIZERS`."""
     parser.add_argument(
-        "--optimizer", default="adam", metavar="NAME", help="with what (default: %(default)s)"
+        "--optimizer", default="adam", metavar="NAME", help="the optimizer (default: %(default)s)"
     )
 
 
@@ -85,9 +85,9 @@ def add_seeds(parser: argparse.ArgumentParser, default: int, runs: str = "runs")
     """Add --seeds.
 
     Args:
-        parser: where to.
-        default: how many.
-        runs: what their number is, for the help: "runs at each rate".
+        parser: the parser to add it to.
+        default: the default number of seeds.
+        runs: the meaning of the number, for the help: "runs at each rate".
     """
     parser.add_argument(
         "--seeds",
@@ -99,14 +99,14 @@ def add_seeds(parser: argparse.ArgumentParser, default: int, runs: str = "runs")
 
 
 def add_seed(parser: argparse.ArgumentParser, meaning: str) -> None:
-    """Add --seed, a whole number; `meaning` says of what."""
+    """Add --seed, a whole number; `meaning` is the beginning of its help."""
     parser.add_argument(
         "--seed", type=natural, default=0, metavar="N", help=f"{meaning} (default: %(default)s)"
     )
 
 
 def add_steps(parser: argparse.ArgumentParser, meaning: str, default: int | None = None) -> None:
-    """Add --steps; `meaning` is its help, which says what stands for None."""
+    """Add --steps; `meaning` is its help, including what the default None means."""
     parser.add_argument("--steps", type=count, default=default, metavar="N", help=meaning)
 
 
@@ -128,7 +128,7 @@ def add_out_plot(parser: argparse.ArgumentParser, default: str) -> None:
         type=Path,
         default=Path(default),
         metavar="FILE",
-        help=f"where to draw, a file in {', '.join(PLOT_FORMATS)} (default: %(default)s)",
+        help=f"the file of the plot, in {', '.join(PLOT_FORMATS)} (default: %(default)s)",
     )
 
 
@@ -224,5 +224,5 @@ def named(read: Callable[[str], Any]) -> Callable[[str], tuple[str, Any]]:
 def _once(values: list[Any]) -> list[Any]:
     for value in values:
         if values.count(value) > 1:
-            raise argparse.ArgumentTypeError(f"{value} is there twice")
+            raise argparse.ArgumentTypeError(f"values must differ, got {value} twice")
     return values

@@ -1,6 +1,6 @@
-"""What a command needs in order to show and to keep its results.
+"""What a command needs to show and write its results.
 
-All of it that can fail is asked before the work begins, so that none is lost in the end.
+Everything that can fail is checked before the work begins, so that no result is lost at the end.
 """
 
 import importlib
@@ -18,14 +18,14 @@ PLOT_FORMATS = (".png", ".svg", ".pdf")
 
 
 def require(command: str, *modules: str) -> None:
-    """Require optional modules; where one is missing, name the extra that brings it."""
+    """Require optional modules; if one is missing, the error names the extra that installs it."""
     with needs_extra(command):
         for module in modules:
             importlib.import_module(module)
 
 
 def check_plot_format(file: Path) -> None:
-    """Require a suffix by which a plot can be written."""
+    """Require a suffix of a format in which a plot can be written."""
     if file.suffix not in PLOT_FORMATS:
         raise UsageError(
             f"argument --out: expected a file in {', '.join(PLOT_FORMATS)}, got '{file}'"
@@ -33,7 +33,7 @@ def check_plot_format(file: Path) -> None:
 
 
 def check_writable_folder(folder: Path) -> None:
-    """Make a folder, and require that files can be written there."""
+    """Create a folder, and require that files can be written in it."""
     with write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -41,7 +41,7 @@ def check_writable_folder(folder: Path) -> None:
 
 
 def check_writable_file(file: Path) -> None:
-    """Make a file's folder, and require that the file can be written; one there stays as it is."""
+    """Create a file's folder, and require that the file can be written; leave it unchanged."""
     if file.exists():
         with write_errors(file, "file"), file.open("ab"):
             return
@@ -53,7 +53,7 @@ def check_writable_file(file: Path) -> None:
 
 @contextmanager
 def write_errors(path: Path, what: str = "folder") -> Iterator[None]:
-    """Write inside this block; where that fails, ask for another `what` than `path`."""
+    """Write inside this block; if that fails, the error asks for another `what` than `path`."""
     try:
         yield
     except OSError as error:
@@ -64,16 +64,16 @@ def write_errors(path: Path, what: str = "folder") -> Iterator[None]:
 
 
 def log(line: str) -> None:
-    """Print a line on stderr at once."""
+    """Print a line on stderr without delay."""
     print(line, file=sys.stderr, flush=True)
 
 
 @contextmanager
 def progress(labels: Sequence[str], num_steps: int) -> Iterator[Callable[[str, int], None]]:
-    """Show how far the runs are: a bar on a terminal, else a line as each optimizer ends.
+    """Show the progress of the runs: a bar on a terminal, else a line as each optimizer ends.
 
     Yields:
-        A function of the label whose runs go on and the updates they have done.
+        A function of the label of the current runs and the number of their updates.
     """
     if not sys.stderr.isatty():
         yield _line_progress(num_steps)
@@ -81,12 +81,12 @@ def progress(labels: Sequence[str], num_steps: int) -> Iterator[Callable[[str, i
     from rich.console import Console
     from rich.progress import Progress
 
-    with Progress(console=Console(stderr=True), transient=True) as shown:
-        bar = shown.add_task(f"compiling {labels[0]}", total=len(labels) * num_steps)
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        bar_task = bar.add_task(f"compiling {labels[0]}", total=len(labels) * num_steps)
 
         def on_progress(label: str, step: int) -> None:
             done = labels.index(label) * num_steps + step
-            shown.update(bar, description=label, completed=done)
+            bar.update(bar_task, description=label, completed=done)
 
         yield on_progress
 

@@ -17,7 +17,7 @@ from optlab.schedules import OneCycle
 SCHEDULE_FUNCTIONS: Mapping[str, Callable[..., Schedule | OneCycle]] = {
     name: getattr(schedules, name) for name in (row.split(".")[0] for row in SCHEDULES)
 }
-"""What an expression may call, by name; a cycle, which has two rows, makes both its schedules."""
+"""The functions that an expression may call; one-cycle has two rows, but one function."""
 
 
 def add(commands: Commands) -> None:
@@ -31,14 +31,15 @@ def add(commands: Commands) -> None:
         '  optlab plot-schedule "warmup_cosine(1e-3, warmup_steps=100, decay_steps=1000)"\n'
         '  optlab plot-schedule "warmup(inverse_sqrt(1e-3), 100)" "one_cycle(1e-2, 500)"\n\n'
         "and print the values at the knots, where the formula changes or ends. The value\n"
-        "at step t is that of the update that comes after t others. Expressions are read,\n"
-        "never run: calls of the schedules below, with numbers, strings and lists.",
+        "at step t is used by the update after the first t updates. Expressions are not\n"
+        "run as code: they may only call the schedules below, with numbers, strings and\n"
+        "lists.",
         epilog="schedules:\n" + "\n".join(map(_schedule_help, SCHEDULE_FUNCTIONS)),
     )
     parser.add_argument(
         "expressions", nargs="+", metavar="SCHEDULE", help="a schedule, as a call in quotes"
     )
-    add_steps(parser, "the last step shown (default: the last knot, or 1000 where there is none)")
+    add_steps(parser, "the last step shown (default: the last knot, or 1000 if there is none)")
     add_out_plot(parser, "schedule.png")
 
 
@@ -46,14 +47,16 @@ def run(options: argparse.Namespace) -> None:
     """Read the expressions, draw them, print their tables."""
     check_plot_format(options.out)
     try:
-        drawn = {
+        schedules_by_text = {
             text: evaluate(text, SCHEDULE_FUNCTIONS, "schedule") for text in options.expressions
         }
-        steps = options.steps or _last_knot(drawn.values())
+        steps = options.steps or _last_knot(schedules_by_text.values())
         require("plot-schedule", "matplotlib")
         check_writable_file(options.out)
-        figure = plots.plot_schedules(drawn, steps=steps).figure
-        tables = [_knot_table(text, schedule, steps) for text, schedule in drawn.items()]
+        figure = plots.plot_schedules(schedules_by_text, steps=steps).figure
+        tables = [
+            _knot_table(text, schedule, steps) for text, schedule in schedules_by_text.items()
+        ]
     except OverflowError as error:
         raise UsageError(f"a number is too large: {error}") from error
     except (ValueError, RecursionError) as error:
@@ -66,8 +69,8 @@ def run(options: argparse.Namespace) -> None:
 def _schedule_help(name: str) -> str:
     row = next(row for row in SCHEDULES.values() if row.name.split(".")[0] == name)
     parameters = inspect.signature(SCHEDULE_FUNCTIONS[name]).parameters.values()
-    takes = ", ".join(str(p.replace(annotation=p.empty)) for p in parameters)
-    return f"  {name}({takes})\n      {row.summary}"
+    signature = ", ".join(str(p.replace(annotation=p.empty)) for p in parameters)
+    return f"  {name}({signature})\n      {row.summary}"
 
 
 def _curves(schedule: Schedule | OneCycle) -> Mapping[str, Schedule]:
@@ -76,8 +79,10 @@ def _curves(schedule: Schedule | OneCycle) -> Mapping[str, Schedule]:
     return {"value": schedule}
 
 
-def _last_knot(drawn: Iterable[Schedule | OneCycle]) -> int:
-    knots = [curve.knots[-1] for schedule in drawn for curve in _curves(schedule).values()]
+def _last_knot(schedules_drawn: Iterable[Schedule | OneCycle]) -> int:
+    knots = [
+        curve.knots[-1] for schedule in schedules_drawn for curve in _curves(schedule).values()
+    ]
     return math.ceil(max(knots)) or 1000
 
 

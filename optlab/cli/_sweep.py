@@ -1,4 +1,4 @@
-"""`optlab sweep`: search hyperparameters, the trials as lanes of few compiled programs."""
+"""`optlab sweep`: search hyperparameters; trials run as lanes of a few compiled programs."""
 
 import argparse
 import sys
@@ -41,7 +41,7 @@ from optlab.lab._search import SEARCHES
 from optlab.registry import OPTIMIZERS
 
 RATES = "learning_rate=1e-4:1e-1:log"
-"""The space searched unless another is given."""
+"""The default space."""
 
 
 def add(commands: Commands) -> None:
@@ -50,14 +50,14 @@ def add(commands: Commands) -> None:
         commands,
         "sweep",
         run,
-        summary="search hyperparameters: rates, decays, batch sizes, what a task takes",
+        summary="search hyperparameters: rates, decays, batch sizes, arguments of a task",
         description="Search hyperparameters of an optimizer and a task for the best validation\n"
         "score, many trials in one compiled program:\n\n"
         f"  optlab sweep --space {RATES} \\\n"
         "      --space weight_decay=1e-6:1e-3:log --space batch_size=16,32,64\n\n"
-        "Each range goes by its name to the optimizer, or to the function that makes\n"
-        "the task. A sweep with --results that was stopped, in any way, goes on where\n"
-        "it was. The test split is never looked at.",
+        "Each name is an argument of the optimizer, or of the function that makes the\n"
+        "task. A sweep with --results that was stopped, in any way, continues from there\n"
+        "when it is called again. The test split is never used.",
         epilog=optimizer_list(),
     )
     add_task(parser)
@@ -67,46 +67,51 @@ def add(commands: Commands) -> None:
         type=named(range_of),
         action="append",
         metavar="NAME=RANGE",
-        help="what to search, once for each hyperparameter: LOW:HIGH for numbers between, whole "
-        "ones if both ends are, LOW:HIGH:log for as many in each decade, or choices separated by "
-        f"commas (default: {RATES})",
+        help="a hyperparameter and its range, may be repeated: LOW:HIGH for numbers between, "
+        "whole ones if both ends are, LOW:HIGH:log for equally many in each decade, or choices "
+        f"separated by commas (default: {RATES})",
     )
     parser.add_argument(
-        "--trials", type=count, default=32, metavar="N", help="how many (default: %(default)s)"
+        "--trials",
+        type=count,
+        default=32,
+        metavar="N",
+        help="the number of trials (default: %(default)s)",
     )
     parser.add_argument(
         "--search",
         default="halton",
         metavar="HOW",
-        help=f"{', '.join(SEARCHES)} (default: %(default)s)",
+        help=f"the method, one of {', '.join(SEARCHES)} (default: %(default)s)",
     )
     parser.add_argument(
         "--halving",
         type=count,
         metavar="N",
-        help="give up all but the best of every N trials at each rung (default: none)",
+        help="at each rung, continue only the best of every N trials (default: continue all)",
     )
     parser.add_argument(
         "--refine",
         type=count,
         metavar="N",
-        help="search on with so many trials, in the space narrowed around the best",
+        help="search again with N trials, in a smaller space around the best ones",
     )
-    add_steps(parser, "optimizer updates a trial (default: the task's)")
+    add_steps(parser, "optimizer updates per trial (default: the task's)")
     parser.add_argument(
         "--repeats",
         type=count,
         default=1,
         metavar="N",
-        help="runs of each trial, of different initializations and batches (default: %(default)s)",
+        help="runs of each trial, with different initializations and batches "
+        "(default: %(default)s)",
     )
-    add_seed(parser, "of the search and the runs")
+    add_seed(parser, "seed of the search and the runs")
     parser.add_argument(
         "--results",
         type=Path,
         metavar="FILE",
-        help="keep results in this SQLite file as they come, and go on from what is there; with "
-        "--refine those of the second search in FILE.refined",
+        help="store results in this SQLite file as they arrive, and continue from those in it; "
+        "with --refine, the results of the second search are in FILE.refined",
     )
     parser.add_argument(
         "--storage",
@@ -126,11 +131,11 @@ def run(options: argparse.Namespace) -> None:
     require("sweep", "matplotlib", "rich", "scipy")
     check_writable_folder(options.out)
     search = partial(_search, options, task, partial(row.constructor, **row.fixed))
-    found = search(space, options.trials, options.results, options.storage)
-    _show(options, found, options.out)
+    result = search(space, options.trials, options.results, options.storage)
+    _show(options, result, options.out)
     if options.refine:
         with value_errors():
-            narrowed = found.narrowed()
+            narrowed = result.narrowed()
         results = options.results and options.results.with_name(f"{options.results.name}.refined")
         folder = options.out / "refined"
         check_writable_folder(folder)
@@ -157,7 +162,7 @@ def range_of(text: str) -> Range:
 def _space(named_ranges: Sequence[tuple[str, Range]]) -> dict[str, Range]:
     space = dict(named_ranges)
     if len(space) < len(named_ranges):
-        raise UsageError("argument --space: a hyperparameter is there twice")
+        raise UsageError("argument --space: names must differ, got one of them twice")
     return space
 
 
@@ -170,7 +175,7 @@ def _search(
     results: Path | None,
     storage: str | None,
 ) -> Sweep:
-    asked = ("search", "halving", "steps", "repeats", "seed")
+    names = ("search", "halving", "steps", "repeats", "seed")
     terminal = sys.stderr.isatty()
     with task_errors(options.task), value_errors():
         return sweep(
@@ -182,36 +187,38 @@ def _search(
             storage=storage,
             progress=terminal,
             callbacks=() if terminal else (_log_trial(trials),),
-            **{name: getattr(options, name) for name in asked},
+            **{name: getattr(options, name) for name in names},
         )
 
 
 def _log_trial(trials: int) -> Callable[[Trial], None]:
     """Return a callback that writes a line for every eighth of the trials."""
-    told = 0
+    count_ended = 0
 
     def on_trial(trial: Trial) -> None:
-        nonlocal told
-        told += 1
-        if told * 8 // trials > (told - 1) * 8 // trials:
-            log(f"{told} of {trials} trials")
+        nonlocal count_ended
+        count_ended += 1
+        if count_ended * 8 // trials > (count_ended - 1) * 8 // trials:
+            log(f"{count_ended} of {trials} trials")
 
     return on_trial
 
 
-def _show(options: argparse.Namespace, found: Sweep, folder: Path) -> None:
-    if not found.trials:
-        raise UsageError(f"all {found.missing} trials still run elsewhere; call again later")
-    chosen = {name: getattr(options, name) for name in ("optimizer", "halving", "repeats", "seed")}
-    text = found.to_json(options=chosen)
+def _show(options: argparse.Namespace, result: Sweep, folder: Path) -> None:
+    if not result.trials:
+        raise UsageError(f"all {result.missing} trials still run elsewhere; call again later")
+    arguments = {
+        name: getattr(options, name) for name in ("optimizer", "halving", "repeats", "seed")
+    }
+    text = result.to_json(options=arguments)
     if options.json:
         print(text)
     else:
-        print(f"{options.optimizer} on {found}", "", sep="\n")
-    figure = found.plot()
+        print(f"{options.optimizer} on {result}", "", sep="\n")
+    figure = result.plot()
     with write_errors(folder):
         (folder / "results.json").write_text(text + "\n", encoding="utf-8")
-        (folder / "trials.csv").write_text(found.to_csv(), encoding="utf-8")
+        (folder / "trials.csv").write_text(result.to_csv(), encoding="utf-8")
         figure.savefig(folder / "sweep.png")
     if not options.json:
         print(f"Wrote {folder / 'results.json'}, trials.csv, sweep.png")

@@ -1,4 +1,4 @@
-"""One line for whatever a task of the user's own raises, with the place in the user's code."""
+"""One-line errors for whatever a user's own task raises, with the place in the user's code."""
 
 import logging
 import os
@@ -17,28 +17,28 @@ from optlab.cli._errors import UsageError
 from optlab.lab._extras import needs_extra
 
 TRACEBACK = "OPTLAB_TRACEBACK"
-"""The variable of the environment that asks for whole tracebacks."""
+"""The environment variable that asks for whole tracebacks."""
 
 PLAIN = (_checks.fail.__code__, needs_extra.__wrapped__.__code__)
-"""What raises errors that say in one line all that there is to say."""
+"""Functions whose errors already say everything in one line."""
 
 OTHERS = (Path(__file__).parents[1], Path(sysconfig.get_path("stdlib")))
-"""Where code that is not the user's lies, besides the folders of what is installed."""
+"""Folders of code that is not the user's, in addition to the folders of installed packages."""
 
 INSTALLED = {"site-packages", "dist-packages"}
 
 
 @contextmanager
 def task_errors(name: str, doing: str = "training") -> Iterator[None]:
-    """Run the functions of a task within this block.
+    """Run functions of a task within this block.
 
-    Of a task of the user's own, every exception becomes one line that tells where in the user's
-    code it was raised, and what is printed goes to stderr. A built-in task runs as it is, and so
-    does what optlab itself refuses, such as an option out of its range.
+    For a user's own task, every exception becomes one line with the place in the user's code where
+    it was raised, and printed text goes to stderr. Built-in tasks are run as they are. Errors of
+    optlab's own checks, such as an option out of its range, are not changed.
 
     Args:
-        name: as `make_task` takes it.
-        doing: what is done with it, for the message.
+        name: the value of --task.
+        doing: what the block does, for the message.
 
     Raises:
         UsageError: an exception was raised.
@@ -49,12 +49,12 @@ def task_errors(name: str, doing: str = "training") -> Iterator[None]:
     with redirect_stdout(sys.stderr), _callback_errors() as in_callbacks:
         try:
             yield
-            jax.effects_barrier()  # what runs beside this thread may still print, and fail
+            jax.effects_barrier()  # callbacks in other threads may still print, or fail
         except (UsageError, BrokenPipeError):
             raise
-        except (Exception, SystemExit) as raised:
-            callback = isinstance(raised, jax.errors.JaxRuntimeError) and in_callbacks
-            error = in_callbacks[0] if callback else raised
+        except (Exception, SystemExit) as exception:
+            callback = isinstance(exception, jax.errors.JaxRuntimeError) and in_callbacks
+            error = in_callbacks[0] if callback else exception
             place = _place(error, package=name.split(":")[0].split(".")[0])
             if place is None and _innermost(error).f_code in PLAIN:
                 raise
@@ -64,8 +64,8 @@ def task_errors(name: str, doing: str = "training") -> Iterator[None]:
             ) from error
 
 
-class _Kept(logging.Handler):
-    """Keeps the exceptions that are logged, and shows all else as it would be without this."""
+class _Collector(logging.Handler):
+    """Collects exceptions that are logged, and shows other records as they would be without it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -80,13 +80,13 @@ class _Kept(logging.Handler):
 
 @contextmanager
 def _callback_errors() -> Iterator[list[BaseException]]:
-    """Collect what is raised in callbacks: JAX logs it, and raises an error of its own for it."""
-    logger, kept = logging.getLogger("jax"), _Kept()
-    logger.addHandler(kept)
+    """Collect the exceptions of callbacks, which JAX logs before it raises its own error."""
+    logger, collector = logging.getLogger("jax"), _Collector()
+    logger.addHandler(collector)
     try:
-        yield kept.errors
+        yield collector.errors
     finally:
-        logger.removeHandler(kept)
+        logger.removeHandler(collector)
 
 
 def _described(error: BaseException) -> str:
@@ -98,11 +98,11 @@ def _described(error: BaseException) -> str:
 
 
 def _place(error: BaseException, package: str) -> str | None:
-    """Return the innermost file:line of the user's own code, or None if none of it is there.
+    """Return the innermost file:line of the user's own code, or None if there is none.
 
     Args:
-        error: as it was raised.
-        package: the first name of the task's module, whose code is the user's wherever it lies.
+        error: an exception with its traceback.
+        package: the first part of the task's module name; its code is the user's wherever it lies.
     """
     lines = [
         (frame.f_code.co_filename, line)
@@ -119,7 +119,7 @@ def _place(error: BaseException, package: str) -> str | None:
 
 
 def _is_own(frame: FrameType, package: str) -> bool:
-    """Whether a frame's code is of the package, or at least no one else's that is known."""
+    """Whether a frame's code is of the package, or at least of no other known owner."""
     if str(frame.f_globals.get("__name__")).split(".")[0] == package:
         return True
     file = Path(frame.f_code.co_filename)

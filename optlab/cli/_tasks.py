@@ -1,6 +1,6 @@
-"""What `--task` means: a built-in task by its name, or module:attribute, a task of the user's own.
+"""The value of `--task`: the name of a built-in task, or module:attribute for a user's own task.
 
-A module is found as `python -m` finds it, the current folder first.
+A module is looked up as by `python -m`, in the current folder first.
 """
 
 import importlib
@@ -28,53 +28,53 @@ TASKS: Mapping[str, Callable[..., Task]] = {
 FORM = "module:attribute"
 
 
-def make_task(name: str, **given: Any) -> Task:
+def make_task(name: str, **options: Any) -> Task:
     """Return the task that `--task` names.
 
     Args:
-        name: of a built-in task, or module:attribute.
-        given: the options that the user may have given for the function that makes the task, None
-            for those that were not.
+        name: the name of a built-in task, or module:attribute.
+        options: the command's options for the function that makes the task; None for options that
+            the user did not set.
 
     Raises:
-        UsageError: there is no such task, it cannot be made, or it is not fit for the lab.
+        UsageError: there is no such task, it cannot be made, or the lab cannot train it.
     """
     if ":" in name:
-        return _load(name, given)
+        return _load(name, options)
     check_known("task", name, TASKS, also=f"; {FORM} is a task of your own")
-    make, chosen = TASKS[name], _chosen(given)
-    for option in chosen:
+    make, options_set = TASKS[name], _options_set(options)
+    for option in options_set:
         if option not in inspect.signature(make).parameters:
             raise UsageError(f"the task {name!r} has no batches; leave out {_flag(option)}")
-    if not chosen:
+    if not options_set:
         return make()
     try:
-        return make(**chosen)
+        return make(**options_set)
     except ValueError as error:
         raise UsageError(str(error)) from error
 
 
 def find_task(name: str) -> Task | Callable[..., Task]:
-    """Return the task that `--task` names, or the function that makes it, not called yet.
+    """Return the task that `--task` names, or the function that makes it, without calling it.
 
     Raises:
-        UsageError: there is none.
+        UsageError: there is no such task or function.
     """
     if ":" not in name:
         check_known("task", name, TASKS, also=f"; {FORM} is a task of your own")
         return TASKS[name]
-    found = _find(name)
-    if not isinstance(found, Task):
-        _check_callable(_who(name), found)
-    return found
+    target = _resolve(name)
+    if not isinstance(target, Task):
+        _check_callable(_who(name), target)
+    return target
 
 
 def _who(name: str) -> str:
     return f"--task {name}"
 
 
-def _find(name: str) -> Any:
-    """Return what module:attribute is."""
+def _resolve(name: str) -> Any:
+    """Return the object that module:attribute names."""
     module_name, _, attribute = name.partition(":")
     _check_form(name, module_name, attribute)
     with task_errors(name, f"importing {module_name}"):
@@ -83,15 +83,15 @@ def _find(name: str) -> Any:
         return _attribute(_who(name), module, attribute)
 
 
-def _load(name: str, given: Mapping[str, Any]) -> Task:
-    who, found = _who(name), _find(name)
-    if isinstance(found, Task):
-        _check_no_options(who, given)
-        task = found
+def _load(name: str, options: Mapping[str, Any]) -> Task:
+    who, target = _who(name), _resolve(name)
+    if isinstance(target, Task):
+        _check_no_options(who, options)
+        task = target
     else:
-        _check_takes(who, found, given)
+        _check_takes(who, target, options)
         with task_errors(name, f"calling {name.partition(':')[2]}"):
-            task = found(**_chosen(given))
+            task = target(**_options_set(options))
         if not isinstance(task, Task):
             required = "the function must return an optlab.lab.Task"
             raise UsageError(f"{who}: {required}, got {_kind(task)}")
@@ -103,8 +103,8 @@ def _load(name: str, given: Mapping[str, Any]) -> Task:
     return task
 
 
-def _chosen(given: Mapping[str, Any]) -> dict[str, Any]:
-    return {option: value for option, value in given.items() if value is not None}
+def _options_set(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {option: value for option, value in options.items() if value is not None}
 
 
 def _flag(option: str) -> str:
@@ -137,12 +137,12 @@ def _import(who: str, name: str) -> ModuleType:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{name}.".startswith(f"{error.name}."):
-            raise  # another one, that this one imports
+            raise  # the missing module is another one, which this module imports
         raise UsageError(f"{who}: {_not_found(error.name, folder)}") from error
 
 
 def _not_found(name: str, folder: str) -> str:
-    """Say where a module is not, and which have names like it there."""
+    """Say where a module was looked for, and which modules there have similar names."""
     package_name, _, last = name.rpartition(".")
     if not package_name:
         hint = suggestions(last, (module.name for module in pkgutil.iter_modules([folder])))
@@ -157,19 +157,19 @@ def _not_found(name: str, folder: str) -> str:
 
 
 def _attribute(who: str, module: ModuleType, dotted: str) -> Any:
-    found, path = module, module.__name__
+    value, path = module, module.__name__
     for part in dotted.split("."):
-        if not hasattr(found, part):
-            public = [name for name in dir(found) if not name.startswith("_")]
+        if not hasattr(value, part):
+            public = [name for name in dir(value) if not name.startswith("_")]
             there = ", ".join(_tasks_in(module)) or "none"
             hint = suggestions(part, public)
             raise UsageError(f"{who}: {path} has no {part!r}{hint} (tasks there: {there})")
-        found, path = getattr(found, part), f"{path}.{part}"
-    return found
+        value, path = getattr(value, part), f"{path}.{part}"
+    return value
 
 
 def _tasks_in(module: ModuleType) -> list[str]:
-    """Return the names of a module's tasks, and of functions that say they return one."""
+    """Return the names of a module's tasks, and of functions annotated to return one."""
     return [
         name
         for name, value in vars(module).items()
@@ -182,8 +182,8 @@ def _says_it_returns_one(value: Any) -> bool:
     return returned is Task or (isinstance(returned, str) and returned.split(".")[-1] == "Task")
 
 
-def _check_no_options(who: str, given: Mapping[str, Any]) -> None:
-    for option in _chosen(given):
+def _check_no_options(who: str, options: Mapping[str, Any]) -> None:
+    for option in _options_set(options):
         raise UsageError(
             f"{who}: this is a Task, not a function with an argument {option!r}; "
             f"leave out {_flag(option)}"
@@ -196,25 +196,25 @@ def _check_callable(who: str, make: Any) -> None:
         raise UsageError(f"{who}: {required}, got {_kind(make)}")
 
 
-def _check_takes(who: str, make: Any, given: Mapping[str, Any]) -> None:
-    """Require a function that can be called with the options that were chosen, and no others."""
+def _check_takes(who: str, make: Any, options: Mapping[str, Any]) -> None:
+    """Require a function that accepts the options that were set and needs no other arguments."""
     _check_callable(who, make)
     try:
         parameters = inspect.signature(make).parameters.values()
-    except (TypeError, ValueError):  # some that are written in C do not tell
+    except (TypeError, ValueError):  # some functions written in C have no signature
         return
     by_name = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
-    chosen = _chosen(given)
-    for option in chosen:
+    options_set = _options_set(options)
+    for option in options_set:
         if option not in by_name and not takes_any:
             raise UsageError(
                 f"{who}: the function has no argument {option!r}; leave out {_flag(option)}"
             )
     variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     for p in parameters:
-        if p.default is p.empty and p.kind not in variadic and p.name not in chosen:
-            or_option = f", or pass {_flag(p.name)}" if p.name in given else ""
+        if p.default is p.empty and p.kind not in variadic and p.name not in options_set:
+            or_option = f", or pass {_flag(p.name)}" if p.name in options else ""
             raise UsageError(
                 f"{who}: the function needs an argument {p.name!r}; give it a default{or_option}"
             )

@@ -1,4 +1,4 @@
-"""`optlab train`: one run, with its curves and what they say."""
+"""`optlab train`: one run, with its curves and their diagnosis."""
 
 import argparse
 import inspect
@@ -78,26 +78,29 @@ def add(commands: Commands) -> None:
         help="another hyperparameter of the optimizer, such as weight_decay=1e-4",
     )
     parser.add_argument(
-        "--clip", type=rate, metavar="NORM", help="clip gradients to this norm (default: not)"
+        "--clip", type=rate, metavar="NORM", help="clip gradients to this norm (default: off)"
     )
     add_steps(parser, "optimizer updates (default: the task's)")
     add_batch_size(parser)
-    add_seed(parser, "of the run")
+    add_seed(parser, "seed of the run")
     parser.add_argument(
         "--patience",
         type=count,
         metavar="N",
-        help="stop after so many evaluations without improvement, and keep the best parameters "
-        "(default: train to the end)",
+        help="stop after N evaluations in a row without improvement, and return to the best "
+        "parameters (default: train to the end)",
     )
     parser.add_argument(
         "--checkpoints",
         type=Path,
         metavar="FOLDER",
-        help="keep the run here, and go on from what is there",
+        help="store the run in this folder, and continue from a checkpoint in it",
     )
     parser.add_argument(
-        "--tensorboard", type=Path, metavar="FOLDER", help="write the curves for TensorBoard here"
+        "--tensorboard",
+        type=Path,
+        metavar="FOLDER",
+        help="write the curves for TensorBoard into this folder",
     )
     add_out_folder(parser, "optlab-train", "history.json and history.png")
     add_json(parser)
@@ -115,7 +118,7 @@ def run(options: argparse.Namespace) -> None:
     with task_errors(options.task), value_errors():
         if options.tensorboard:
             callbacks.append(tensorboard(options.tensorboard))
-        trained = train(
+        result = train(
             task,
             optimizer,
             steps=steps,
@@ -125,17 +128,17 @@ def run(options: argparse.Namespace) -> None:
             progress=terminal,
             checkpoints=options.checkpoints,
         )
-    _show(options, task, trained)
+    _show(options, task, result)
 
 
 def _optimizer(options: argparse.Namespace) -> optax.GradientTransformation:
     row = look_up("optimizer", options.optimizer, OPTIMIZERS)
     try:
-        made = row.make(_rate(options.rate), **_hyperparams(options, row.constructor))
+        optimizer = row.make(_rate(options.rate), **_hyperparams(options, row.constructor))
     except (ValueError, OverflowError, RecursionError) as error:
         raise UsageError(str(error)) from error
     clipping = transforms.clip_by_global_norm(options.clip) if options.clip else None
-    return monitor(made, clipping=clipping)
+    return monitor(optimizer, clipping=clipping)
 
 
 def _rate(text: str) -> float | Schedule:
@@ -145,46 +148,49 @@ def _rate(text: str) -> float | Schedule:
             return rate(text)
         except argparse.ArgumentTypeError as error:
             raise UsageError(f"argument --rate: {error}") from error
-    found = evaluate(text, SCHEDULE_FUNCTIONS, "schedule")
-    return found.learning_rate if isinstance(found, schedules.OneCycle) else found
+    result = evaluate(text, SCHEDULE_FUNCTIONS, "schedule")
+    return result.learning_rate if isinstance(result, schedules.OneCycle) else result
 
 
 def _hyperparams(options: argparse.Namespace, constructor: Callable[..., Any]) -> dict[str, Any]:
-    chosen = dict(options.set)
-    if len(chosen) < len(options.set):
-        raise UsageError("argument --set: a hyperparameter is there twice")
-    known = list(inspect.signature(constructor).parameters)[1:]  # the rate is the first
-    for name in chosen:
-        check_known(f"hyperparameter of {options.optimizer}", name, known)
-    return chosen
+    hyperparams = dict(options.set)
+    if len(hyperparams) < len(options.set):
+        raise UsageError("argument --set: names must differ, got one of them twice")
+    names = list(inspect.signature(constructor).parameters)[1:]  # the rate is the first
+    for name in hyperparams:
+        check_known(f"hyperparameter of {options.optimizer}", name, names)
+    return hyperparams
 
 
 def _early_stopping(task: Task, patience: int | None) -> EarlyStopping | None:
     return EarlyStopping(patience, mode="max" if task.maximize else "min") if patience else None
 
 
-def _log_evaluation(told: Evaluation) -> None:
-    metrics = "  ".join(f"{name} {value:.4g}" for name, value in told.validation.items())
-    log(f"{told.step:>8} of {told.steps}  {metrics}")
+def _log_evaluation(evaluation: Evaluation) -> None:
+    metrics = "  ".join(f"{name} {value:.4g}" for name, value in evaluation.validation.items())
+    log(f"{evaluation.step:>8} of {evaluation.steps}  {metrics}")
 
 
-def _show(options: argparse.Namespace, task: Task, trained: Run) -> None:
-    found = diagnose(trained.history)
-    chosen = {name: getattr(options, name) for name in ("task", "optimizer", "rate", "seed")}
-    text = trained.history.to_json(
-        options=chosen,
-        reason=trained.reason,
-        step=trained.step,
-        test=trained.test,
-        findings=[vars(finding) for finding in found.findings],
+def _show(options: argparse.Namespace, task: Task, run_result: Run) -> None:
+    diagnosis = diagnose(run_result.history)
+    arguments = {name: getattr(options, name) for name in ("task", "optimizer", "rate", "seed")}
+    text = run_result.history.to_json(
+        options=arguments,
+        reason=run_result.reason,
+        step=run_result.step,
+        test=run_result.test,
+        findings=[vars(finding) for finding in diagnosis.findings],
     )
     if options.json:
         print(text)
     else:
         print(
-            f"{options.optimizer} on {task.name}: {trained.reason}\n\n{_scores(trained)}\n\n{found}"
+            f"{options.optimizer} on {task.name}: {run_result.reason}",
+            _scores(run_result),
+            diagnosis,
+            sep="\n\n",
         )
-    figure = trained.history.plot()
+    figure = run_result.history.plot()
     with write_errors(options.out):
         (options.out / "history.json").write_text(text + "\n", encoding="utf-8")
         figure.savefig(options.out / "history.png")
@@ -192,17 +198,17 @@ def _show(options: argparse.Namespace, task: Task, trained: Run) -> None:
         print("", f"Wrote {options.out / 'history.json'}, history.png", sep="\n")
 
 
-def _scores(trained: Run) -> str:
-    """Return the metrics of the parameters that the run ends with, as aligned text."""
-    history = trained.history
-    at = int((history.steps == trained.step).argmax())
+def _scores(run_result: Run) -> str:
+    """Return the metrics at the final parameters, as aligned text."""
+    history = run_result.history
+    at = int((history.steps == run_result.step).argmax())
     splits = {
         "train": {name: curve[at] for name, curve in history.train.items()},
         "validation": {name: curve[at] for name, curve in history.validation.items()},
-        "test": trained.test,
+        "test": run_result.test,
     }
     splits = {name: metrics for name, metrics in splits.items() if metrics}
-    columns = {f"after {trained.step} updates": list(splits)}
+    columns = {f"after {run_result.step} updates": list(splits)}
     for name in history.validation:
         columns[name] = [number(metrics.get(name)) for metrics in splits.values()]
     return "\n".join(aligned(columns))

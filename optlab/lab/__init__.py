@@ -1,14 +1,14 @@
-"""The lab: tools with which to choose and debug an optimizer for a model.
+"""The lab: tools to choose and debug an optimizer for a model.
 
-A `Task` is a training problem as pure functions; `tasks` holds some on real data, and
-`tasks.nnx_classifier` makes one of your own Flax NNX model. With it, from first to last:
+A `Task` is a training problem as pure functions. `tasks` holds some on real data, and
+`tasks.nnx_classifier` makes one from your own Flax NNX model. The tools, in order of use:
 
     check_initial_loss, check_overfits_small_batch    is the model right?
     lr_range_test       raise the rate over one short run, from several seeds: where to train
     sweep               search hyperparameters, many trials in one compiled program
     compare             several optimizers, each over a grid of rates and seeds
-    train, monitor      one run, and what its optimizer does; `EarlyStopping` says when it is done
-    diagnose            what a run's curves show, on what evidence, and what to try
+    train, monitor      one run, and what its optimizer does; `EarlyStopping` says when to stop it
+    diagnose            patterns in a run's curves, the evidence for each, and what to try
 """
 
 from optlab.lab import tasks

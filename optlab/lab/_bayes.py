@@ -1,10 +1,10 @@
-"""Bayesian search: each batch of trials lies where those before did well, by way of Optuna.
+"""Bayesian search with Optuna: each batch of trials is placed where earlier trials scored well.
 
-The first trials are Halton points. From then on Optuna's tree-structured Parzen estimator models
-the better part of the finished trials by one density, l(x), and the others by another, g(x), and
-proposes the x of largest l/g among samples of l. The trials still running count among the others
-(the "constant liar"), which keeps those of one batch apart; so do trials that diverged, which keeps
-the next ones away from where they did.
+The first trials are Halton points. Once enough trials are finished, Optuna's tree-structured
+Parzen estimator models the better ones by one density, l(x), and the rest by another, g(x). It
+draws samples from l and proposes the sample of largest l/g. Trials that still run count among the
+rest (the "constant liar"), which keeps the trials of one batch apart. Trials that diverged count
+among the rest too, which keeps later trials away from them.
 
 Reference: Bergstra, Bardenet, Bengio, Kégl, "Algorithms for Hyper-Parameter Optimization", NeurIPS
 (2011); Watanabe, "Tree-Structured Parzen Estimator", arXiv:2304.11127 (2023).
@@ -34,37 +34,39 @@ Finished = tuple[int, dict[str, Scalar], float | None, dict[str, Any]]
 _WHO = "sweep"
 _OTHER_NAME = "give this one another name"
 _SPACE, _OWNER, _RECORD = "optlab_space", "optlab_owner", "optlab_record"
-# A process that dies after it created a trial and before it signed it leaves one of nobody's.
+# A process may die between creating a trial and signing it. An unsigned trial of this age is
+# therefore taken to be abandoned.
 _UNSIGNED = timedelta(seconds=60)
 
 
 class Bayes:
-    """A study: asked for batches of trials, and told how they went.
+    """A study that proposes batches of trials and learns from their scores.
 
         with Bayes(space, seed=0) as study:
             while left := study.remaining(64):
                 for number, values in study.ask(min(left, 8)):
                     study.tell(number, score_of(values))
 
-    In memory, a batch depends on the seed, the numbers of its trials, and the results told before
-    it was asked for, and on nothing else: a trial's random numbers are drawn from (seed, number).
-    So a search that was killed repeats itself if it gives the finished trials back with
-    `add_finished` and asks for batches of the same sizes again, from the first: it gets the same
-    trials, and need not run those that are finished. Their results take effect where they did, at
-    the batch after theirs.
+    In memory, a batch depends only on the seed, the numbers of its trials, and the results that
+    were reported before `ask`: a trial's random numbers are drawn from (seed, number). A search
+    that was killed can therefore be repeated: give its finished trials back with `add_finished`,
+    and ask for batches of the same sizes from the beginning. The study then proposes the same
+    trials, and the finished ones need not run again. The result of a trial given back takes effect
+    at the same point as the first time: at the batch after its own.
 
-    With a storage, any number of processes and machines work on the study of that name, and the
-    order in which they come decides what each is given. A trial bears the host and process that run
-    it. What a dead process of this host left behind is failed and does not count; what belongs to
-    other hosts is left alone, so a host that never returns keeps its trials.
+    With a storage, any number of processes and machines can work on the study of that name; the
+    order of their calls decides which trials each of them gets. Each trial records the host and
+    the process that run it. Trials that a dead process of this host left behind are marked as
+    failed and do not count. Trials of other hosts are left alone, so if a host never returns, its
+    trials stay marked as running.
 
     Args:
         space: name → range.
-        seed: of the search, ≥ 0. Processes that share a study give the same.
+        seed: seed of the search, ≥ 0. Processes that share a study must pass the same seed.
         maximize: whether a higher score is better.
-        storage: where the study is kept: None for memory, the URL of a database such as
+        storage: where the study is stored: None for memory, the URL of a database such as
             "sqlite:///study.db", or one of Optuna's storages.
-        name: of the study in its storage.
+        name: the name of the study in its storage.
 
     Raises:
         ValueError: the storage cannot be used, or its study of that name has another space or
@@ -111,7 +113,7 @@ class Bayes:
         self.close()
 
     def close(self) -> None:
-        """Give up the trials asked for and not told, so that they may be asked for again."""
+        """Give up all running trials, so that they can be proposed again."""
         with self._storage_errors():
             while self._running:
                 number, _ = self._running.popitem()
@@ -122,9 +124,10 @@ class Bayes:
 
         Args:
             n: ≥ 1.
-            trials: how many trials the study shall have, however many processes ask for them; where
-                that leaves fewer than n, those are returned. It is never exceeded: numbers are
-                given out in order, and a trial that finds `trials` before it withdraws.
+            trials: the total number of trials that the study shall have, over all processes. Fewer
+                than `n` trials are returned where `n` would exceed this total. The total is never
+                exceeded: numbers are assigned in order, and a new trial is withdrawn if `trials`
+                others have lower numbers.
 
         Raises:
             ValueError: the storage fails.
@@ -147,15 +150,17 @@ class Bayes:
     def tell(
         self, number: int, score: float | None, record: Mapping[str, Any] | None = None
     ) -> None:
-        """Finish a trial.
+        """Report the score of a trial and finish it.
 
         Args:
-            number: what `ask` returned.
-            score: None or not finite where the trial diverged, which is as bad as can be.
-            record: what to keep with it, as JSON's own types.
+            number: the trial's number, as returned by `ask`.
+            score: the score; None or not finite if the trial diverged, which counts as the worst
+                possible score.
+            record: JSON-compatible data to store with the trial.
 
         Raises:
-            ValueError: the trial was not asked for here, or is finished; or the storage fails.
+            ValueError: `ask` of this object did not return the trial, the trial is finished, or
+                the storage fails.
         """
         if number not in self._running:
             got = f"number={number!r}"
@@ -176,17 +181,18 @@ class Bayes:
         score: float | None,
         record: Mapping[str, Any] | None = None,
     ) -> None:
-        """Give back a trial of an earlier search in memory; see above when it takes effect.
+        """Give back a finished trial of an earlier search in memory; see the class for the effect.
 
         Raises:
-            ValueError: the study has a storage, which knows its trials; the trial was asked for
-                already; or the values are not of the space.
+            ValueError: the study has a storage, which already holds its trials; the trial was
+                already asked for; or the values do not belong to the space.
         """
         if self._storage is not None:
             _checks.fail(_WHO, "add_finished needs a study in memory", "one with a storage")
         if number < len(self._study.get_trials(deepcopy=False)):
             remedy = "give trials back before the first ask"
-            _checks.fail(_WHO, "the trial must be one not asked for", f"number={number!r}", remedy)
+            required = "add_finished needs a trial that ask has not returned"
+            _checks.fail(_WHO, required, f"number={number!r}", remedy)
         if values.keys() != self._space.keys():
             _checks.fail(_WHO, f"values must name {sorted(self._space)}", f"{sorted(values)}")
         for name, value in values.items():
@@ -195,18 +201,18 @@ class Bayes:
         self._known[number] = (number, dict(values), _finite(score), _jsonable(record or {}))
 
     def finished(self) -> list[Finished]:
-        """Return number, values, score (None of what diverged) and record of each finished trial.
+        """Return number, values, score (None if diverged) and record of each finished trial.
 
         Raises:
             ValueError: the storage fails.
         """
         with self._storage_errors():
             trials = self._study.get_trials(deepcopy=False, states=(self._states.COMPLETE,))
-        told = {trial.number: self._entry(trial) for trial in trials}
-        return [entry for _, entry in sorted({**self._known, **told}.items())]
+        reported = {trial.number: self._entry(trial) for trial in trials}
+        return [entry for _, entry in sorted({**self._known, **reported}.items())]
 
     def remaining(self, trials: int) -> int:
-        """Return how many more trials make `trials`, those finished and those running counted.
+        """Return how many trials must still be started so that there are `trials`.
 
         Raises:
             ValueError: the storage fails.
@@ -216,7 +222,7 @@ class Bayes:
             return max(0, trials - self._counted())
 
     def _ask(self) -> tuple[int, dict[str, Scalar]]:
-        """Create a trial and sign it."""
+        """Create a trial, and store in it which process runs it."""
         trial = self._study.ask(self._kinds)
         self._running[trial.number] = trial
         if self._storage is not None:
@@ -231,18 +237,18 @@ class Bayes:
         return trial.number, self._values(trial), _finite(trial.value), record
 
     def _counted(self, before: float = math.inf) -> int:
-        """Return how many trials of lower number are finished or run."""
+        """Return how many trials with a lower number are finished or running."""
         count = (self._states.COMPLETE, self._states.PRUNED, self._states.RUNNING)
         trials = self._study.get_trials(deepcopy=False, states=count)
         return sum(trial.number < before for trial in trials)
 
     def _fail(self, number: int) -> None:
-        # Another process may have been faster.
+        # Another process may have failed this trial already.
         with suppress(ValueError, RuntimeError):
             self._study.tell(number, state=self._states.FAIL)
 
     def _fail_abandoned(self) -> None:
-        """Fail the trials that nobody runs any more."""
+        """Fail the running trials whose process has ended."""
         if self._storage is None:
             return
         for trial in self._study.get_trials(deepcopy=False, states=(self._states.RUNNING,)):
@@ -250,9 +256,9 @@ class Bayes:
                 self._fail(trial.number)
 
     def _check_study(self, name: str, maximize: bool) -> None:
-        """Require that the study is one of ours, of this space and direction; sign a new one."""
+        """Require a study of this space and direction that a sweep made; mark a new one as ours."""
         ours = _without_traced(self._space)
-        # In this order: another process signs the study before it asks for the first trial.
+        # Read the trials first: another process stores the space before it asks for a trial.
         has_trials = bool(self._study.get_trials(deepcopy=False))
         theirs = self._study.user_attrs.get(_SPACE)
         directions = [direction.name for direction in self._study.directions]
@@ -262,7 +268,7 @@ class Bayes:
             _checks.fail(_WHO, required, got, _OTHER_NAME)
         if theirs is None and has_trials:
             required = f"the study {name!r} must be one that a sweep made"
-            _checks.fail(_WHO, required, "one of other trials", _OTHER_NAME)
+            _checks.fail(_WHO, required, "one with other trials", _OTHER_NAME)
         if theirs is None:
             self._study.set_user_attr(_SPACE, ours)
         elif theirs != ours:
@@ -281,7 +287,7 @@ def _is_abandoned(trial: Any) -> bool:
 
 
 def _without_traced(space: Mapping[str, Range]) -> dict[str, dict[str, Any]]:
-    """Return the space as JSON, without how it is compiled."""
+    """Return the space as JSON, without the `traced` options, which do not affect the search."""
     documents = {name: entry.to_json() for name, entry in space.items()}
     return {
         name: {key: value for key, value in document.items() if key != "traced"}
@@ -298,7 +304,7 @@ def _finite(score: float | None) -> float | None:
 
 
 def _jsonable(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the record as it will be read again."""
+    """Return the record as JSON will return it when it is read again."""
     try:
         return json.loads(json.dumps(dict(record)))
     except (TypeError, ValueError) as error:

@@ -1,7 +1,7 @@
-"""Checkpoints of a run through Orbax: all of it, whole or not at all, and only into its own kind.
+"""Checkpoints of a run through Orbax: complete or absent, and restored only into the same run.
 
-A checkpoint is written beside the one before it and takes its place when it is complete, so that
-a run killed at any moment finds one to go on from.
+A new checkpoint is written beside the previous one and replaces it once it is complete. A run that
+is killed at any moment therefore leaves a usable checkpoint.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,13 +19,13 @@ from optlab.lab._loop import with_keys, without_keys
 
 
 class Checkpoints:
-    """The checkpoints of one run in a folder, the newest alone kept.
+    """The checkpoints of one run in a folder; only the newest one is kept.
 
     Args:
         who: the public name that errors begin with.
-        folder: made where it does not exist.
-        about: state → what tells its run from others, as JSON and by the name of the argument that
-            sets it; a checkpoint that says otherwise is refused.
+        folder: where to write; created if it does not exist.
+        about: state → facts that identify its run, as JSON, by the name of the argument that sets
+            each. A checkpoint with other facts is refused.
 
     Raises:
         ModuleNotFoundError: if Orbax is not installed.
@@ -40,7 +40,7 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(
             max_to_keep=1,
             enable_async_checkpointing=False,
-            cleanup_tmp_directories=True,  # left where a run was killed as it wrote
+            cleanup_tmp_directories=True,  # they remain if a run is killed while it writes
         )
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -54,7 +54,7 @@ class Checkpoints:
 
         Args:
             step: the updates done.
-            state: any tree of arrays, keys of random streams among them.
+            state: any tree of arrays, random keys included.
             curves: name → array of any length.
         """
         args = self._args
@@ -73,7 +73,7 @@ class Checkpoints:
         )
 
     def restore(self, like: Tree) -> tuple[int, Tree, dict[str, np.ndarray]] | None:
-        """Return the updates done, the state and the curves of the newest; None if there is none.
+        """Return updates done, state and curves of the newest checkpoint; None if there is none.
 
         Args:
             like: a state of the same structure, shapes and types, on the devices to restore to.
@@ -91,49 +91,51 @@ class Checkpoints:
             name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
             for name, leaf in _storable(like).items()
         }
-        found = self._read(step, state=args.StandardRestore(target), curves=args.StandardRestore())
+        restored = self._read(
+            step, state=args.StandardRestore(target), curves=args.StandardRestore()
+        )
         leaves, structure = jax.tree.flatten(without_keys(like))
-        leaves = [found["state"].get(str(index), leaf) for index, leaf in enumerate(leaves)]
+        leaves = [restored["state"].get(str(index), leaf) for index, leaf in enumerate(leaves)]
         state = with_keys(jax.tree.unflatten(structure, leaves), like)
         curves = {
-            name: found["curves"].get(name, np.zeros(0, dtype))
+            name: restored["curves"].get(name, np.zeros(0, dtype))
             for name, dtype in about["curves"].items()
         }
         return step, state, curves
 
     def close(self) -> None:
-        """Wait for what is being written."""
+        """Wait until everything is written."""
         self._manager.close()
 
     def _read(self, step: int, **items: Any) -> Mapping[str, Any]:
         try:
             return self._manager.restore(step, args=self._args.Composite(**items))
-        # Whatever it is that Orbax, and what it stands on, make of files that are not as they were.
+        # Orbax and the libraries below it raise many kinds of errors for damaged files.
         except Exception as error:
             required = f"the checkpoint {self.folder / str(step)} must be a whole one of a run"
             reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
-            _checks.fail(self._who, required, reason, "remove it to begin anew")
+            _checks.fail(self._who, required, reason, "remove it to start again")
 
     def _check(self, about: Mapping[str, Any], like: Tree) -> None:
-        present = self._about(like)
+        current = self._about(like)
         for name, was in about["run"].items():
-            now = present.get(name, was)  # what is not there shows in the layout
+            now = current.get(name, was)  # a missing fact is a difference in the layout, below
             if was != now:
                 required = f"{name} must be that of the checkpoint in {self.folder}, {was!r}"
                 _checks.fail(self._who, required, f"{name}={now!r}", _REMEDY)
-        saved, present = dict(about["layout"]), dict(_layout(like))
-        for path in [*saved, *present]:
-            was, now = saved.get(path, "not there"), present.get(path, "not there")
+        saved, current = dict(about["layout"]), dict(_layout(like))
+        for path in [*saved, *current]:
+            was, now = saved.get(path, "not there"), current.get(path, "not there")
             if was != now:
                 required = f"state{path} must be as in the checkpoint in {self.folder}, {was}"
                 _checks.fail(self._who, required, now, _REMEDY)
 
 
-_REMEDY = "pass another folder, or what it was made with"
+_REMEDY = "pass another folder, or the arguments of that run"
 
 
 def _storable(tree: Tree) -> dict[str, Array]:
-    """Return the leaves by their number; without those of no elements, which Orbax refuses."""
+    """Return the leaves by their index, without empty ones, which Orbax refuses."""
     leaves = jax.tree.leaves(without_keys(tree))
     return {str(index): leaf for index, leaf in enumerate(leaves) if leaf.size}
 

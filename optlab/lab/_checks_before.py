@@ -1,11 +1,11 @@
-"""Checks before training: does the loss begin where it should, can the model memorize a batch?
+"""Checks before training: is the initial loss right, and can the model memorize one batch?
 
-A model that knows nothing gives each of C classes the probability 1/C, and loses
+A model that knows nothing gives each of C classes the probability 1/C. Its cross-entropy is
 
     L₀ = log C
 
-Random weights make it differ between inputs and lose somewhat more. And a model that is worth
-training on much data learns little data by heart.
+Random initial weights make the outputs differ between inputs, which raises the loss somewhat. A
+model that can learn from much data should also be able to memorize a single batch.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -29,33 +29,34 @@ from optlab.lab._task import Batch, Task, check_task
 from optlab.optimizers import adam
 
 LOWEST, HIGHEST = 0.9, 3.0
-"""The loss before training as a multiple of log C. Of networks of 1 to 8 hidden layers 32 to 512
-wide and 2 to 100 classes, on standardized inputs, means over five seeds begin at 1.00 to 1.88 with
-ReLU and He initialization in all layers, at 1.00 to 1.26 with tanh, at 1.00 with zeros in the last
-layer; single seeds at 0.98 to 3.1, two classes and eight layers. The built-in MLP begins at 1.4,
-the built-in CNN, which takes the largest of four pixels twice, at 2.35."""
+"""Bounds for the initial loss, as a multiple of log C. Measured on networks with 1 to 8 hidden
+layers, 32 to 512 units wide, with 2 to 100 classes and standardized inputs, as means over five
+seeds: 1.00 to 1.88 with ReLU and He initialization in all layers, 1.00 to 1.26 with tanh, 1.00 with
+zeros in the last layer. Single seeds range from 0.98 to 3.1 (two classes, eight layers). The
+built-in MLP starts at 1.4. The built-in CNN starts at 2.35, because it twice takes the largest of
+four pixels."""
 
 BATCHES = 5
-"""Batches for each seed, over which the loss before training is averaged."""
+"""Batches per seed over which the initial loss is averaged."""
 
 RATES = (1e-4, 1e-3, 1e-2, 1e-1)
-"""Rates of Adam at which a batch is learned by heart: at one of them most models can."""
+"""Learning rates of Adam that are tried; most models can memorize a batch at one of them."""
 
 MEMORIZED = 0.99
-"""The accuracy on the batch that counts as all of it: one wrong label in a hundred is usual."""
+"""The accuracy at which a batch counts as memorized; about 1% of labels are often wrong."""
 
 FALLEN = 0.05
-"""The share of its start below which the loss counts as memorized."""
+"""A batch also counts as memorized if its loss falls below this share of the initial loss."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """What a check before training found; `print` it. True where it passed.
+    """The result of a check before training; it can be printed, and it is true if it passed.
 
     Attributes:
-        passed: whether all is as it should be.
-        evidence: the numbers.
-        advice: what to suspect; "" where there is nothing.
+        passed: whether the check passed.
+        evidence: the measured numbers, as a sentence.
+        advice: the likely causes if it failed; "" if there are none to name.
     """
 
     passed: bool
@@ -66,19 +67,21 @@ class Check:
         return self.passed
 
     def __str__(self) -> str:
-        said = f"{'Passed' if self.passed else 'Failed'}: {self.evidence}"
-        return f"{said}\n  Suspect: {self.advice}" if self.advice else said
+        text = f"{'Passed' if self.passed else 'Failed'}: {self.evidence}"
+        return f"{text}\n  Suspect: {self.advice}" if self.advice else text
 
 
 def check_initial_loss(task: Task, num_classes: int, *, seeds: int | Sequence[int] = 5) -> Check:
-    """Compare the loss before training with log C, that of guessing.
+    """Compare the loss before training with log C, the loss of guessing.
 
-    It passes from 0.9 to 3 times log C, where usual initializations are on standardized inputs.
+    The check passes from 0.9 to 3 times log C, the range of usual initializations with standardized
+    inputs.
 
     Args:
         task: a classification whose loss is the mean cross-entropy, in nats.
         num_classes: C, ≥ 2.
-        seeds: how many, numbered from 0, or which; each initializes the model anew.
+        seeds: the number of seeds, counted from 0, or the seeds themselves; each initializes the
+            model anew.
 
     Raises:
         ValueError: an argument is out of its range, or the task is not one.
@@ -111,15 +114,15 @@ def check_initial_loss(task: Task, num_classes: int, *, seeds: int | Sequence[in
             "the loss (take `optax.softmax_cross_entropy...` of logits, not the log of a softmax).",
         )
     each = losses.mean(axis=1, dtype=float)
-    times = each.mean() / guess
+    ratio = each.mean() / guess
     count = f"{len(seeds)} seeds" if len(seeds) > 1 else "one seed"
     evidence = (
         f"the loss before training is {number(each.mean())} ({count}: {number(each.min())} to "
-        f"{number(each.max())}), {times:.2f} times log {num_classes} = {number(guess)}."
+        f"{number(each.max())}), {ratio:.2f} times log {num_classes} = {number(guess)}."
     )
-    if LOWEST <= times <= HIGHEST:
+    if LOWEST <= ratio <= HIGHEST:
         return Check(True, evidence)
-    return Check(False, evidence, _suspect_loss(task, times))
+    return Check(False, evidence, _suspect_loss(task, ratio))
 
 
 def _untrained(task: Task, seed: Array, share: float = 1.0) -> Array:
@@ -135,13 +138,13 @@ def _untrained(task: Task, seed: Array, share: float = 1.0) -> Array:
     return lax.map(loss, jnp.arange(BATCHES))
 
 
-def _suspect_loss(task: Task, times: float) -> str:
-    """Say what a loss so many times log C usually means."""
-    if times > HIGHEST and _is_sum(task):
+def _suspect_loss(task: Task, ratio: float) -> str:
+    """Name the usual causes of an initial loss of `ratio` times log C."""
+    if ratio > HIGHEST and _is_sum(task):
         return (
             "the loss is a sum over the batch, not a mean: on half of a batch it is half as high."
         )
-    if times > HIGHEST:
+    if ratio > HIGHEST:
         return (
             "initial weights too large, in the last layer above all (draw them with variance "
             "1/inputs, or begin with zeros there); inputs that are not standardized; a sum in "
@@ -154,22 +157,22 @@ def _suspect_loss(task: Task, times: float) -> str:
 
 
 def _is_sum(task: Task) -> bool:
-    """Whether half of each batch loses about half as much; False where it cannot be halved."""
+    """Whether half of a batch gives about half the loss; False if a batch cannot be halved."""
     try:
         whole, half = (jax.jit(partial(_untrained, task, share=x))(0).mean() for x in (1.0, 0.5))
-    except Exception:  # the task's own code, which was not made for this
+    except Exception:  # the task's own code may not accept half of a batch
         return False
     return bool(0.25 < half / whole < 0.75)
 
 
 class _Memory(NamedTuple):
-    """What became of a batch that was learned by heart; arrays are (lanes, …).
+    """The results of training on one batch; arrays are (lanes, …).
 
     Attributes:
-        losses: (lanes, steps) float, of each update.
-        before, after: metric → (lanes,) float, on the batch in evaluation mode; empty if the task
-            evaluates only other data.
-        moved: a tree like the parameters, of (lanes,) bool: whether anything of the leaf changed.
+        losses: (lanes, steps) float, the loss at each update.
+        before, after: metric → (lanes,) float, on the batch in evaluation mode; empty if
+            `Task.evaluate` does not accept a batch.
+        moved: a tree like the parameters, of (lanes,) bool: whether any element of a leaf changed.
     """
 
     losses: Array
@@ -185,20 +188,20 @@ def check_overfits_small_batch(
     steps: int = 300,
     key: Array | None = None,
 ) -> Check:
-    """Train on the first batch again and again, and see whether the model learns it by heart.
+    """Train on the first batch repeatedly, and report whether the model memorizes it.
 
-    It passes where the accuracy on the batch reaches 99% in evaluation mode, or the loss falls
-    below a twentieth of its start, in either mode. A model that cannot do this on a few examples
-    has a fault that more training will not mend. All is one compiled program.
+    The check passes if the accuracy on the batch reaches 99% in evaluation mode, or if the loss
+    falls below a twentieth of its start in either mode. A model that cannot memorize a few examples
+    has a fault that more training will not repair. The check is one compiled program.
 
     Args:
-        task: the problem. Its accuracy is looked at where `evaluate` takes a batch as its data and
+        task: the problem. Its accuracy is used if `evaluate` accepts a batch as its data and
             returns "accuracy".
-        tx: the optimizer; None for Adam at four rates from 1e-4 to 0.1, of which one suffices, so
-            that a wrong rate does not fail a sound model. They train side by side, and take four
-            times the memory.
+        tx: the optimizer. None for Adam at four rates from 1e-4 to 0.1, of which one must succeed,
+            so that a wrong rate does not fail a sound model. The four train side by side and take
+            four times the memory.
         steps: updates, ≥ 1.
-        key: of the run; None for `jax.random.key(0)`.
+        key: the random key of the run; None for `jax.random.key(0)`.
 
     Raises:
         ValueError: an argument is out of its range, or the task is not one.
@@ -241,7 +244,7 @@ def _memorize(
 
 
 def _evaluator(task: Task, keys: Keys) -> Callable[[Tree, Tree, Batch], Mapping[str, Array]]:
-    """Return `task.evaluate`, or what returns nothing where it does not take a batch."""
+    """Return `task.evaluate`, or a function without metrics if it does not accept a batch."""
 
     def metrics(params: Tree, model_state: Tree, batch: Batch) -> Mapping[str, Array]:
         return dict(task.evaluate(params, model_state, batch))
@@ -251,7 +254,7 @@ def _evaluator(task: Task, keys: Keys) -> Callable[[Tree, Tree, Batch], Mapping[
 
     try:
         jax.eval_shape(once, keys)
-    except Exception:  # the task's own code, which was not made for this
+    except Exception:  # the task's own code may not accept a batch
         return lambda params, model_state, batch: {}
     return metrics
 
@@ -274,17 +277,17 @@ def _judge(memory: _Memory, rates: Sequence[float | None], steps: int) -> Check:
 
 @dataclass(frozen=True)
 class _Lane:
-    """What one optimizer came to.
+    """The result of one optimizer.
 
     Attributes:
-        rate: of Adam; None for the user's own.
-        start, end: the loss at first and last.
-        share: the loss at the end as a share of its start, in the better of both modes; ∞ where it
+        rate: the rate of Adam; None for the user's own optimizer.
+        start, end: the initial and the final loss.
+        share: the final loss as a share of the initial one, in the better of both modes; ∞ if it
             is not finite.
-        accuracy: at the end, in evaluation mode; 1 where there is none to judge by.
-        known: whether there is.
+        accuracy: the final accuracy in evaluation mode; 1 if the task reports none.
+        has_accuracy: whether the task reports an accuracy.
         unmoved: paths of parameters that no update changed.
-        num_leaves: of how many.
+        num_leaves: the number of parameter arrays.
     """
 
     rate: float | None
@@ -292,13 +295,13 @@ class _Lane:
     end: float
     share: float
     accuracy: float
-    known: bool
+    has_accuracy: bool
     unmoved: tuple[str, ...]
     num_leaves: int
 
     @classmethod
     def of(cls, memory: _Memory, lane: int, rate: float | None) -> "_Lane":
-        """Read the results of one lane."""
+        """Take the results of one lane from those of all."""
         losses = np.asarray(memory.losses[lane], np.float64)
         pairs = [(float(losses[0]), float(losses[-max(1, len(losses) // 20) :].mean()))]
         if "loss" in memory.after:
@@ -311,7 +314,7 @@ class _Lane:
             end=end,
             share=_share(start, end),
             accuracy=float(memory.after["accuracy"][lane]) if "accuracy" in memory.after else 1.0,
-            known="accuracy" in memory.after,
+            has_accuracy="accuracy" in memory.after,
             unmoved=tuple(jax.tree_util.keystr(path) for path, any_of in moved if not any_of[lane]),
             num_leaves=len(moved),
         )
@@ -319,12 +322,12 @@ class _Lane:
     @property
     def passed(self) -> bool:
         """Whether the batch was memorized."""
-        by_accuracy = self.known and self.accuracy >= MEMORIZED and np.isfinite(self.share)
+        by_accuracy = self.has_accuracy and self.accuracy >= MEMORIZED and np.isfinite(self.share)
         return by_accuracy or self.share < FALLEN
 
     def described(self, steps: int) -> str:
-        """Say what came of it."""
-        reached = f"reached {self.accuracy:.0%} accuracy, and " if self.known else ""
+        """Describe the result in words."""
+        reached = f"reached {self.accuracy:.0%} accuracy, and " if self.has_accuracy else ""
         at = "" if self.rate is None else f", with Adam at the rate {number(self.rate)}"
         return (
             f"{steps} updates on one batch {reached}brought the loss from {number(self.start)} to "
@@ -343,7 +346,7 @@ def _tried(rates: Sequence[float]) -> str:
 
 
 def _suspect(best: _Lane, lanes: Sequence[_Lane], rates: Sequence[float | None]) -> str:
-    """Say what usually keeps a model from memorizing a batch, likeliest first."""
+    """Name the usual causes why a model does not memorize a batch, the likeliest first."""
     if not np.isfinite(best.share):
         return (
             "NaN or infinity in the data, or log(0), a division by 0 or an overflow in the loss"
@@ -354,19 +357,19 @@ def _suspect(best: _Lane, lanes: Sequence[_Lane], rates: Sequence[float | None])
             "no parameter changed: all may be frozen or masked, the gradient stopped "
             "(`stop_gradient`, argmax, integers), or the loss not depend on them."
         )
-    said = []
+    reasons = []
     if best.unmoved:
         few = ", ".join(best.unmoved[:3]) + (", …" if len(best.unmoved) > 3 else "")
-        said.append(f"{len(best.unmoved)} of {best.num_leaves} parameters never changed ({few})")
+        reasons.append(f"{len(best.unmoved)} of {best.num_leaves} parameters never changed ({few})")
     if best.share > 0.8:
-        said.append(
+        reasons.append(
             "a fault in the loss (a wrong axis, a softmax taken twice, the wrong sign), or inputs "
             "that say nothing of the targets"
         )
-    said.append(
+    reasons.append(
         "labels shuffled against the inputs, too small a model, dropout, weight decay or "
         "augmentation too strong, or too few steps"
     )
     if best.rate is None:
-        said.append("a wrong rate (without `tx`, four are tried)")
-    return "; ".join(said) + "."
+        reasons.append("a wrong rate (without `tx`, four are tried)")
+    return "; ".join(reasons) + "."

@@ -1,4 +1,4 @@
-"""Compare optimizers on one task: which is best, at which rate, and how much the rate matters."""
+"""`compare`: which optimizer is best on a task, at which rate, and how much the rate matters."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,20 +14,20 @@ from optlab.lab._rows import Row, summarize
 from optlab.lab._task import Task, check_task
 
 EVALUATIONS = 30
-"""Evaluations in a run for which nothing else is said."""
+"""The number of evaluations in a run, if neither the caller nor the task sets `eval_every`."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What `compare` found.
+    """The result of `compare`.
 
     Attributes:
         task: the task's name.
         split: "validation", or None for an objective without data.
         score: the metric by which runs are judged.
         maximize: whether a higher score is better.
-        target: the score of which `Row.updates_to_target` tells, if any.
-        runs: label → the optimizer's runs, in the order asked for.
+        target: the score to reach for `Row.updates_to_target`; None if there is none.
+        runs: label → the optimizer's runs, in the order of the `optimizers` argument.
     """
 
     task: str
@@ -42,12 +42,12 @@ class Comparison:
         return f"{self.split} {metric}" if self.split else metric
 
     def rows(self) -> tuple[Row, ...]:
-        """Return one row per optimizer, in the order asked for."""
-        judged = {"score": self.score, "maximize": self.maximize, "target": self.target}
-        return tuple(summarize(label, runs, **judged) for label, runs in self.runs.items())
+        """Return one row per optimizer, in the order of the `optimizers` argument."""
+        criteria = {"score": self.score, "maximize": self.maximize, "target": self.target}
+        return tuple(summarize(label, runs, **criteria) for label, runs in self.runs.items())
 
     def table(self) -> str:
-        """Return the rows as aligned text, with what the columns mean below."""
+        """Return the rows as aligned text, followed by notes that explain the columns."""
         rows = self.rows()
         columns = {
             "optimizer": [row.optimizer for row in rows],
@@ -64,10 +64,10 @@ class Comparison:
         return "\n\n".join(filter(None, ("\n".join(aligned(columns)), "\n".join(self._notes()))))
 
     def verdict(self) -> str:
-        """Say in one or two sentences which optimizer leads, at which rate, and what ties with it.
+        """Say in one or two sentences which optimizer leads, at which rate, and which others tie.
 
-        The leader has the best mean score of all best rates, on validation; another ties with it
-        where their intervals of one standard deviation around the mean overlap.
+        Each optimizer is judged at its best rate. The leader has the best mean validation score.
+        Another optimizer ties with it if their intervals mean ± one standard deviation overlap.
         """
         sign = 1 if self.maximize else -1
         rows = [row for row in self.rows() if row.validation]
@@ -90,12 +90,12 @@ class Comparison:
         return f"{lead}; tied with {names} (their spreads over seeds overlap)."
 
     def to_json(self, **extra: Any) -> str:
-        """Return everything as strict JSON: rows, verdict, versions, and each run's curves.
+        """Return everything as strict JSON: rows, verdict, versions, and the curves of each run.
 
         Arrays are nested lists in the shapes of `Runs`; a number that is not finite is null.
 
         Args:
-            extra: further entries, such as the options that led here.
+            extra: further entries, such as the options of the call.
         """
         optimizers = {
             row.optimizer: {
@@ -148,25 +148,26 @@ def compare(
     target: float | None = None,
     on_progress: Callable[[str, int], None] | None = None,
 ) -> Comparison:
-    """Train with every optimizer, at every rate and from every seed, and judge them alike.
+    """Train with every optimizer, at every rate and from every seed, and judge all alike.
 
-    All runs of one optimizer are one compiled program. Each seed's runs share initialization,
-    batches and random keys. Rates are chosen on the validation split at the end of training; the
-    test split is only reported.
+    All runs of one optimizer are one compiled program. Runs of the same seed share their
+    initialization, batches and random keys. Rates are chosen by the validation score at the end of
+    training; the test score is only reported.
 
     Args:
         task: the problem.
-        optimizers: label → a function of the learning rate, traced, that returns the optimizer:
+        optimizers: label → a function of the learning rate (traced) that returns the optimizer:
             `optax.adam`, or `lambda rate: adamw(warmup_cosine(rate, …))`.
         rates: positive, in any order.
-        seeds: how many, numbered from 0, or which.
-        num_steps: updates a run, ≥ 1; None for the task's own.
-        eval_every: updates between evaluations, ≥ 1; None for the task's own.
-        target: the score whose first reaching is reported; None for the task's own.
+        seeds: the number of seeds, counted from 0, or the seeds themselves.
+        num_steps: updates per run, ≥ 1; None for the task's own number.
+        eval_every: updates between evaluations, ≥ 1; None for the task's own number.
+        target: a score; the updates until it is first reached are reported. None for the task's
+            own target.
         on_progress: called with the label and the updates done, at each evaluation.
 
     Raises:
-        ValueError: if there is nothing to compare, or a rate, a seed or a number is out of range.
+        ValueError: there is nothing to compare, or a rate, a seed or a number is out of range.
 
     Example:
         >>> import optax

@@ -1,15 +1,16 @@
-"""The curves of a run as statistics, free of the loss's unit: levels, tested trends, noise.
+"""Statistics of a run's curves that do not depend on the loss's unit: levels, trends, noise.
 
-A curve begins at S, before the first update, and ends at E. What it does is measured in shares of
-its fall S − L, L being its lowest level, so that neither the unit of a loss nor its zero matters.
+A curve begins at level S, before the first update, and ends at level E. L is its lowest level.
+Changes are measured as shares of its fall S − L, so that neither the unit nor the zero of a loss
+matters.
 
     gain over a window    −(the Theil–Sen slope)·(the window's width) / (S − L)
     falling               Mann–Kendall's z = ΣΣ sign(xᵢ − xⱼ) over i < j / √(n(n−1)(2n+5)/18)
                           is 2.3 or more
     noise of a point      √(mean (xᵢ − (xᵢ₋₁ + xᵢ₊₁)/2)² / 1.5), blind to straight trends
 
-Time is counted in updates, or where that says more in *rate time* τ, the sum of the learning rates
-so far as a share of that of the whole run: as far as the parameters have been free to go.
+Time is counted in updates or in *rate time* τ. τ is the sum of the learning rates so far, as a
+share of their sum over the whole run: it measures how far the parameters could have moved.
 
 Reference: Theil 1950, Sen 1968; Mann 1945, Kendall 1975.
 """
@@ -23,39 +24,40 @@ import numpy as np
 from optlab.lab._history import History
 
 FALLING = 2.3
-"""The Mann–Kendall z that noise alone exceeds in about one window of a hundred."""
+"""The Mann–Kendall z from which a curve counts as falling; noise exceeds it in 1% of windows."""
 
 TINY = 0.02
-"""A change of a loss, as a share of it, too small to be called a fall."""
+"""A loss that changes by less than this share of itself does not count as falling."""
 
 SIGNIFICANT = 4.0
-"""A level must differ from another by so many standard deviations of the noise in it."""
+"""Two levels differ if they are apart by this many standard deviations of the noise."""
 
 LATE = 0.7
-"""The share of the run from which on "the end" is looked at."""
+"""The end of a run begins after this share of its updates."""
 
 GAINS = 0.03
-"""The share of the fall gained at the end that makes it worth going on."""
+"""A run is worth continuing if it gains more than this share of the fall at its end."""
 
 MOST_POINTS = 50
-"""Points to which the losses of single updates are averaged; Theil–Sen compares all pairs."""
+"""The losses of single updates are averaged to at most this many points, because Theil–Sen compares
+all pairs."""
 
 LEAST_ACCURACY = 1e-3
-"""The accuracy of guessing, if it is 0 by chance before training."""
+"""A lower bound for the accuracy of guessing, which may be 0 by chance before training."""
 
 LEAST_EVALUATIONS = 8
-"""Fewer evaluations have no shape to read; the losses of the updates must do then."""
+"""A curve of fewer evaluations is not analysed; the losses of the updates are used instead."""
 
 
 @dataclass(frozen=True)
 class Curve:
-    """One curve, lower being better.
+    """One curve; lower is better.
 
     Attributes:
-        at: (points,) float, the share of the run's updates done; ascending.
+        at: (points,) float, the share of the run's updates done at each point; ascending.
         values: (points,) float, finite.
         start: the level before the first update.
-        name: for sentences.
+        name: how sentences refer to the curve.
     """
 
     at: np.ndarray
@@ -70,63 +72,63 @@ class Curve:
 
     @cached_property
     def lowest(self) -> float:
-        """The lowest mean of three neighbours, so that no single point of luck counts."""
+        """The lowest mean of three neighbours, which one lucky point cannot determine."""
         return float(running(self.values, 3, np.mean).min())
 
     @property
     def fall(self) -> float:
-        """From the start to the lowest level; ≤ 0 where it never fell."""
+        """The distance from the start down to the lowest level; ≤ 0 if the curve never fell."""
         return self.start - min(self.lowest, self.end)
 
     @property
-    def left(self) -> float:
-        """The share of the start that is left at the end; NaN where the start is not above 0."""
+    def remaining(self) -> float:
+        """The end as a share of the start; NaN if the start is not above 0."""
         return self.end / self.start if self.start > 0 else np.nan
 
     def since(self, share: float) -> "Curve":
-        """Return the part from a share of the run on."""
-        kept = self.at >= share
-        return Curve(self.at[kept], self.values[kept], self.start, self.name)
+        """Return the part of the curve after a share of the run."""
+        part = self.at >= share
+        return Curve(self.at[part], self.values[part], self.start, self.name)
 
     @property
     def fell(self) -> bool:
-        """Whether there is a fall to take shares of."""
+        """Whether the fall is large enough to measure shares of it."""
         return self.fall > TINY * abs(self.start)
 
     def gain(self, share: float) -> float:
-        """Return the gain, as a share of the fall, from a share of the run on; 0 if unknown."""
+        """Return the gain after a share of the run, as a share of the fall; 0 if unknown."""
         part = self.since(share)
         if not self.fell or len(part.at) < 4:
             return 0.0
         return -slope(part.at, part.values) * (1 - share) / self.fall
 
     def is_falling(self, share: float) -> bool:
-        """Whether it falls from a share of the run on by more than noise explains."""
+        """Whether the curve falls, after a share of the run, by more than noise explains."""
         return -mann_kendall(self.since(share).values) >= FALLING
 
     @property
     def late_gain(self) -> float:
-        """The gain over the end of the run; 0 where it does not exceed noise."""
+        """The gain at the end of the run; 0 if it does not exceed noise."""
         return self.gain(LATE) if self.is_falling(LATE) else 0.0
 
     @cached_property
     def noise(self) -> float:
-        """The noise of a point in the second half."""
+        """The noise of a point in the second half of the curve."""
         return noise(self.values[len(self.values) // 2 :])
 
     def fluctuation(self, share: float) -> float:
-        """Return the noise of a point from a share of the run on, as a share of the fall."""
+        """Return the noise of a point after a share of the run, as a share of the fall."""
         part = self.since(share).values
         return noise(part) / self.fall if self.fell and len(part) >= 6 else 0.0
 
 
 @dataclass(frozen=True)
 class Curves:
-    """All that the rules look at.
+    """The curves of one run, as the rules of `diagnose` read them.
 
     Attributes:
-        history: as it was recorded.
-        baseline: the loss of the best guess that knows no inputs, where the user gives it.
+        history: the recorded curves.
+        baseline: the loss of the best guess without inputs, if the user gives it.
     """
 
     history: History
@@ -141,7 +143,7 @@ class Curves:
 
     @cached_property
     def start(self) -> float:
-        """The loss before training: as evaluated, or else the median of the first batches'."""
+        """The loss before training: the evaluated one, or the median of the first three batches."""
         if self.history.steps.size and self.history.steps[0] == 0:
             for split in ("train", "validation"):
                 values = getattr(self.history, split).get("loss")
@@ -151,16 +153,17 @@ class Curves:
 
     @property
     def guess(self) -> float | None:
-        """The baseline, or −log of the accuracy before training, what guessing with it loses."""
+        """The loss of guessing: the baseline, or −log of the accuracy before training."""
         accuracy = self.history.validation.get("accuracy")
-        known = accuracy is not None and self.history.steps.size and self.history.steps[0] == 0
-        if self.baseline is not None or not known:
+        steps = self.history.steps
+        is_initial = steps.size and steps[0] == 0
+        if self.baseline is not None or accuracy is None or not is_initial:
             return self.baseline
         return float(-np.log(np.clip(accuracy[0], LEAST_ACCURACY, 0.5)))
 
     @cached_property
     def noise(self) -> float:
-        """The noise of one update's loss, over the second half of the run."""
+        """The noise of one update's loss, in the second half of the run."""
         return noise(self.loss[len(self.loss) // 2 :])
 
     @cached_property
@@ -173,22 +176,22 @@ class Curves:
 
     @cached_property
     def train(self) -> Curve | None:
-        """The evaluations on training data, if they are enough to be read."""
+        """The evaluations on training data; None if there are too few."""
         return self._evaluated("train")
 
     @cached_property
     def validation(self) -> Curve | None:
-        """The evaluations on validation data, if they are enough to be read."""
+        """The evaluations on validation data; None if there are too few."""
         return self._evaluated("validation")
 
     @property
     def trend(self) -> Curve:
-        """Where the course of training is read: the curve with the least noise there is."""
+        """The curve that shows the progress of training with the least noise."""
         return self.train or self.validation or self.batches
 
     @cached_property
     def rate_time(self) -> np.ndarray | None:
-        """(updates,) float: τ after each update; None where the rate is not known."""
+        """(updates,) float: τ after each update; None if the rate is unknown."""
         rates = self.history.learning_rate
         if rates is None:
             return None
@@ -199,42 +202,42 @@ class Curves:
 
     @property
     def decays(self) -> bool:
-        """Whether the rate ends well below its highest."""
+        """Whether the final rate is below half of the highest one."""
         rates = self.history.learning_rate
         return rates is not None and bool(rates[-1] < 0.5 * np.max(rates))
 
     def in_rate_time(self, shares: np.ndarray | float) -> np.ndarray:
-        """Return τ at shares of the run; these themselves where the rate is not known."""
+        """Return τ at shares of the run; the shares themselves if the rate is unknown."""
         if self.rate_time is None:
             return np.asarray(shares, float)
         done = np.linspace(0, 1, len(self.rate_time) + 1)
         return np.interp(shares, done, np.append(0.0, self.rate_time))
 
     def update_at(self, time: float) -> int:
-        """Return the updates done by a τ, the inverse of `in_rate_time`."""
+        """Return the number of updates done at a given τ; the inverse of `in_rate_time`."""
         if self.rate_time is None:
             return round(time * len(self.loss))
         return int(np.searchsorted(self.rate_time, time)) + 1
 
     def rate(self, update: int) -> float | None:
-        """Return the rate of an update, numbered from 0; None where it is not known."""
+        """Return the rate of an update, counted from 0; None if the rate is unknown."""
         rates = self.history.learning_rate
         return None if rates is None else float(rates[min(update, len(rates) - 1)])
 
     def monitored(self, name: str, quantile: float = 0.5) -> np.ndarray | None:
-        """Return what was recorded under a name, or a quantile of all `name/…`; None if nothing.
+        """Return a recorded series, or a quantile over all series `name/…`; None if there is none.
 
-        Of two groups the median is the lower one: the ratio of weights that are near 0 is high.
+        The median of two groups is the lower one, because weights near 0 have a high ratio.
 
         Returns:
-            (updates,) float64, as far as the loss is finite.
+            (updates,) float64, up to the first loss that is not finite.
         """
-        known = self.history.monitored
-        found = [x for key, x in known.items() if key == name or key.startswith(f"{name}/")]
-        if not found:
+        recorded = self.history.monitored
+        series = [x for key, x in recorded.items() if key == name or key.startswith(f"{name}/")]
+        if not series:
             return None
-        index = int(quantile * (len(found) - 1))
-        return np.sort(np.asarray(found, np.float64), axis=0)[index, : len(self.loss)]
+        index = int(quantile * (len(series) - 1))
+        return np.sort(np.asarray(series, np.float64), axis=0)[index, : len(self.loss)]
 
     def _metric(self, split: str) -> str:
         history = self.history
@@ -254,7 +257,7 @@ class Curves:
 
 
 def lower_is_better(history: History, split: str) -> np.ndarray | None:
-    """Return the loss at each evaluation of a split, or its score; negated if more is better."""
+    """Return a split's loss, or its score, at each evaluation; negated if higher is better."""
     metrics = getattr(history, split)
     if "loss" in metrics:
         return np.asarray(metrics["loss"], np.float64)
@@ -264,7 +267,7 @@ def lower_is_better(history: History, split: str) -> np.ndarray | None:
 
 
 def running(values: np.ndarray, width: int, statistic: Callable = np.median) -> np.ndarray:
-    """Return a statistic of each `width` neighbours; of all where there are fewer.
+    """Return a statistic over each window of `width` neighbours; over all values if too few.
 
     Example:
         >>> running(np.array([1.0, 9.0, 2.0, 3.0]), 3)
@@ -275,7 +278,7 @@ def running(values: np.ndarray, width: int, statistic: Callable = np.median) -> 
 
 
 def slope(x: np.ndarray, y: np.ndarray) -> float:
-    """Return the Theil–Sen slope: the median over all pairs of points.
+    """Return the Theil–Sen slope: the median of the slopes between all pairs of points.
 
     Example:
         >>> slope(np.arange(5.0), np.array([0.0, 2.0, 4.0, 100.0, 8.0]))
@@ -286,7 +289,7 @@ def slope(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def mann_kendall(values: np.ndarray) -> float:
-    """Return the z of the Mann–Kendall test: > 0 for a rise, of deviation 1 under pure noise.
+    """Return the z of the Mann–Kendall test: > 0 for a rise, of deviation 1 for pure noise.
 
     Example:
         >>> round(mann_kendall(np.arange(10.0)), 2)
@@ -300,7 +303,7 @@ def mann_kendall(values: np.ndarray) -> float:
 
 
 def noise(values: np.ndarray) -> float:
-    """Return the deviation of a point from its neighbours, as of independent noise on a line."""
+    """Return the standard deviation of the points around a locally straight line."""
     if len(values) < 3:
         return 0.0
     residuals = values[1:-1] - (values[:-2] + values[2:]) / 2

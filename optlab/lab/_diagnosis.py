@@ -1,6 +1,6 @@
 """`diagnose`: which patterns the curves of a run show, on what evidence, and what to try.
 
-The rules are in `_rate_patterns` and `_fit_patterns`, their statistics in `_curves`.
+The rules are in `_rate_patterns` and `_fit_patterns`; the statistics they use are in `_curves`.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -37,7 +37,7 @@ from optlab.lab._rate_patterns import (
 )
 
 LEAST_UPDATES = 20
-"""Fewer have no shape; of them only divergence is told."""
+"""In a run of fewer updates only divergence is diagnosed."""
 
 _BROKEN = {DIVERGENCE, RATE_TOO_HIGH}
 _UNMOVED = {UPDATES_TOO_SMALL, NO_PROGRESS}
@@ -55,15 +55,15 @@ RULES: Mapping[Callable[[Curves], Finding | None], set[str]] = {
     plateau: _BROKEN | _UNMOVED | {DECAYED_TOO_EARLY, FLAT_START, STILL_IMPROVING},
     underfitting: _BROKEN | _UNMOVED | {DECAYED_TOO_EARLY, OVERFITTING},
 }
-"""Rule → the patterns that explain what it would say; the most important first."""
+"""Rule → the patterns that already explain its finding; the most important rule first."""
 
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What `diagnose` found; `print` it. True where there is something to say.
+    """The result of `diagnose`; it can be printed, and it is true if there is any finding.
 
     Attributes:
-        findings: most important first; empty where nothing stands out.
+        findings: the most important first; empty if nothing stands out.
     """
 
     findings: tuple[Finding, ...]
@@ -76,27 +76,29 @@ class Diagnosis:
 
 
 def diagnose(history: History, *, baseline: float | None = None) -> Diagnosis:
-    """Name the patterns that the curves of a run show, and say nothing where there are none.
+    """Name the patterns that the curves of a run show; nothing if they show none.
 
-    Divergence, too high a rate, a start that is flat or far too high, updates too small, no
-    progress, a decay that came too early, overfitting, a run that was still improving, a plateau
-    at a constant rate, and underfitting. Of what is missing in the history nothing is said: of a
-    gap, say, without metrics on training data. It helps to record these (the task has a split
-    "train"), some 20 evaluations with one before the first update, the rate, and what `monitor`
-    sees; `train` does all of it. In fewer than 20 updates only divergence is seen.
+    The patterns are: divergence, too high a rate, a start that is flat or far too high, updates too
+    small, no progress, a decay that came too early, overfitting, a run that was still improving, a
+    plateau at a constant rate, and underfitting. A pattern is only reported if the history holds
+    the data for it: a gap between training and validation, for example, needs metrics on both. It
+    helps to record metrics on training data (the task has a split "train"), some 20 evaluations
+    with one before the first update, the rate, and the values of `monitor`. `train` records all of
+    these. In a run of fewer than 20 updates only divergence is reported.
 
-    The rules look at shares of the loss's own fall and at its own noise, so that its unit does not
-    matter. What is poor has no such measure: by default it is judged by the loss before training.
+    The rules measure shares of the loss's own fall and compare them with its own noise, so that
+    the unit of the loss does not matter. Whether a final loss is poor is judged by comparison with
+    the loss before training, or with `baseline`.
 
     Args:
-        history: of the run; from `train`, or your own.
-        baseline: the loss of the best guess without inputs: log C for C classes alike, the variance
-            of the targets for a mean square. With it, underfitting and a start that is too high are
-            seen where the loss before training says little; None to go by this, and by the accuracy
-            before training.
+        history: the curves of the run, from `train` or from your own loop.
+        baseline: the loss of the best guess without inputs, > 0: log C for C equally frequent
+            classes, or the variance of the targets for a mean square. With it, underfitting and a
+            start that is too high are recognized even if the loss before training is no good
+            measure. None to use the loss and the accuracy before training.
 
     Raises:
-        ValueError: `history` is no `History`, or `baseline` not a number above 0.
+        ValueError: `history` is not a `History`, or `baseline` is not a number above 0.
 
     Example:
         >>> import numpy as np
@@ -117,10 +119,10 @@ def diagnose(history: History, *, baseline: float | None = None) -> Diagnosis:
 
 
 def _find(c: Curves) -> Iterator[Finding]:
-    named: set[str] = set()
+    patterns: set[str] = set()
     for rule, explained_by in RULES.items():
         if len(c.history.loss) < LEAST_UPDATES and rule is not divergence:
             return
-        if named.isdisjoint(explained_by) and (finding := rule(c)):
-            named.add(finding.pattern)
+        if patterns.isdisjoint(explained_by) and (finding := rule(c)):
+            patterns.add(finding.pattern)
             yield finding

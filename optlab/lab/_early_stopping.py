@@ -1,11 +1,11 @@
-"""Early stopping as a pure object: fed with a value at each check, it says when to stop.
+"""Early stopping as a pure object: it takes a value at each check and says when to stop.
 
     improved    v < best − min_delta  (mode "min"),  v > best + min_delta  (mode "max");
                 the first finite value always
     stop        after `patience` checks in a row that did not improve, or at a value that is not
                 finite
 
-v is the value of this check, best that of the last check that improved.
+v is the value of this check; best is the value of the last check that improved.
 """
 
 import math
@@ -39,31 +39,32 @@ _DYNAMIC = (
 @jax.tree_util.register_pytree_with_keys_class
 @dataclass(frozen=True, init=False, eq=False)
 class EarlyStopping:
-    """When to stop training, and the parameters to return to.
+    """When to stop training, and the best parameters so far.
 
-    Immutable: `update` returns a new one. A pytree whose structure and types never change, so that
-    it goes through `jit`, is carried by `lax.scan`, and runs in lanes under `vmap`. Once stopped it
-    is frozen, and the lanes that are not may run on.
+    The object is immutable: `update` returns a new one. It is a pytree whose structure and types
+    never change, so that it can be passed through `jit`, carried by `lax.scan`, and run in lanes
+    under `vmap`. Once it has stopped it no longer changes, while other lanes may continue.
 
     Args:
-        patience: stop after so many checks in a row without improvement, ≥ 1.
-        min_delta: what a value must be better by to count as an improvement, ≥ 0; in the value's
-            own unit, not relative.
-        mode: "min" where lower values are better, as of a loss; "max" where higher ones are.
-        best_params: parameters of the structure and types to come; keeps a copy of those of the
-            best check, and of these until there is one. None to keep none.
-        stop_on_nonfinite: whether to stop at once at NaN or an infinity; if not, such a check is
-            one without improvement.
+        patience: stop after this many checks in a row without improvement, ≥ 1.
+        min_delta: by how much a value must be better to count as an improvement, ≥ 0; in the unit
+            of the value.
+        mode: "min" if lower values are better, as for a loss; "max" if higher ones are.
+        best_params: initial parameters, in the structure and types of the later ones; the object
+            then stores a copy of the parameters of the best check, and these until there is one.
+            None to store no parameters.
+        stop_on_nonfinite: whether to stop at once at NaN or an infinity; if not, such a check
+            counts as one without improvement.
 
     Attributes:
         should_stop: () bool; whether to stop.
-        improved: () bool; whether the last check did.
-        last_value: () float; of the last check, NaN before the first.
-        best_value: () float; of the best check, and until there is one the worst possible: ∞ in
-            mode "min", −∞ in mode "max".
+        improved: () bool; whether the last check improved.
+        last_value: () float; the value of the last check, NaN before the first.
+        best_value: () float; the value of the best check; until there is one, ∞ in mode "min" and
+            −∞ in mode "max".
         best_check: () int32; the number of the best check, from 1; 0 before there is one.
-        num_checks: () int32; checks made until it stopped.
-        num_bad: () int32; checks in a row without improvement.
+        num_checks: () int32; the number of checks until it stopped.
+        num_bad: () int32; the number of checks in a row without improvement.
         best_params: the parameters of the best check.
 
     Raises:
@@ -127,16 +128,17 @@ class EarlyStopping:
         )
 
     def update(self, value: ArrayLike, params: Tree | None = None) -> "EarlyStopping":
-        """Return the stopper after one more check, or the same where it has stopped.
+        """Return the stopper after one more check; the same stopper if it has stopped already.
 
         Args:
             value: () real; compared in float32 (float64 where x64 is enabled).
-            params: the parameters that gave it, in the structure and shapes of `best_params`, whose
-                types are kept; not looked at where none are kept.
+            params: the parameters that gave the value, in the structure and shapes of
+                `best_params`; they are stored in the types of `best_params`. Ignored if the object
+                stores no parameters.
 
         Raises:
-            ValueError: the value is not a real scalar, or best parameters are kept and `params` is
-                missing or of another structure or shape.
+            ValueError: the value is not a real scalar, or the object stores parameters and `params`
+                is missing or has another structure or shape.
         """
         value = _checked_value(value)
         if self.best_params is not None:
@@ -169,7 +171,7 @@ class EarlyStopping:
         )
 
     def keeping(self, params: Tree) -> "EarlyStopping":
-        """Return a stopper like this that keeps the best parameters, and until then these.
+        """Return a copy that stores the best parameters, starting with `params`.
 
         Args:
             params: a tree of arrays, which are copied.
@@ -178,10 +180,10 @@ class EarlyStopping:
 
     @property
     def reason(self) -> str | None:
-        """Why it stopped, for people; None while it has not.
+        """Why it stopped, as a sentence; None if it has not stopped.
 
         Raises:
-            ValueError: of a stopper that is traced, or that holds several lanes.
+            ValueError: the stopper is traced, or holds several lanes.
         """
         if isinstance(self.should_stop, jax.core.Tracer):
             _checks.fail(
@@ -217,13 +219,13 @@ class EarlyStopping:
             object.__setattr__(self, name, value)
 
     def tree_flatten_with_keys(self) -> tuple[Sequence[tuple[GetAttrKey, Any]], tuple]:
-        """Tell JAX what varies, and by which names; the rest is fixed."""
+        """Return the arrays with their names, and the static values, for JAX."""
         children = [(GetAttrKey(name), getattr(self, name)) for name in _DYNAMIC]
         return children, tuple(getattr(self, name) for name in _STATIC)
 
     @classmethod
     def tree_unflatten(cls, static: tuple, children: Sequence[Any]) -> "EarlyStopping":
-        """Undo `tree_flatten_with_keys`, whatever JAX puts in the place of arrays."""
+        """Undo `tree_flatten_with_keys`; JAX may pass other objects in place of the arrays."""
         new = object.__new__(cls)
         new._set(**dict(zip(_STATIC, static, strict=True)))
         new._set(**dict(zip(_DYNAMIC, children, strict=True)))
@@ -255,8 +257,8 @@ def _check_params(params: Tree, best_params: Tree) -> None:
     if params is None:
         _checks.fail(
             _WHO,
-            "update needs the parameters where best_params is kept",
-            "none",
+            "update must be given the parameters if best_params is set",
+            "params=None",
             "call update(value, params), or leave best_params out at construction",
         )
     if jax.tree.structure(params) != jax.tree.structure(best_params):

@@ -1,4 +1,4 @@
-"""One message for what the core does not need and the lab does."""
+"""The error message for optional packages that are not installed."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,11 +6,11 @@ from contextlib import contextmanager
 
 @contextmanager
 def needs_extra(who: str, extra: str = "lab") -> Iterator[None]:
-    """Import optional packages inside this block; where one is missing, name the extra.
+    """Import optional packages in this block; if one is missing, the error names the extra.
 
     Args:
-        who: the function that cannot work without them, as in every error of optlab.
-        extra: the extra of `optlab` that brings them.
+        who: the public function that needs the packages; the error begins with it.
+        extra: the extra of `optlab` that installs the packages.
 
     Raises:
         ModuleNotFoundError: the missing module and the command that installs it.

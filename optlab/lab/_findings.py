@@ -1,4 +1,4 @@
-"""What `diagnose` says: the names of the patterns, and what it found of each."""
+"""`Finding`: one result of `diagnose`, and the names of the patterns."""
 
 from dataclasses import dataclass
 
@@ -23,8 +23,9 @@ class Finding:
     """A pattern that the curves show.
 
     Attributes:
-        pattern: its name, one of the constants of `optlab.lab._findings`, such as "overfitting".
-        evidence: the numbers of this run that show it.
+        pattern: the name of the pattern, one of the constants of `optlab.lab._findings`, such as
+            "overfitting".
+        evidence: the numbers of this run that show the pattern.
         advice: what to try.
     """
 

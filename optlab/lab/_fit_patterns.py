@@ -1,6 +1,6 @@
-"""Patterns that speak of the model, its start and its data, a rule each: Curves → Finding | None.
+"""Patterns of the model, its initialization and its data; each rule is Curves → Finding | None.
 
-The thresholds were chosen on the runs of `benchmarks/diagnosis.py` that it calls in sight.
+The thresholds were chosen on the tasks `IN_SIGHT` of `benchmarks/diagnosis.py`.
 """
 
 import numpy as np
@@ -17,31 +17,34 @@ from optlab.lab._findings import (
 from optlab.lab._report import number
 
 HIGH = 4.0
-"""A start this many times the loss of guessing. Usual initializations stay below 1.5."""
+"""An initial loss this many times the loss of guessing is too high; usual initializations stay
+below 1.5."""
 
 FLAT_SHARE, FLAT_UPDATES = 0.04, 10
-"""A flat start lasts this share of the run's rate time, and more updates than momentum takes."""
+"""A flat start lasts longer than this share of the run's rate time, and longer than this many
+updates, which the momentum alone may take."""
 
 CALM = 0.2
-"""While it is flat the loss does not rise by more than this share of the fall to come."""
+"""During a flat start the loss rises by less than this share of the later fall."""
 
 SHARP = 2.0
-"""After a flat start, from a tenth to six tenths of the fall takes at most twice the time that the
-first tenth did; on a straight line five times, on an exponential eight."""
+"""A flat start ends sharply: from a tenth to six tenths of the fall takes less than this many times
+the time of the first tenth. A straight line takes five times, an exponential eight times."""
 
 WORSE = 0.1
-"""The share of its fall by which the validation loss ends above its lowest."""
+"""Overfitting: the validation loss ends above its lowest by more than this share of its fall."""
 
 GAP, GAP_RATIO = 0.1, 2.0
-"""A wide gap is this share of the fall, and validation loses this many times what training does;
-small tasks, fitted well, have one of 0.05, and noisy ones a ratio of 1.5."""
+"""A gap is wide if it exceeds this share of the fall, and if the validation loss exceeds this many
+times the training loss. Small tasks that fit well have gaps of 0.05; noisy ones have ratios of
+1.5."""
 
 UNFIT = 0.4
-"""The share of the initial loss that a model too small leaves."""
+"""A model underfits if more than this share of the initial loss remains at the end."""
 
 
 def high_start(c: Curves) -> Finding | None:
-    """A loss that begins far above that of guessing."""
+    """The loss starts far above the loss of guessing."""
     guess = c.guess
     if guess is None or not c.loss.size or not c.start > HIGH * guess:
         return None
@@ -55,22 +58,25 @@ def high_start(c: Curves) -> Finding | None:
 
 
 def flat_start(c: Curves) -> Finding | None:
-    """Hardly any progress, then most of it at once, in rate time, in which warm-ups are short."""
-    course = c.trend
-    doubt = SIGNIFICANT * noise(course.values)
-    if not course.fell or course.start - course.end < doubt:
+    """Hardly any progress at first, then most of it at once.
+
+    Time is rate time, in which a warm-up is short and does not count as a flat start.
+    """
+    trend = c.trend
+    doubt = SIGNIFICANT * noise(trend.values)
+    if not trend.fell or trend.start - trend.end < doubt:
         return None
-    at, values = c.in_rate_time(np.append(0, course.at)), np.append(course.start, course.values)
-    tenth, most = (_first_below(at, values, course.start - f * course.fall) for f in (0.1, 0.6))
-    calm = values[at < tenth].max() < course.start + CALM * course.fall
+    at, values = c.in_rate_time(np.append(0, trend.at)), np.append(trend.start, trend.values)
+    tenth, most = (_first_below(at, values, trend.start - f * trend.fall) for f in (0.1, 0.6))
+    calm = values[at < tenth].max() < trend.start + CALM * trend.fall
     flat = tenth > max(FLAT_SHARE, float(c.in_rate_time(FLAT_UPDATES / len(c.loss))))
     if not (flat and calm and most - tenth < SHARP * tenth):
         return None
     first, then = (c.update_at(time) for time in (tenth, most))
     return Finding(
         FLAT_START,
-        f"the loss stayed near {number(course.start)} for {first} updates, and then fell to "
-        f"{number(course.start - 0.6 * course.fall)} within {then - first}.",
+        f"the loss stayed near {number(trend.start)} for {first} updates, and then fell to "
+        f"{number(trend.start - 0.6 * trend.fall)} within {then - first}.",
         "initialize for the activation (He for ReLU, LeCun or Glorot otherwise), normalize inputs "
         "and layers, add residual connections, or use an optimizer that rescales its steps "
         "(`adam`); check with `check_initial_loss`.",
@@ -78,33 +84,35 @@ def flat_start(c: Curves) -> Finding | None:
 
 
 def _first_below(at: np.ndarray, values: np.ndarray, level: float) -> float:
-    """Return when a curve first comes down to a level, between two points on a straight line."""
+    """Return when a curve first falls to a level, interpolated linearly between its points."""
     i = int(np.argmax(values <= level))
     step = (values[i - 1] - level) / (values[i - 1] - values[i])
     return float(at[i - 1] + step * (at[i] - at[i - 1]))
 
 
 def no_progress(c: Curves) -> Finding | None:
-    """A loss that never left its start by more than noise."""
-    course = c.trend
-    change, least = abs(course.start - course.end), TINY * abs(course.start)
-    before, after = number(course.start), number(course.end)
-    said = f"{course.name} was {before} before the first update and is {after} after {len(c.loss)}"
-    if course.is_falling(0.0) or c.batches.is_falling(0.0):
+    """The loss never moved away from its start by more than noise."""
+    trend = c.trend
+    change, least = abs(trend.start - trend.end), TINY * abs(trend.start)
+    before, after = number(trend.start), number(trend.end)
+    sentence = (
+        f"{trend.name} was {before} before the first update and is {after} after {len(c.loss)}"
+    )
+    if trend.is_falling(0.0) or c.batches.is_falling(0.0):
         if change > least:
             return None
         return Finding(
             NO_PROGRESS,
-            f"{said}: it falls, but hardly.",
+            f"{sentence}: it falls, but hardly.",
             "a rate 10 to 1000 times higher (`lr_range_test` shows where progress begins); if that "
             "is no help, see that no parameters are frozen and that units are alive.",
         )
-    doubt = c.noise if course is c.batches else course.noise
+    doubt = c.noise if trend is c.batches else trend.noise
     if change > max(least, SIGNIFICANT * doubt):
         return None
     return Finding(
         NO_PROGRESS,
-        f"{said}, no more than noise apart.",
+        f"{sentence}, no more than noise apart.",
         "see that gradients reach the parameters and none are frozen, that units are alive (ReLUs "
         "may all be off), that labels belong to inputs (`check_overfits_small_batch`), and then "
         "other rates (`lr_range_test`).",
@@ -112,61 +120,61 @@ def no_progress(c: Curves) -> Finding | None:
 
 
 def overfitting(c: Curves) -> Finding | None:
-    """A validation loss that rises while training goes on, or a wide gap."""
-    held_out, course = c.validation, c.train or c.batches
-    if held_out is None or not course.fell:
+    """The validation loss rises while training goes on, or ends far above the training loss."""
+    validation, training = c.validation, c.train or c.batches
+    if validation is None or not training.fell:
         return None
-    scale = held_out.fall if held_out.fell else course.fall
-    said = []
-    best = round(float(held_out.at[held_out.values.argmin()]) * len(c.loss))
-    worse = held_out.end - held_out.lowest
-    rises = worse > max(WORSE * scale, SIGNIFICANT * held_out.noise)
-    if rises and course.end - course.lowest < WORSE * course.fall:
-        said.append(
-            f"{held_out.name} was lowest, {number(held_out.lowest)}, near update {best}, and ends "
-            f"at {number(held_out.end)}, while training went on"
+    scale = validation.fall if validation.fell else training.fall
+    sentences = []
+    best = round(float(validation.at[validation.values.argmin()]) * len(c.loss))
+    worse = validation.end - validation.lowest
+    rises = worse > max(WORSE * scale, SIGNIFICANT * validation.noise)
+    if rises and training.end - training.lowest < WORSE * training.fall:
+        sentences.append(
+            f"{validation.name} was lowest, {number(validation.lowest)}, near update {best}, and "
+            f"ends at {number(validation.end)}, while training went on"
         )
-    gap = held_out.end - course.end
-    wide = gap > GAP * (held_out.start - course.end)
-    apart = course.end < 0 or held_out.end > GAP_RATIO * course.end
+    gap = validation.end - training.end
+    wide = gap > GAP * (validation.start - training.end)
+    apart = training.end < 0 or validation.end > GAP_RATIO * training.end
     if c.train and wide and apart:
-        between = held_out.values - np.interp(held_out.at, c.train.at, c.train.values)
-        update = round(float(held_out.at[np.argmax(between > gap / 2)]) * len(c.loss))
-        said.append(
-            f"{held_out.name} ends at {number(held_out.end)}, {course.name} at "
-            f"{number(course.end)}; half of that gap was there by update {update}"
+        between = validation.values - np.interp(validation.at, c.train.at, c.train.values)
+        update = round(float(validation.at[np.argmax(between > gap / 2)]) * len(c.loss))
+        sentences.append(
+            f"{validation.name} ends at {number(validation.end)}, {training.name} at "
+            f"{number(training.end)}; half of that gap was there by update {update}"
         )
-    if not said:
+    if not sentences:
         return None
     stop = "stop early (`EarlyStopping` keeps the best parameters), " if rises else ""
-    same = "" if held_out.fell else "; see that validation data is made as training data is"
+    same = "" if validation.fell else "; see that validation data is made as training data is"
     return Finding(
         OVERFITTING,
-        f"{'; '.join(said)}.",
+        f"{'; '.join(sentences)}.",
         f"{stop}more or augmented data, weight decay, dropout, or a smaller model{same}.",
     )
 
 
 def underfitting(c: Curves) -> Finding | None:
-    """No gap, and both poor."""
-    course, held_out = c.trend, c.validation
-    yardstick = course.start if c.baseline is None else min(c.baseline, course.start)
-    if not yardstick > 0 or not course.end > UNFIT * yardstick:
+    """Both losses are poor, and there is no gap between them."""
+    trend, validation = c.trend, c.validation
+    yardstick = trend.start if c.baseline is None else min(c.baseline, trend.start)
+    if not yardstick > 0 or not trend.end > UNFIT * yardstick:
         return None
-    if not c.decays and course.late_gain > GAINS:
+    if not c.decays and trend.late_gain > GAINS:
         return None
-    gap = held_out.end - course.end if held_out else 0.0
+    gap = validation.end - trend.end if validation else 0.0
     if gap > GAP * yardstick:
         return None
-    said = f"{course.name} ends at {number(course.end)}, {course.end / yardstick:.0%} of "
-    said += (
+    sentence = f"{trend.name} ends at {number(trend.end)}, {trend.end / yardstick:.0%} of "
+    sentence += (
         f"{number(yardstick)}, that {'before training' if c.baseline is None else 'of guessing'}"
     )
-    if c.train and held_out:
-        said += f"; {held_out.name}, at {number(held_out.end)}, is no worse"
+    if c.train and validation:
+        sentence += f"; {validation.name}, at {number(validation.end)}, is no worse"
     return Finding(
         UNDERFITTING,
-        f"{said}.",
+        f"{sentence}.",
         "a larger model, or less regularization, if inputs can tell more of the targets than this "
         "(`check_overfits_small_batch` tests the rest); other rates, too, if not yet tuned.",
     )

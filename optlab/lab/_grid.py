@@ -1,6 +1,6 @@
 """Train at every rate and from every seed at once: one compiled program per optimizer.
 
-Arrays over a grid of runs are (rates, seeds, …), the rates being the lanes.
+Arrays over a grid of runs are (rates, seeds, …); each rate is a lane.
 """
 
 import time
@@ -25,23 +25,23 @@ MakeOptimizer = Callable[[Array], optax.GradientTransformation]
 """A function of the learning rate, a () float that may be traced."""
 
 DIVERGENCE_FACTOR = 4
-"""A run whose loss rose this many times above where it began has diverged."""
+"""A run has diverged if its loss rose to more than this many times its initial value."""
 
 
 @dataclass(frozen=True)
 class Runs:
-    """What one optimizer did over the grid, evaluated at `steps`.
+    """The runs of one optimizer over the grid, evaluated at `steps`.
 
     Attributes:
         rates: (rates,) float, ascending.
         seeds: (seeds,) int.
         steps: (evaluations,) int, updates done; from 0 to the end of the run.
         train_loss: (rates, seeds, evaluations) float, the mean loss of the batches since the
-            evaluation before; at 0 that of the first batch, before any update.
-        validation: metric → (rates, seeds, evaluations) float, on the validation split, or of the
-            objective itself where the task has no splits.
-        test: metric → (rates, seeds) float, at the end; empty where the task has no such split.
-        seconds: wall time, with compilation.
+            previous evaluation; at 0 the loss of the first batch before any update.
+        validation: metric → (rates, seeds, evaluations) float, on the validation split; if the task
+            has no splits, the metrics of the objective itself.
+        test: metric → (rates, seeds) float, at the end; empty if the task has no test split.
+        seconds: wall time, including compilation.
     """
 
     rates: np.ndarray
@@ -56,9 +56,9 @@ class Runs:
     def diverged(self) -> np.ndarray:
         """(rates, seeds) bool: which runs diverged.
 
-        Their loss or a metric was not finite at some time, or the final training or validation
-        loss exceeds the first by more than three times its size, which is four times a positive
-        one.
+        A run diverged if its loss or a metric was ever not finite, or if its final training or
+        validation loss exceeds the first by more than three times the size of the first. A
+        positive loss then is more than four times the first.
         """
         diverged = np.zeros(self.train_loss.shape[:-1], bool)
         for curve in (self.train_loss, *self.validation.values()):
@@ -84,19 +84,19 @@ def train_grid(
 
     Args:
         task: the problem.
-        optimizers: label → a function of the rate. The rate it gets is traced.
+        optimizers: label → a function of the rate, which is traced.
         rates: (rates,) float.
-        seeds: each is the run of the key `jax.random.key(seed)`.
-        num_steps: updates a run, ≥ 1.
+        seeds: for each of them, a run with the key `jax.random.key(seed)`.
+        num_steps: updates per run, ≥ 1.
         eval_every: updates between two evaluations, ≥ 1; the last interval may be shorter.
         on_progress: called with the label and the updates done, at each evaluation.
     """
     steps = np.append(np.arange(0, num_steps, eval_every), num_steps)
     lane_rates, lane_seeds = jnp.asarray(rates), jnp.asarray(seeds)
     first_losses = jax.jit(jax.vmap(partial(_first_loss, task)))(lane_seeds)
-    # The optimizer has no part in evaluation, which is thus compiled once for all.
+    # Evaluation does not depend on the optimizer, so that all optimizers share one compilation.
     evaluate = make_lanes(lambda rate: (task, optax.identity())).evaluate
-    judged_on = task.splits["validation"] if task.splits else None
+    validation_data = task.splits["validation"] if task.splits else None
 
     def score(runs: TrainState, data: Any) -> Mapping[str, np.ndarray]:
         return jax.device_get(evaluate(runs._replace(opt_state=()), lane_rates, data))
@@ -106,11 +106,11 @@ def train_grid(
         lanes = make_lanes(partial(_make_run, task, make_optimizer))
         runs = lanes.begin(lane_rates, lane_seeds)
         losses = [np.broadcast_to(first_losses, (len(rates), len(seeds)))]
-        metrics = [score(runs, judged_on)]
+        metrics = [score(runs, validation_data)]
         for first, stop in pairwise(steps):
             runs, loss = lanes.advance(runs, lane_rates, lane_seeds, first, stop)
             losses.append(np.asarray(loss))
-            metrics.append(score(runs, judged_on))
+            metrics.append(score(runs, validation_data))
             if on_progress:
                 on_progress(label, int(stop))
         results = Runs(
@@ -139,7 +139,7 @@ def _first_loss(task: Task, seed: Array) -> Array:
 
 
 def checked_seeds(who: str, seeds: int | Sequence[int]) -> np.ndarray:
-    """Return (seeds,) int: so many from 0, or those given, which must differ."""
+    """Return (seeds,) int: 0 … `seeds` − 1 for a number, or the listed seeds, which must differ."""
     if not isinstance(seeds, Sequence | np.ndarray):
         _checks.check_count(who, "seeds", seeds, 1)
         return np.arange(seeds)

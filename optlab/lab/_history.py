@@ -1,4 +1,4 @@
-"""What a run leaves behind: `History`, which `train` records and `diagnose` reads."""
+"""`History`: the curves of one run, which `train` records and `diagnose` reads."""
 
 import json
 from collections.abc import Mapping
@@ -16,20 +16,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class History:
-    """The curves of one run, as NumPy arrays. `train` makes one; so can you, of your own loop.
+    """The curves of one run, as NumPy arrays, recorded by `train` or by your own loop.
 
     Attributes:
-        loss: (updates,) float, of each update's batch, before the update.
+        loss: (updates,) float, the loss of each update's batch, before the update.
         steps: (evaluations,) int, ascending: the updates done at each evaluation; 0 is before the
-            first.
-        train: metric → (evaluations,) float, on training data in evaluation mode; empty where that
-            was not looked at.
-        validation: likewise on validation data, or of the objective itself where the task has no
-            data.
-        learning_rate: (updates,) float, in force at each update, the largest of its groups; None
-            where it is not known.
-        monitored: what `monitor` recorded at each update, name → (updates,) float, such as
-            "gradient_norm" and "ratio/head"; empty without it.
+            first update.
+        train: metric → (evaluations,) float, on training data in evaluation mode; empty if it was
+            not evaluated.
+        validation: metric → (evaluations,) float, on validation data; if the task has no data, the
+            metrics of the objective itself.
+        learning_rate: (updates,) float, the rate of each update; with several parameter groups the
+            largest one. None if it is unknown.
+        monitored: name → (updates,) float, the values of `monitor` at each update, such as
+            "gradient_norm" and "ratio/head"; empty without `monitor`.
         score: the metric by which the run is judged.
         maximize: whether a higher score is better.
 
@@ -74,7 +74,7 @@ class History:
 
     @property
     def num_updates(self) -> int:
-        """The updates done."""
+        """The number of updates done."""
         return len(self.loss)
 
     def plot(self, *, title: str | None = None) -> "Figure":
@@ -83,7 +83,7 @@ class History:
         Raises:
             ModuleNotFoundError: if Matplotlib is not installed.
         """
-        from optlab.plots import plot_history  # which imports this room
+        from optlab.plots import plot_history  # here, because `plots` imports this package
 
         return plot_history(self, title=title)
 
@@ -91,7 +91,7 @@ class History:
         """Return everything as strict JSON; a number that is not finite is null.
 
         Args:
-            extra: further entries, such as the options that led here.
+            extra: further entries, such as the options of the call.
         """
         document = {entry.name: getattr(self, entry.name) for entry in fields(self)}
         document["versions"] = versions("optlab", "jax", "jaxlib", "optax", "flax", "numpy")

@@ -1,8 +1,8 @@
 """Many runs in one compiled program: over values of hyperparameters, and over seeds.
 
-Arrays over all runs are (lanes, seeds, …). All lanes of one seed are paired: they share their
-initialization, their batches and their random keys, so that what differs between two of them is
-the hyperparameters alone. What does not depend on these is computed once for all lanes.
+Arrays over all runs are (lanes, seeds, …). All lanes of one seed share their initialization, their
+batches and their random keys, so that they differ in the hyperparameters alone. Anything that does
+not depend on the hyperparameters is computed once for all lanes.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,7 +19,7 @@ from optlab.lab._loop import Keys, TrainState
 from optlab.lab._task import Task
 
 MakeRun = Callable[[Tree], tuple[Task, optax.GradientTransformation]]
-"""A function of one lane's values, () arrays that may be traced, that says what to train."""
+"""A function from one lane's values, () arrays that may be traced, to the task and optimizer."""
 
 
 class Lanes(NamedTuple):
@@ -27,8 +27,8 @@ class Lanes(NamedTuple):
 
     Attributes:
         begin: (values, seeds) → runs, with values a tree of (lanes,) and seeds (seeds,) int.
-        advance: (runs, values, seeds, first, stop) → (runs, losses), the updates numbered from
-            `first` to `stop` − 1 and the means (lanes, seeds) of their losses. The runs given are
+        advance: (runs, values, seeds, first, stop) → (runs, losses): the runs after the updates
+            `first` … `stop` − 1, and their mean losses (lanes, seeds). The runs passed in are
             donated.
         evaluate: (runs, values, data) → metric → (lanes, seeds).
     """
@@ -39,7 +39,7 @@ class Lanes(NamedTuple):
 
 
 def make_lanes(make_run: MakeRun) -> Lanes:
-    """Return the programs that train in lanes what `make_run` makes.
+    """Return the programs that train the runs of `make_run` in lanes.
 
     The first and last update are arguments, so that one program serves every interval between
     evaluations, whatever its length.
@@ -85,5 +85,5 @@ def make_lanes(make_run: MakeRun) -> Lanes:
 
 
 def _over_lanes_and_seeds(function: Callable, lane_axes: tuple, seed_axes: tuple) -> Callable:
-    """Map over lanes, then seeds; None marks what does not vary."""
+    """Map over lanes, then over seeds; an axis of None marks an argument that does not vary."""
     return jax.vmap(jax.vmap(function, in_axes=seed_axes), in_axes=lane_axes)

@@ -1,7 +1,7 @@
 """One run, as pure functions: its random keys, how it begins, and one update.
 
-Everything in the lab that trains is made of these, under `jit`, in loops and in lanes, so that the
-same key gives the same run everywhere.
+All training in the lab is built from these functions, under `jit`, in loops and in lanes, so that
+the same key gives the same run everywhere.
 """
 
 from typing import Any, NamedTuple
@@ -24,7 +24,7 @@ class Keys(NamedTuple):
 
 
 class TrainState(NamedTuple):
-    """What one run carries from update to update."""
+    """The state that one run carries from update to update."""
 
     params: Tree
     model_state: Tree
@@ -32,7 +32,7 @@ class TrainState(NamedTuple):
 
 
 def check_key(who: str, key: Any) -> None:
-    """Require one random key, of either kind that JAX has."""
+    """Require one random key, of the new or of the old style of JAX."""
     try:
         jax.random.split(key)
     except (TypeError, ValueError):
@@ -41,7 +41,7 @@ def check_key(who: str, key: Any) -> None:
 
 
 def run_keys(key: Array) -> Keys:
-    """Split the key of a run: for the initialization, for the batches, for `Task.loss`."""
+    """Split the key of a run into keys for the initialization, the batches and `Task.loss`."""
     return Keys(*jax.random.split(key, 3))
 
 
@@ -57,7 +57,7 @@ def begin(task: Task, optimizer: optax.GradientTransformation, keys: Keys) -> Tr
 
 
 def step_data(task: Task, keys: Keys, step: Array) -> tuple[Batch, Array]:
-    """Return the batch of an update, numbered from 0, and the key it gives to `Task.loss`."""
+    """Return the batch of an update, counted from 0, and the key for `Task.loss`."""
     return task.batch(keys.batch, step), jax.random.fold_in(keys.noise, step)
 
 
@@ -77,7 +77,7 @@ def update_on(
         return task.loss(params, run.model_state, batch, key)
 
     (loss, model_state), grads = jax.value_and_grad(loss_of, has_aux=True)(run.params)
-    # Line searches and step sizes from the loss ask for more than the gradient.
+    # Line searches and step sizes that depend on the loss need more arguments than the gradient.
     optimizer = optax.with_extra_args_support(optimizer)
     updates, opt_state = optimizer.update(
         grads,
@@ -91,12 +91,12 @@ def update_on(
 
 
 def without_keys(tree: Tree) -> Tree:
-    """Return a tree in which random keys are plain arrays."""
+    """Return a tree in which random keys are replaced by plain arrays."""
     return jax.tree.map(lambda leaf: jax.random.key_data(leaf) if _is_key(leaf) else leaf, tree)
 
 
 def with_keys(tree: Tree, like: Tree) -> Tree:
-    """Undo `without_keys`, the keys being where they are in `like`."""
+    """Undo `without_keys`; `like` has a key wherever the original tree had one."""
 
     def restore(leaf: Array, like: Array) -> Array:
         if not _is_key(like):

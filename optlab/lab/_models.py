@@ -1,4 +1,4 @@
-"""The small Flax NNX models of the built-in tasks. Imported only where a task is built."""
+"""The small Flax NNX models of the built-in tasks; imported only when a task is built."""
 
 import math
 from collections.abc import Sequence
@@ -16,7 +16,8 @@ def he_normal(
 ) -> Array:
     """Draw a kernel (…, outputs) from a normal distribution of variance 2 / inputs, for ReLU.
 
-    Drawn as one row: for a small last axis, XLA compiles the random bits for seconds on a CPU.
+    Drawn as one row, because XLA compiles the random bits of a small last axis for seconds on a
+    CPU.
     """
     del out_sharding
     row = jax.random.normal(key, (math.prod(shape),), dtype)
@@ -24,26 +25,26 @@ def he_normal(
 
 
 class Dropout(nnx.Module):
-    """`nnx.Dropout` of a rate that may be traced, so that a sweep has one program for all rates."""
+    """A dropout layer whose rate may be traced, so that a sweep has one program for all rates."""
 
     def __init__(self, rate: ArrayLike, *, rngs: nnx.Rngs):
         self.rate = nnx.Variable(jnp.asarray(rate, float))
         self.rngs = rngs.dropout.fork()
-        self.deterministic = False  # which `train` and `eval` set
+        self.deterministic = False  # `train()` and `eval()` of the model set this attribute
 
     def __call__(self, x: Array) -> Array:
         """Drop elements at random and scale up the others; in evaluation mode return x."""
         if self.deterministic:
             return x
-        keep = 1 - self.rate[...]
-        kept = jax.random.bernoulli(self.rngs(), keep, x.shape)
-        return jnp.where(kept, x / keep, 0)
+        keep_share = 1 - self.rate[...]
+        mask = jax.random.bernoulli(self.rngs(), keep_share, x.shape)
+        return jnp.where(mask, x / keep_share, 0)
 
 
 class MLP(nnx.Module):
     """Three dense layers with ReLU between them: (batch, num_inputs) → (batch, num_classes).
 
-    Dropout behind each ReLU, unless its rate is None.
+    Dropout follows each ReLU, unless `dropout` is None.
     """
 
     def __init__(
@@ -90,14 +91,14 @@ class CNN(nnx.Module):
 def conv_by_matmul(x: Array, kernel: Array, *args: Any, **options: Any) -> Array:
     """Convolve with stride 1 and padding "SAME" as one matrix product over shifted copies.
 
-    Under `vmap` over its kernel, a convolution becomes a grouped one, which XLA runs many times
-    slower on a CPU than the batched matrix product that this becomes.
+    Under `vmap` over its kernel, a convolution becomes a grouped convolution, which XLA runs many
+    times slower on a CPU than the batched matrix product of this function.
 
     Args:
         x: (batch, height, width, inputs).
         kernel: (kernel height, kernel width, inputs, outputs), both sizes odd.
-        args: strides and padding, which must be those above; `nnx.Conv` passes them.
-        options: dilations and groups, likewise.
+        args: strides and padding as `nnx.Conv` passes them; they must be stride 1 and "SAME".
+        options: dilations and groups as `nnx.Conv` passes them; they must be 1.
 
     Returns:
         (batch, height, width, outputs).
@@ -115,9 +116,9 @@ def conv_by_matmul(x: Array, kernel: Array, *args: Any, **options: Any) -> Array
 
 
 def halve(x: Array) -> Array:
-    """Keep the largest of every 2 × 2 pixels: (batch, 2h, 2w, channels) → (batch, h, w, channels).
+    """Take the maximum of each 2 × 2 square: (batch, 2h, 2w, channels) → (batch, h, w, channels).
 
-    A reshape, because the gradient of a pooling window is a scatter, slow on a CPU.
+    It is a reshape, because the gradient of a pooling window is a scatter, which is slow on a CPU.
     """
     batch, height, width, channels = x.shape
     windows = x.reshape(batch, height // 2, 2, width // 2, 2, channels)

@@ -1,15 +1,16 @@
-"""`monitor`: what an optimizer does to the gradients and to the weights, recorded in its state.
+"""`monitor`: the norms of gradients, updates and weights, recorded in the optimizer's state.
 
     ratio of a group = ‖Δθ‖ / ‖θ‖
 
-Δθ are the updates as they leave, θ the parameters before them. About 1e-3 is healthy, below 1e-6
-too small to matter. Norms are Euclidean, over all elements, formed so that the squares neither
-overflow nor vanish; beyond the largest number of their type they read as that number, so that a
-norm is Inf or NaN where values are, and only there.
+Δθ are the final updates, θ the parameters before them. A ratio of about 1e-3 is healthy; below
+1e-6 the updates are too small to matter. Norms are Euclidean, over all elements, and computed so
+that the squares neither overflow nor vanish. A norm above the largest number of its type reads as
+that number, so that a norm is Inf or NaN only if an element is.
 
-An update counts as clipped where some element leaves clipping smaller in size than it arrived, by
-more than rounding. A bound on single elements can change one of millions, which the norm would not
-show; and a rule that multiplies by max_norm/‖g‖ = 1 rounds, which is not clipping.
+An update counts as clipped if clipping makes some element smaller in size by more than rounding.
+The norm would not do as a measure: a bound on single elements may change one of millions, which
+does not show in the norm, and a rule that multiplies by max_norm/‖g‖ = 1 changes the norm by
+rounding alone.
 """
 
 from collections import Counter
@@ -27,7 +28,7 @@ from optlab._types import Array, Tree
 _WHO = "monitor"
 
 Groups = Callable[[str], str] | Tree
-"""A function from the path of a leaf to the name of its group, or a tree of names."""
+"""A function from the path of a leaf to the name of its group, or a tree of group names."""
 
 _Path = tuple[str, ...]
 
@@ -35,18 +36,18 @@ _Path = tuple[str, ...]
 class MonitorState(NamedTuple):
     """State of `monitor`; all numbers are 0 before the first update.
 
-    Norms and ratios are float32, float64 where x64 is enabled.
+    Norms and ratios are float32, or float64 where x64 is enabled.
 
     Attributes:
         inner: the states of `clipping` and of `tx`.
-        count: () int32; updates made; it stops at 2³¹ − 1.
-        num_clipped: () int32; those of them that clipping changed.
-        gradient_norm: () float; of the gradients of the last update.
-        clipped_norm: () float; of the gradients after clipping.
-        update_norm: () float; of the updates that left.
-        params_norm: () float; of the parameters before the update.
-        update_norms: group → () float, of its updates; where there are no parameters, () zero.
-        params_norms: group → () float, of its parameters; where there are none, () zero.
+        count: () int32; the number of updates, at most 2³¹ − 1.
+        num_clipped: () int32; the number of updates that clipping changed.
+        gradient_norm: () float; the norm of the gradients of the last update.
+        clipped_norm: () float; the norm of the gradients after clipping.
+        update_norm: () float; the norm of the final updates.
+        params_norm: () float; the norm of the parameters before the update.
+        update_norms: group → () float, the norm of its updates; () zero if there are no parameters.
+        params_norms: group → () float, the norm of its parameters; () zero if there are none.
     """
 
     inner: tuple[Any, Any]
@@ -56,8 +57,8 @@ class MonitorState(NamedTuple):
     clipped_norm: Array
     update_norm: Array
     params_norm: Array
-    # Not their quotient: it is Inf where weights are zero, and `skip_nonfinite` lets no number of a
-    # state become so.
+    # Their quotient is not stored: it is Inf for zero weights, and `skip_nonfinite` refuses steps
+    # that make a number of a state infinite.
     update_norms: dict[str, Array]
     params_norms: dict[str, Array]
 
@@ -70,36 +71,36 @@ def monitor(
 ) -> optax.GradientTransformationExtraArgs:
     """Record norms, update-to-weight ratios and the share of clipped updates; change nothing.
 
-    The updates are those of `optax.chain(clipping, tx)`, parts that are None left out. Without
-    either, `monitor()` passes on what it gets, and stands where updates leave: last in a chain.
-    Read the record with `monitored`.
+    The updates are those of `optax.chain(clipping, tx)`, without the parts that are None. With
+    neither part, `monitor()` passes its input on unchanged; put it last in a chain. Read the record
+    with `monitored`.
 
-    The gradients are what arrives. At `monitor()` updates arrive, so there the extra argument
-    `grad` is taken instead where the caller passes one, as `train` and all of the lab do. It is
-    taken as passed: within `accumulate` that is the last micro-batch's, within `dynamic_loss_scale`
-    a scaled one. `monitor()` knows of no clipping before it, and then `clipped_norm` is
-    `gradient_norm`.
+    `monitor(tx)` records its input as the gradients. `monitor()` receives updates instead, and
+    records the extra argument `grad` as the gradients if the caller passes one, as `train` and all
+    other functions of the lab do. `grad` is recorded as it is passed: within `accumulate` it is the
+    gradient of the last micro-batch, within `dynamic_loss_scale` a scaled gradient. `monitor()`
+    does not see a clipping before it, so its `clipped_norm` equals `gradient_norm`.
 
-    It costs some reads of each tree; and `clipping`, which must be pure, is formed twice, so that a
-    compiled program rounds as it would unobserved.
+    The cost is a few reads of each tree. `clipping` is computed twice, so that a compiled program
+    rounds the updates as it does without `monitor`; `clipping` must therefore be pure.
 
     Args:
         tx: the optimizer; None for none.
-        clipping: what acts on the gradients before it, such as `clip_by_global_norm(1.0)`; None for
-            none.
-        groups: of which parameters to tell the ratio together. A function of the path,
-            "encoder/layer1/kernel", to the name of the group; or a tree of names in the structure
-            of the parameters, or a prefix of it, as `optax.partition` takes. None for the first
-            part of the path, which is the module's name; "params" where there is only an array.
+        clipping: a transformation of the gradients before the optimizer, such as
+            `clip_by_global_norm(1.0)`; None for none.
+        groups: which parameters share a ratio: a function from the path, "encoder/layer1/kernel",
+            to the name of the group; or a tree of names in the structure of the parameters or a
+            prefix of it, as for `optax.partition`. None for the first part of the path, which is
+            the module's name, or "params" if the parameters are a single array.
 
     Returns:
-        A transformation with state `MonitorState`; its `update` needs the parameters, and takes any
-        extra arguments.
+        A transformation with state `MonitorState`; its `update` needs the parameters, and accepts
+        any extra arguments.
 
     Raises:
-        ValueError: `tx` or `clipping` is no transformation; at init, `groups` gives a parameter no
-            name; at init or update, leaves are integers; at update, the parameters are missing, or
-            do not fit the gradients or the state.
+        ValueError: `tx` or `clipping` is not a transformation; at init, `groups` gives a parameter
+            no name; at init or update, a leaf holds integers; at update, the parameters are
+            missing, or do not fit the gradients or the state.
 
     Example:
         >>> import jax.numpy as jnp, optlab
@@ -117,7 +118,7 @@ def monitor(
         ratio/body     0.012
         ratio/head     0.160
     """
-    wraps, clips = tx is not None or clipping is not None, clipping is not None
+    is_wrapper, has_clipping = tx is not None or clipping is not None, clipping is not None
     tx, clipping = _checked("tx", tx), _checked("clipping", clipping)
     group_of = _namer(groups)
 
@@ -125,8 +126,8 @@ def monitor(
         names = sorted({group_of(path) for path, _ in _leaves("parameters", params)})
 
         def zeros() -> dict[str, Array] | Array:
-            # A tree without leaves may be Optax's placeholder for one that has some, as in
-            # `optax.tree_map_params`, where an array here stands for any groups.
+            # A tree without leaves may be Optax's placeholder for a tree with leaves, as in
+            # `optax.tree_map_params`; a single array then stands for any groups.
             return {name: _zero() for name in names} if names else _zero()
 
         return MonitorState(
@@ -156,13 +157,14 @@ def monitor(
         clipped, new_clipping_state = clipping.update(updates, clipping_state, params, **extra_args)
         new_updates, tx_state = tx.update(clipped, tx_state, params, **extra_args)
 
-        gradients = updates if wraps else _those_of(updates, extra_args.get("grad"))
+        gradients = updates if is_wrapper else _those_of(updates, extra_args.get("grad"))
         gradient_norm = _norm(_arrays("gradients", gradients))
-        # A copy, for a state that is to be donated must not hold one buffer twice.
+        # A copy, because a donated state must not hold the same buffer twice.
         clipped_norm, is_clipped = jnp.copy(gradient_norm), jnp.zeros((), bool)
-        if clips:
-            # A value that is read once more is fused otherwise by the compiler, and so rounded
-            # otherwise: what is read here is formed anew, of inputs that hide that it is the same.
+        if has_clipping:
+            # If the norm read the clipped gradients themselves, the compiler would fuse, and so
+            # round, the updates differently. The norm therefore reads a second copy, computed from
+            # inputs behind a barrier, which keeps the compiler from merging the two.
             hidden = jax.lax.optimization_barrier((updates, clipping_state, params))
             clipped, _ = clipping.update(*hidden, **extra_args)
             clipped_norm = _norm(_arrays("gradients", clipped))
@@ -189,38 +191,38 @@ def monitor(
 
 
 def monitored(opt_state: Any) -> dict[str, Array]:
-    """Return what `monitor` recorded of the last update, from a state that holds one anywhere.
+    """Return what `monitor` recorded at the last update, from any state that contains its state.
 
-    It may be called under `jit` and in a `scan`, which then stacks the record of every update.
+    It may be called under `jit`, and in a `scan`, which then stacks the record of every update.
 
     Args:
         opt_state: the state of a transformation: of a chain, partition, masked, MultiSteps, the
             `opt_state` of a TrainState or of an `nnx.Optimizer`, or any tree of them.
 
     Returns:
-        name → () float array; of a vmapped state, one value a lane. "gradient_norm",
-        "clipped_norm", "update_norm" and "params_norm"; "clipped_share", of all updates so far,
-        those that clipping changed; and "ratio/…" of each group, ‖Δθ‖/‖θ‖, which is Inf for an
-        update of weights that were all zero, 0 for none, and NaN only where a number is. Before the
-        first update all are 0. Empty without a `monitor`. Of several, a name is preceded by the
-        label of `optax.partition` (or the keys of any dict on the way), as in "head/update_norm";
-        where they share that or have none a number follows, as in "update_norm[0]", in the order
-        of the chain, one that wraps others before them.
+        name → () float array; for a vmapped state, one value per lane. The names are
+        "gradient_norm", "clipped_norm", "update_norm" and "params_norm"; "clipped_share", the share
+        of all updates so far that clipping changed; and "ratio/…" for each group, ‖Δθ‖/‖θ‖. A ratio
+        is Inf for an update of weights that were all zero, 0 for no update, and NaN only if a
+        number is NaN. All values are 0 before the first update. Without a `monitor` the dict is
+        empty. With several monitors, names are prefixed by their label in `optax.partition` (or the
+        keys of any dict on the way), as in "head/update_norm". Where labels coincide or are
+        missing, names are numbered in chain order, outer before inner, as in "update_norm[0]".
     """
-    found = list(_monitors(opt_state, ()))
-    together = Counter(label for label, _ in found)
-    seen: Counter[str] = Counter()
+    monitors = list(_monitors(opt_state, ()))
+    label_counts = Counter(label for label, _ in monitors)
+    numbers: Counter[str] = Counter()
     record = {}
-    for label, state in found:
-        before = f"{label}/" if label and len(found) > 1 else ""
-        after = f"[{seen[label]}]" if together[label] > 1 else ""
-        seen[label] += 1
-        record |= {f"{before}{name}{after}": value for name, value in _record(state).items()}
+    for label, state in monitors:
+        prefix = f"{label}/" if label and len(monitors) > 1 else ""
+        suffix = f"[{numbers[label]}]" if label_counts[label] > 1 else ""
+        numbers[label] += 1
+        record |= {f"{prefix}{name}{suffix}": value for name, value in _record(state).items()}
     return record
 
 
 def _monitors(state: Any, labels: tuple[str, ...]) -> Iterator[tuple[str, MonitorState]]:
-    """Yield each monitor's label and state, those that others wrap after these."""
+    """Yield the label and the state of each monitor, outer before inner."""
     for path, node in jax.tree_util.tree_leaves_with_path(state, is_leaf=_is_ours):
         if _is_ours(node):
             keys = (str(k.key) for k in path if isinstance(k, jax.tree_util.DictKey))
@@ -234,31 +236,31 @@ def _is_ours(node: Any) -> bool:
 
 
 def _record(state: MonitorState) -> dict[str, Array]:
-    """Return what one monitor recorded."""
-    # Flax NNX wraps the arrays in variables.
-    seen = {
+    """Return the record of one monitor."""
+    # Flax NNX wraps the arrays in variables, which `tree.leaves` unwraps.
+    values = {
         name: jax.tree.leaves(getattr(state, name))[0]
         for name in ("gradient_norm", "clipped_norm", "update_norm", "params_norm")
     }
     count, num_clipped = (jax.tree.leaves(x)[0] for x in (state.count, state.num_clipped))
     share = num_clipped / jnp.maximum(count, 1)
-    seen["clipped_share"] = share.astype(seen["gradient_norm"].dtype)
+    values["clipped_share"] = share.astype(values["gradient_norm"].dtype)
     if isinstance(state.update_norms, Mapping):
         for name in sorted(state.update_norms):
             norms = state.update_norms[name], state.params_norms[name]
-            seen[f"ratio/{name}"] = _ratio(*(jax.tree.leaves(norm)[0] for norm in norms))
-    return seen
+            values[f"ratio/{name}"] = _ratio(*(jax.tree.leaves(norm)[0] for norm in norms))
+    return values
 
 
 def _ratio(update_norm: Array, params_norm: Array) -> Array:
-    # 0/0 is no update, and Inf/Inf one that is out of bounds.
+    # 0/0 means no update, and Inf/Inf an update out of bounds.
     is_ratio = (update_norm == 0) | jnp.isinf(update_norm)
     is_ratio &= ~jnp.isnan(params_norm)
     return jnp.where(is_ratio, update_norm, update_norm / params_norm)
 
 
 def _checked(name: str, part: Any) -> optax.GradientTransformationExtraArgs:
-    """Return a part of the chain, which may be None for none."""
+    """Return a part of the chain with support for extra arguments; the identity for None."""
     if part is None:
         return optax.with_extra_args_support(optax.identity())
     if not all(callable(getattr(part, method, None)) for method in ("init", "update")):
@@ -275,15 +277,15 @@ def _namer(groups: Groups | None) -> Callable[[_Path], str]:
     """Return the function from the path of a leaf to the name of its group."""
     if groups is None:
         return lambda path: path[0] if path else "params"
-    # A tree of names may be a module, which may be callable.
+    # A module may serve as a tree of names, and modules may be callable.
     if callable(groups) and jax.tree_util.all_leaves([groups]):
         return lambda path: _checked_name(groups("/".join(path)), path)
     names = dict(_paths(groups))
 
     def name_of(path: _Path) -> str:
         prefixes = [path[:length] for length in range(len(path) + 1)]
-        named = [prefix for prefix in prefixes if prefix in names]
-        return _checked_name(names[named[0]] if named else None, path)
+        matching = [prefix for prefix in prefixes if prefix in names]
+        return _checked_name(names[matching[0]] if matching else None, path)
 
     return name_of
 
@@ -299,7 +301,7 @@ def _checked_name(name: Any, path: _Path) -> str:
 
 
 def _paths(tree: Tree) -> list[tuple[_Path, Any]]:
-    """Return the leaves of a tree, each with its path as a person would write it."""
+    """Return the leaves of a tree, each with its path as plain names."""
     return [
         (tuple(jax.tree_util.keystr((key,), simple=True) for key in path), leaf)
         for path, node in jax.tree_util.tree_leaves_with_path(tree, is_leaf=_is_variable)
@@ -308,7 +310,7 @@ def _paths(tree: Tree) -> list[tuple[_Path, Any]]:
 
 
 def _is_variable(node: Any) -> bool:
-    """Whether a node is a Flax NNX variable, below which the path would go on to its `value`."""
+    """Whether a node is a Flax NNX variable, whose own path would add a `value`."""
     return hasattr(type(node), "get_raw_value")
 
 
@@ -324,7 +326,7 @@ def _arrays(what: str, tree: Tree) -> list[Array]:
 
 
 def _those_of(updates: Tree, grad: Tree | None) -> Tree:
-    """Return the gradients of what is updated here, which may be a part of the parameters."""
+    """Return the gradients of the leaves of `updates`, which may be a part of the parameters."""
     if grad is None:
         return updates
     gradients = dict(jax.tree_util.tree_leaves_with_path(grad))
@@ -338,52 +340,52 @@ def _those_of(updates: Tree, grad: Tree | None) -> Tree:
 def _norms_by_group(
     group_of: Callable[[_Path], str], updates: Tree, params: Tree, state: MonitorState
 ) -> tuple[Any, Any]:
-    """Return the norms of the updates and of the parameters, in the layout of the state's."""
+    """Return the norms of updates and parameters by group, in the layout of the state."""
     names = {path: group_of(path) for path, _ in _paths(params)}
-    kept = set(state.params_norms) if isinstance(state.params_norms, Mapping) else set()
-    if set(names.values()) != kept:
+    stored_groups = set(state.params_norms) if isinstance(state.params_norms, Mapping) else set()
+    if set(names.values()) != stored_groups:
         _checks.fail(
             _WHO,
             "the parameters must be in the groups that init found",
-            f"{sorted(set(names.values()))} after {sorted(kept)}",
+            f"{sorted(set(names.values()))} after {sorted(stored_groups)}",
             "call init with the parameters that the gradients are taken of",
         )
-    moved = _leaves("updates", updates)
-    if not names.keys() >= {path for path, _ in moved}:
+    update_leaves = _leaves("updates", updates)
+    if not names.keys() >= {path for path, _ in update_leaves}:
         remedy = "call update with the parameters that the gradients are taken of"
         _checks.fail_structure(_WHO, "parameters", updates, params, remedy)
 
     def norms(leaves: list[tuple[_Path, Array]]) -> dict[str, Array] | Array:
-        if not kept:
+        if not stored_groups:
             return _zero()
-        groups: dict[str, list[Array]] = {name: [] for name in sorted(kept)}
+        groups: dict[str, list[Array]] = {name: [] for name in sorted(stored_groups)}
         for path, leaf in leaves:
             groups[names[path]].append(leaf)
         return {name: _norm(group) for name, group in groups.items()}
 
-    return norms(moved), norms(_leaves("parameters", params))
+    return norms(update_leaves), norms(_leaves("parameters", params))
 
 
 def _norm(leaves: Sequence[Array]) -> Array:
-    """Return the norm of all elements; if they are finite so is it."""
+    """Return the norm of all elements; it is finite if they are."""
     norm, scale = scaled_norm(leaves)
     largest = jnp.finfo(norm.dtype).max
     return jnp.where(jnp.isfinite(norm), jnp.minimum(norm / scale, largest), norm)
 
 
 def _any_smaller(clipped: Tree, gradients: Tree) -> Array:
-    """Return whether an element was clipped, a () bool; of a complex one, either of its parts."""
-    found = jnp.zeros((), bool)
+    """Return whether clipping made an element, or a part of a complex one, smaller; () bool."""
+    is_smaller = jnp.zeros((), bool)
     pairs = zip(_arrays("gradients", clipped), _arrays("gradients", gradients), strict=True)
     for after, before in pairs:
-        # A rule that divides by the norm and multiplies by the bound, both rounded to the
-        # gradients' type, rounds four times, each by half of this eps.
-        kept = 1 - 2 * float(jnp.finfo(before.dtype).eps)
+        # A rule that divides by the norm and multiplies by the bound rounds four times, each time
+        # by at most half of this eps, as both are rounded to the gradients' type.
+        unclipped = 1 - 2 * float(jnp.finfo(before.dtype).eps)
         dtype = compute_dtype(before.dtype)
         for part in (jnp.real, jnp.imag) if jnp.iscomplexobj(before) else (jnp.real,):
             small, large = (jnp.abs(part(x)).astype(dtype) for x in (after, before))
-            found |= jnp.any(small < large * kept)
-    return found
+            is_smaller |= jnp.any(small < large * unclipped)
+    return is_smaller
 
 
 def _zero() -> Array:

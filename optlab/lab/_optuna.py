@@ -1,4 +1,4 @@
-"""What the lab needs of Optuna: a study quietly opened, its sampler, and who runs a trial."""
+"""The lab's use of Optuna: distributions, the sampler, opening a study, and who runs a trial."""
 
 import logging
 import os
@@ -18,11 +18,12 @@ from optlab import _checks
 from optlab.lab._search import points
 from optlab.lab._space import Categorical, Integer, LogUniform, Range, Scalar
 
-# So many trials are to be finished before the estimator has its say.
+# The estimator proposes trials once this many are finished.
 STARTUP = 8
-# How long a process waits for another one's transaction on a SQLite file, in seconds.
+# Seconds to wait for another process's transaction on an SQLite file.
 SQLITE_TIMEOUT = 60.0
-# Processes that make the tables of a new database at once get in each other's way.
+# Attempts to open a study: processes that create the tables of a new database at the same time
+# may fail.
 _ATTEMPTS = 10
 
 
@@ -30,35 +31,36 @@ def distributions(space: Mapping[str, Range]) -> dict[str, Any]:
     """Return the ranges as Optuna's distributions."""
     from optuna import distributions as kinds
 
-    def translated(entry: Range) -> Any:
+    def distribution(entry: Range) -> Any:
         if isinstance(entry, Categorical):
             return kinds.CategoricalDistribution(entry.choices)
         if isinstance(entry, Integer):
             return kinds.IntDistribution(entry.low, entry.high, log=entry.log)
         return kinds.FloatDistribution(entry.low, entry.high, log=isinstance(entry, LogUniform))
 
-    return {name: translated(entry) for name, entry in space.items()}
+    return {name: distribution(entry) for name, entry in space.items()}
 
 
 def sampler(
-    space: Mapping[str, Range], seed: int, known: Mapping[int, Mapping[str, Scalar]]
+    space: Mapping[str, Range], seed: int, known_values: Mapping[int, Mapping[str, Scalar]]
 ) -> Any:
     """Return a sampler that draws a trial's random numbers from (seed, number) alone.
 
     Args:
         space: name → range.
-        seed: of the search.
-        known: number → the values that a trial has had already, looked up when it is asked for.
+        seed: seed of the search.
+        known_values: number → the values of a trial that was run before; looked up at each
+            proposal.
     """
     from optuna.samplers import BaseSampler
 
     kinds = distributions(space)
 
     def proposal(study: Any, trial: Any) -> dict[str, Scalar]:
-        if trial.number in known:
-            return dict(known[trial.number])
-        (spread,) = points(space, "halton", seed, [trial.number])
-        return spread | (_estimate(study, trial, kinds, seed) if _can_tell(study) else {})
+        if trial.number in known_values:
+            return dict(known_values[trial.number])
+        (halton_point,) = points(space, "halton", seed, [trial.number])
+        return halton_point | (_estimate(study, trial, kinds, seed) if _can_estimate(study) else {})
 
     class Sampler(BaseSampler):
         def infer_relative_search_space(self, study: Any, trial: Any) -> dict[str, Any]:
@@ -68,13 +70,13 @@ def sampler(
             return proposal(study, trial)
 
         def sample_independent(self, study: Any, trial: Any, name: str, kind: Any) -> Scalar:
-            # Only of a known value that a rounding puts outside its range.
+            # Optuna calls this for a known value that rounding has put outside its range.
             return proposal(study, trial)[name]
 
     return Sampler()
 
 
-def _can_tell(study: Any) -> bool:
+def _can_estimate(study: Any) -> bool:
     """Whether enough trials are finished, and not all of them diverged."""
     from optuna.trial import TrialState
 
@@ -83,7 +85,7 @@ def _can_tell(study: Any) -> bool:
 
 
 def _estimate(study: Any, trial: Any, kinds: Mapping[str, Any], seed: int) -> dict[str, Scalar]:
-    """Return the estimator's proposal for what can vary."""
+    """Return the estimator's proposal for the hyperparameters that can vary."""
     from optuna.exceptions import ExperimentalWarning
     from optuna.samplers import TPESampler
 
@@ -98,7 +100,7 @@ def _estimate(study: Any, trial: Any, kinds: Mapping[str, Any], seed: int) -> di
 
 
 def open_study(storage: Any, name: str, maximize: bool, sampler: Any) -> Any:
-    """Return the study of that name, made where there is none."""
+    """Return the study of that name; create it if there is none."""
     import optuna
 
     for attempt in range(_ATTEMPTS):
@@ -112,15 +114,15 @@ def open_study(storage: Any, name: str, maximize: bool, sampler: Any) -> Any:
                     load_if_exists=True,
                 )
         except Exception as error:
-            made_by_another = re.search("already exists|UNIQUE|duplicate", str(error))
-            if not made_by_another or attempt == _ATTEMPTS - 1:
+            created_elsewhere = re.search("already exists|UNIQUE|duplicate", str(error))
+            if not created_elsewhere or attempt == _ATTEMPTS - 1:
                 raise
             time.sleep(0.1)
     raise AssertionError("the last attempt returns or raises")
 
 
 def _patient(storage: Any) -> Any:
-    """Return the storage, of a SQLite file one that waits while other processes write."""
+    """Return the storage; for an SQLite file, one that waits while other processes write."""
     from optuna.storages import RDBStorage
 
     if not isinstance(storage, str) or not storage.startswith("sqlite"):
@@ -130,26 +132,26 @@ def _patient(storage: Any) -> Any:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep Optuna from announcing the study, in this thread, and leave its verbosity alone."""
+    """Silence Optuna's messages about the study in this thread, without changing its verbosity."""
     thread = threading.get_ident()
     names = [name for name in logging.root.manager.loggerDict if name.startswith("optuna.")]
     loggers = [logging.getLogger(name) for name in names]
 
-    def matters(record: logging.LogRecord) -> bool:
+    def passes(record: logging.LogRecord) -> bool:
         return record.levelno >= logging.WARNING or record.thread != thread
 
     for logger in loggers:
-        logger.addFilter(matters)
+        logger.addFilter(passes)
     try:
         yield
     finally:
         for logger in loggers:
-            logger.removeFilter(matters)
+            logger.removeFilter(passes)
 
 
 @contextmanager
 def storage_errors(who: str, storage: Any, *others: type[Exception]) -> Iterator[None]:
-    """Turn what databases, their drivers, and `others` raise into one line."""
+    """Turn errors of databases, of their drivers and of the types `others` into a ValueError."""
     try:
         yield
     except Exception as error:
@@ -168,12 +170,12 @@ def storage_errors(who: str, storage: Any, *others: type[Exception]) -> Iterator
 
 
 def masked(text: str) -> str:
-    """Return a text without the password of a URL in it."""
+    """Return a text in which the passwords of URLs are masked."""
     return re.sub(r"(://[^:/@\s]*):[^\s]*@", r"\1:***@", text)
 
 
 def _reason(error: BaseException) -> str:
-    """Return the first line of what the database itself said."""
+    """Return the first line of the database's own message."""
     cause = error.__cause__ or error
     return str(getattr(cause, "orig", None) or cause).splitlines()[0]
 
@@ -189,17 +191,17 @@ def _remedy(error: BaseException, reason: str) -> str:
 
 
 def this_process() -> dict[str, Any]:
-    """Return who we are, so that another process can tell whether we are alive."""
+    """Identify this process, so that other processes can tell whether it is alive."""
     return {"host": _host(), "pid": os.getpid(), "started": _started(os.getpid())}
 
 
 def is_dead(owner: Mapping[str, Any]) -> bool:
-    """Whether a process of this host has ended; of another host's nobody here can know."""
+    """Whether a process of this host has ended; False for processes of other hosts."""
     if owner["host"] != _host():
         return False
     if owner["started"] is not None:
         return _started(owner["pid"]) != owner["started"]
-    if os.name != "posix":  # where signal 0 is no mere question
+    if os.name != "posix":  # signal 0 only asks whether a process exists on POSIX
         return False
     try:
         os.kill(owner["pid"], 0)
@@ -211,9 +213,9 @@ def is_dead(owner: Mapping[str, Any]) -> bool:
 
 
 def _host() -> str:
-    """Return the host's name; on Linux with the namespace in which process numbers mean anything.
+    """Return the host's name; on Linux with its process namespace.
 
-    Containers may share a name, and each has its own process 1.
+    Containers may share a host name, while each numbers its processes on its own.
     """
     with suppress(OSError):
         return f"{socket.gethostname()} {os.readlink('/proc/self/ns/pid')}"
@@ -221,9 +223,9 @@ def _host() -> str:
 
 
 def _started(pid: int) -> int | None:
-    """Return the clock tick at which a living process began; None where Linux does not tell.
+    """Return the clock tick at which a living process started; None if Linux does not report it.
 
-    A process number is given out again after its process's end.
+    It tells a process from a later one with the same number.
     """
     try:
         status = Path(f"/proc/{pid}/stat").read_text()

@@ -1,20 +1,22 @@
-"""What a learning-rate range test suggests, from its loss curves alone; NumPy only.
+"""The suggestions of a learning-rate range test, from its loss curves alone; NumPy only.
 
-A seed's *trend* is its loss averaged over a window centred on each rate, so that, unlike a running
-average, it does not lag behind the rate. Its *fall* is the way from the loss before the first
-update, L₀, down to the trend's lowest value, L*. α(f) is the rate from which on, as far as α(1),
-where the trend is lowest, at least the share f of that fall has happened:
+The *trend* of a seed is its loss, averaged over a window centred on each rate. Unlike a running
+average it does not lag behind the rate. The *fall* of a seed is the distance from the loss before
+the first update, L₀, down to the lowest value of the trend, L*. α(f) is the rate from which on at
+least the share f of the fall has happened, at every rate up to the lowest point of the trend, α(1).
+For each seed:
 
     suggested min   α(0.1), where improvement begins
     suggested max   √(α(0.6)·α(1)), halfway on a log scale from where most of the fall is done to
                     where it ends
 
-for each seed; what is suggested is the median over seeds, and their range the interval. The lowest
-loss alone comes too late, as it is still falling by the momentum of better rates; the fall alone is
-too early where the loss falls over several decades.
+The suggestion is the median over seeds; the interval is their range. The rate of the lowest loss
+alone would be too high, because momentum still carries the loss down from better rates. A share of
+the fall alone would be too low for a loss that falls over several decades.
 
-fastai's picks are read off the median of the running averages, from its Nth tenth to 5 points
-before it exceeds four times its best, and without any of the checks for a curve that has no answer:
+fastai's picks are read from the median of the running averages. They look at the curve after its
+first tenth, up to 5 points before it exceeds four times its best, and do not check whether the
+curve has an answer at all:
 
     valley          the middle of the longest decreasing subsequence
     steep           the steepest fall, Δloss / Δln(rate)
@@ -32,21 +34,21 @@ SMOOTHING = 0.98
 """fastai's decay rate of the running average."""
 
 WINDOW = 0.03
-"""How far the trend's window reaches to each side, as a share of the steps; a point at least."""
+"""Half the width of the trend's window, as a share of the steps; at least one point."""
 
 BEGUN, MOSTLY_DONE = 0.1, 0.6
-"""The shares of the fall by which the lowest and the highest rate are suggested."""
+"""The shares of the fall that determine the lowest and the highest suggested rate."""
 
 SIGNIFICANCE = 4.0
-"""A fall must exceed the batches' noise in it by so many standard deviations."""
+"""A fall counts if it exceeds this many standard deviations of the noise in it."""
 
 RESOLUTION = 1e-5
-"""And this share of the loss itself: float32 means have no digits for less."""
+"""A fall must also exceed this share of the loss, because float32 means are no more precise."""
 
 
 @dataclass(frozen=True)
 class Suggestion:
-    """A rate, and the range in which that of every usable seed lies."""
+    """A suggested rate, and the range of that rate over the usable seeds."""
 
     rate: float
     low: float
@@ -54,13 +56,13 @@ class Suggestion:
 
     @classmethod
     def of(cls, rates: np.ndarray) -> "Suggestion":
-        """Summarize the rates of (seeds,) by their median on a log scale and their range."""
+        """Summarize the rates of all seeds, (seeds,), by their median on a log scale and range."""
         median = float(np.exp(np.median(np.log(rates)))) if len(rates) > 1 else float(rates[0])
         return cls(median, float(rates.min()), float(rates.max()))
 
 
 def smooth(losses: np.ndarray, decay: float = SMOOTHING) -> np.ndarray:
-    """Return the running averages along the last axis, freed of their bias to 0.
+    """Return the running averages along the last axis, corrected for their bias to 0.
 
         m ← decay·m + (1 − decay)·loss;   m / (1 − decayⁿ) at the n-th loss, from 1
 
@@ -79,19 +81,19 @@ def smooth(losses: np.ndarray, decay: float = SMOOTHING) -> np.ndarray:
 
 
 def trend(losses: np.ndarray) -> np.ndarray:
-    """Return the mean of each point and its neighbours, NaN where the loss itself is.
+    """Return the mean of each point and its neighbours; NaN where the loss is NaN.
 
     Args:
-        losses: (seeds, steps) float, NaN from where a seed diverged.
+        losses: (seeds, steps) float, NaN after a seed diverged.
     """
     reach = window_reach(losses.shape[-1])
     padding = [(0, 0)] * (losses.ndim - 1) + [(reach, reach)]
-    known = np.isfinite(losses)
+    is_finite = np.isfinite(losses)
     sums, counts = (
         np.lib.stride_tricks.sliding_window_view(np.pad(x, padding), 2 * reach + 1, axis=-1).sum(-1)
-        for x in (np.where(known, losses, 0.0), known.astype(float))
+        for x in (np.where(is_finite, losses, 0.0), is_finite.astype(float))
     )
-    return np.where(known, sums / np.maximum(counts, 1), np.nan)
+    return np.where(is_finite, sums / np.maximum(counts, 1), np.nan)
 
 
 def window_reach(steps: int) -> int:
@@ -100,9 +102,9 @@ def window_reach(steps: int) -> int:
 
 
 def median_over_seeds(curves: np.ndarray) -> np.ndarray:
-    """Return the median over (seeds, steps), a diverged seed counting as infinite.
+    """Return the median over (seeds, steps); a seed counts as infinite after it diverged.
 
-    NaN from where half of the seeds or more have diverged.
+    The median is NaN after half of the seeds have diverged.
     """
     ordered = np.where(np.isnan(curves), np.inf, curves)
     with np.errstate(invalid="ignore"):
@@ -113,22 +115,22 @@ def median_over_seeds(curves: np.ndarray) -> np.ndarray:
 def suggest(
     rates: np.ndarray, losses: np.ndarray, initial: np.ndarray
 ) -> tuple[Suggestion, Suggestion, bool] | str:
-    """Return the lowest and highest rate suggested, and whether the loss still falls at the end.
+    """Return the lowest and highest suggested rate, and whether the loss still falls at the end.
 
     Args:
         rates: (steps,) float, ascending.
-        losses: (seeds, steps) float, after the update at each rate; NaN where a seed diverged.
+        losses: (seeds, steps) float, after the update at each rate; NaN after a seed diverged.
         initial: (seeds, batches) float, before the first update.
 
     Returns:
-        The suggestions; or, if there are no reliable ones, why.
+        The suggestions; or, if none is reliable, the reason as a sentence.
     """
-    begun = np.isfinite(initial).all(axis=-1)
-    if 2 * begun.sum() <= len(begun):
-        which = "every seed" if not begun.any() else f"{(~begun).sum()} of {len(begun)} seeds"
+    sound = np.isfinite(initial).all(axis=-1)
+    if 2 * sound.sum() <= len(sound):
+        which = "every seed" if not sound.any() else f"{(~sound).sum()} of {len(sound)} seeds"
         return f"the loss is not finite before the first update, in {which}"
     curves = trend(losses)
-    usable = begun & np.isfinite(curves[:, 0])
+    usable = sound & np.isfinite(curves[:, 0])
     if 2 * usable.sum() <= len(usable):
         return f"the runs diverge at the first rate already, {rates[0]:.3g}; lower min_lr"
     curves, initial, losses = curves[usable], initial[usable], losses[usable]
@@ -142,24 +144,24 @@ def suggest(
     falling = fall > 0
     curves, level, lowest, fall = (x[falling] for x in (curves, level, lowest, fall))
     each = range(len(curves))
-    begins, mostly, ends = (
+    begun, mostly_done, ends = (
         rates[[_fallen(curves[i], level[i] - share * fall[i], lowest[i]) for i in each]]
         for share in (BEGUN, MOSTLY_DONE, 1.0)
     )
     at_edge = not diverged.any() and np.median(lowest) >= len(rates) - 1
-    return Suggestion.of(begins), Suggestion.of(np.sqrt(mostly * ends)), bool(at_edge)
+    return Suggestion.of(begun), Suggestion.of(np.sqrt(mostly_done * ends)), bool(at_edge)
 
 
 def _fallen(curve: np.ndarray, level: float, lowest: int) -> int:
-    """Return the index after the last, before the lowest, at which the curve was above a level."""
+    """Return the first index from which the curve stays at or below `level` up to `lowest`."""
     above = np.flatnonzero(curve[:lowest] > level)
     return int(above[-1]) + 1 if above.size else 0
 
 
 def _common_fall(curves: np.ndarray, level: np.ndarray) -> float:
-    """Return how far the mean of the seeds falls, where at least half of them still run.
+    """Return how far the mean over seeds falls, at the rates that at least half of them reach.
 
-    Not the mean of how far each falls: the lowest of many noisy points is always low.
+    The mean of each seed's own fall would be too large, as the lowest of many noisy points is low.
     """
     running = np.isfinite(curves).sum(axis=0)
     fallen = np.nansum(level[:, None] - curves, axis=0) / np.maximum(running, 1)
@@ -167,7 +169,7 @@ def _common_fall(curves: np.ndarray, level: np.ndarray) -> float:
 
 
 def _doubt(initial: np.ndarray, window: int) -> float:
-    """Return the fall of the mean of the seeds that noise and rounding may explain."""
+    """Return the fall of the mean over seeds that noise and rounding can explain."""
     seeds, batches = initial.shape
     variance = initial.var(axis=-1, ddof=1).mean() * (1 / window + 1 / batches) / seeds
     return SIGNIFICANCE * variance**0.5 + RESOLUTION * np.abs(initial).mean()
@@ -195,14 +197,14 @@ def _why_no_fall(
 
 
 def picks(rates: np.ndarray, smoothed: np.ndarray) -> Mapping[str, float]:
-    """Return fastai's picks by name; none where too little of the curve is left after its cuts.
+    """Return fastai's picks by name; empty if its cuts leave too little of the curve.
 
     Args:
         rates: (steps,) float, ascending.
-        smoothed: (steps,) float, NaN at its end where runs diverged.
+        smoothed: (steps,) float, NaN at the end if runs diverged.
     """
-    known = np.flatnonzero(np.isnan(smoothed))
-    stop = known[0] if known.size else len(smoothed)
+    nans = np.flatnonzero(np.isnan(smoothed))
+    stop = nans[0] if nans.size else len(smoothed)
     best = np.minimum.accumulate(smoothed[:stop])
     exploded = np.flatnonzero(smoothed[:stop] > DIVERGENCE_FACTOR * best)
     stop = exploded[0] + 1 if exploded.size else stop
@@ -219,10 +221,11 @@ def picks(rates: np.ndarray, smoothed: np.ndarray) -> Mapping[str, float]:
 def _valley(loss: np.ndarray) -> int:
     """Return the index that fastai's `valley` picks.
 
-    With the longest decreasing subsequence ending at e, of length L, start = e − L and
-    k = (e − start)/3, it is start + ⌊k⌋ + ⌊k/2⌋.
+    Let e be the end and L the length of the longest decreasing subsequence, start = e − L and
+    k = (e − start)/3. The index is start + ⌊k⌋ + ⌊k/2⌋.
     """
-    lengths = np.ones(len(loss), int)  # of the longest decreasing subsequence that ends at each
+    # The length of the longest decreasing subsequence that ends at each point.
+    lengths = np.ones(len(loss), int)
     for i in range(1, len(loss)):
         before = lengths[:i][loss[:i] > loss[i]]
         lengths[i] = 1 + before.max(initial=0)

@@ -3,8 +3,8 @@
     αᵢ = min_lr·(max_lr/min_lr)^(i/(N−1))   exponential
     αᵢ = min_lr + (max_lr − min_lr)·i/(N−1)   linear,     i = 0 … N−1
 
-The run makes one update at each rate, from several seeds at once. A seed whose loss is no longer
-finite, or rose fourfold above where it began, stands still from there on.
+The run makes one update at each rate, from several seeds at once. A seed diverges when its loss is
+not finite or is more than four times the initial loss; it is not updated any further then.
 
 Reference: Smith, "Cyclical Learning Rates for Training Neural Networks", WACV 2017.
 """
@@ -40,14 +40,14 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 MakeScheduled = Callable[[Schedule], optax.GradientTransformation]
-"""A function of the learning rate, which is a schedule."""
+"""A function of the learning rate, given as a schedule, that returns the optimizer."""
 
 _WHO = "lr_range_test"
 
 MODES = ("exponential", "linear")
 
 LEAST_STEPS = 10
-"""Fewer points have no shape to read."""
+"""The least number of steps; a curve of fewer points cannot be judged."""
 
 INITIAL_BATCHES = 10
 """Batches on which the loss before the first update, and the noise in it, are measured."""
@@ -55,30 +55,32 @@ INITIAL_BATCHES = 10
 
 @dataclass(frozen=True)
 class RangeTest:
-    """What `lr_range_test` found; `print` it, or `plot` it.
+    """The result of `lr_range_test`; it can be printed, and it has `plot`.
 
     Attributes:
         task: the task's name.
         mode: "exponential" or "linear".
-        rates: (steps,) float, ascending; of each update.
+        rates: (steps,) float, ascending; the rate of each update.
         seeds: (seeds,) int.
-        initial: (seeds, 10) float, the loss on ten batches before the first update.
-        losses: (seeds, steps) float, after the update at each rate, on the next batch; NaN from
-            where the seed diverged.
-        smoothed: (seeds, steps) float, running averages of `losses` with decay 0.98, freed of bias,
-            as fastai draws them. They lag.
+        initial: (seeds, 10) float, the losses on ten batches before the first update.
+        losses: (seeds, steps) float, the loss on the next batch after the update at each rate; NaN
+            after the seed diverged.
+        smoothed: (seeds, steps) float, running averages of `losses` with decay 0.98, corrected for
+            bias, as fastai draws them. They lag behind the losses.
         trends: (seeds, steps) float, means of `losses` over a window centred on each rate.
-        median: (steps,) float, of `trends` over the seeds; NaN where half of them have diverged.
-        suggested_max: a rate to train with: high, and yet below where training becomes worse. None
-            where there is no reliable suggestion.
-        suggested_min: where improvement begins, from which a cycle or a warm-up may start; or None.
-        max_interval: the lowest and the highest that `suggested_max` is by a single seed; or None.
-        min_interval: likewise.
-        at_edge: whether the loss still fell at the last rate, so that with a higher `max_lr` the
-            suggestions may be higher.
-        reason: why there is no suggestion; None where there is one.
+        median: (steps,) float, the median of `trends` over the seeds; NaN after half of them
+            diverged.
+        suggested_max: a rate to train with: high, but below the rates at which training becomes
+            worse. None if there is no reliable suggestion.
+        suggested_min: the rate at which improvement begins, where a cycle or a warm-up may start;
+            None if there is no reliable suggestion.
+        max_interval: the lowest and the highest `suggested_max` of a single seed; or None.
+        min_interval: the lowest and the highest `suggested_min` of a single seed; or None.
+        at_edge: whether the loss still fell at the last rate; a higher `max_lr` may then raise the
+            suggestions.
+        reason: why there is no suggestion; None if there is one.
         picks: fastai's "valley", "steep" and "minimum" → a rate, from the median of `smoothed`;
-            empty where there is no reliable suggestion.
+            empty if there is no reliable suggestion.
     """
 
     task: str
@@ -112,10 +114,10 @@ class RangeTest:
         return f"{self.title()}\n\n{self.table()}"
 
     def title(self, label: str | None = None) -> str:
-        """Say in one line what was run.
+        """Describe the test in one line.
 
         Args:
-            label: of what, such as "adam on digits-mlp"; None for the task's name.
+            label: the subject, such as "adam on digits-mlp"; None for the task's name.
         """
         seeds = "one seed" if len(self.seeds) == 1 else f"{len(self.seeds)} seeds"
         return (
@@ -128,13 +130,13 @@ class RangeTest:
         """Draw the curves and the suggestions; see `optlab.plots.plot_range_test`.
 
         Args:
-            ax: where to draw; None for a new figure.
-            label: for the title; see there.
+            ax: the axes to draw on; None for a new figure.
+            label: the subject in the title, as for `title`.
 
         Raises:
             ModuleNotFoundError: if Matplotlib is not installed.
         """
-        from optlab.plots import plot_range_test  # which imports this room
+        from optlab.plots import plot_range_test  # here, because `plots` imports this package
 
         return plot_range_test(self, label=label, ax=ax)
 
@@ -142,7 +144,7 @@ class RangeTest:
         """Return everything as strict JSON; a number that is not finite is null.
 
         Args:
-            extra: further entries, such as the options that led here.
+            extra: further entries, such as the options of the call.
         """
         document = {
             **{name: getattr(self, name) for name in self.__dataclass_fields__},
@@ -189,25 +191,25 @@ def lr_range_test(
 ) -> RangeTest:
     """Raise the learning rate over a short run from several seeds, and suggest rates by the loss.
 
-    All seeds run in one compiled program. Nothing is left changed: keys, parameters and batches are
-    made anew of the seeds, as `compare` makes them.
+    All seeds run in one compiled program. The test changes nothing outside: keys, parameters and
+    batches are created from the seeds, in the same way as in `compare`.
 
     Args:
         task: the problem.
-        optimizer: a function of the learning rate, which is a schedule, that returns the optimizer:
+        optimizer: a function of the learning rate, given as a schedule, that returns the optimizer:
             `optlab.adam`, or `lambda rate: optlab.adam(rate, b1=0.8)`.
         min_lr: the first rate, > 0.
         max_lr: the last rate, > min_lr.
         steps: updates, one at each rate, ≥ 10.
-        seeds: how many, numbered from 0, or which.
-        mode: "exponential", which has as many rates in each decade; or "linear".
+        seeds: the number of seeds, counted from 0, or the seeds themselves.
+        mode: "exponential" for equally many rates in each decade, or "linear".
 
     Returns:
-        Curves and suggestions; `suggested_max` is None, and `reason` says why, where they would
-        not be reliable.
+        The curves and the suggestions. If the suggestions would not be reliable, `suggested_max`
+        is None and `reason` says why.
 
     Raises:
-        ValueError: an argument is out of its range, or `optimizer` makes no optimizer.
+        ValueError: an argument is out of its range, or `optimizer` does not return an optimizer.
 
     Example:
         Gradient descent on f(x) = x² converges below the rate 1, and at ½ in one step:
@@ -220,41 +222,41 @@ def lr_range_test(
         ...     batch=lambda key, step: (),
         ...     evaluate=lambda x, state, data: {"loss": x**2},
         ... )
-        >>> found = lr_range_test(parabola, optlab.sgd)
-        >>> 0.1 < found.suggested_max < 1
+        >>> result = lr_range_test(parabola, optlab.sgd)
+        >>> 0.1 < result.suggested_max < 1
         True
     """
     check_task(_WHO, task)
     rates = _checked_rates(min_lr, max_lr, steps, mode)
     seeds = checked_seeds(_WHO, seeds)
-    made = _make(optimizer, rates)
-    run = jax.jit(jax.vmap(partial(_run_seed, task, made, steps)))
+    tx = _make(optimizer, rates)
+    run = jax.jit(jax.vmap(partial(_run_seed, task, tx, steps)))
     initial, losses = (np.asarray(x, np.float64) for x in run(jnp.asarray(seeds)))
     return _conclude(task.name, mode, rates, seeds, initial, losses)
 
 
 def _make(optimizer: MakeScheduled, rates: np.ndarray) -> optax.GradientTransformation:
-    """Return the optimizer whose rate goes through `rates`, and stays at the last."""
+    """Return the optimizer whose rate passes through `rates` and then stays at the last."""
     remedy = "pass optlab.adam, or lambda rate: optlab.adam(rate, b1=0.8)"
     if not callable(optimizer):
         _checks.fail(_WHO, "optimizer must be a function of the rate", repr(optimizer), remedy)
     table = jnp.asarray(rates, float)
     try:
-        made = optimizer(lambda count: table[jnp.clip(count, 0, len(rates) - 1)])
+        tx = optimizer(lambda count: table[jnp.clip(count, 0, len(rates) - 1)])
     except TypeError as error:
         required = "optimizer must take a schedule of the rate, a function of the step"
-        how = "where it computes with the rate, compute in functions of the step"
+        how = "to change the rate, pass a schedule, such as lambda step: 2 * rate(step)"
         raise ValueError(f"{_WHO}: {required}, got one that raises {error}; {how}") from error
-    if not all(callable(getattr(made, name, None)) for name in ("init", "update")):
+    if not all(callable(getattr(tx, name, None)) for name in ("init", "update")):
         required = "optimizer must return an optax.GradientTransformation"
-        _checks.fail(_WHO, required, repr(made), remedy)
-    return made
+        _checks.fail(_WHO, required, repr(tx), remedy)
+    return tx
 
 
 def _run_seed(
     task: Task, optimizer: optax.GradientTransformation, steps: int, seed: Array
 ) -> tuple[Array, Array]:
-    """Return the losses before the first update (batches,) and after each (steps,)."""
+    """Return the losses (batches,) before the first update, and (steps,) after each update."""
     keys = run_keys(jax.random.key(seed))
     start = begin(task, optimizer, keys)
 
@@ -262,7 +264,7 @@ def _run_seed(
         return task.loss(start.params, start.model_state, *step_data(task, keys, step))[0]
 
     initial = lax.map(loss_at_start, jnp.arange(INITIAL_BATCHES))
-    # The highest of several, as a single example's loss may be 0 by chance.
+    # The highest of several losses, because the loss of a single batch may be 0 by chance.
     highest = initial.max()
     limit = highest + (DIVERGENCE_FACTOR - 1) * jnp.abs(highest)
 
@@ -273,7 +275,7 @@ def _run_seed(
         run = jax.tree.map(partial(jnp.where, running), updated, run)
         return (run, running), jnp.where(running, loss, jnp.nan)
 
-    # One step more: its loss is that after the last update.
+    # One more step, because its loss is the loss after the last update.
     _, losses = lax.scan(advance, (start, jnp.array(True)), jnp.arange(steps + 1))
     return initial, losses[1:]
 
@@ -287,9 +289,9 @@ def _conclude(
     losses: np.ndarray,
 ) -> RangeTest:
     smoothed, trends = smooth(losses), trend(losses)
-    found = suggest(rates, losses, initial)
-    reliable = not isinstance(found, str)
-    low, high, at_edge = found if reliable else (None, None, False)
+    result = suggest(rates, losses, initial)
+    reliable = not isinstance(result, str)
+    low, high, at_edge = result if reliable else (None, None, False)
 
     def interval(suggestion: Suggestion | None) -> tuple[float, float] | None:
         return (suggestion.low, suggestion.high) if suggestion else None
@@ -309,7 +311,7 @@ def _conclude(
         max_interval=interval(high),
         min_interval=interval(low),
         at_edge=at_edge,
-        reason=None if reliable else found,
+        reason=None if reliable else result,
         picks=picks(rates, median_over_seeds(smoothed)) if reliable else {},
     )
 

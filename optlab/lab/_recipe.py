@@ -1,4 +1,4 @@
-"""What a trial of a sweep trains, by its values, and which of these a compiled program can take."""
+"""`Recipe`: from a trial's values to its task and optimizer, and which values can be traced."""
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +20,7 @@ from optlab.lab._task import Task
 _WHO = "sweep"
 
 Values = Mapping[str, Any]
-"""One trial's values by name."""
+"""The values of one trial, by name."""
 
 
 @dataclass(frozen=True)
@@ -28,12 +28,12 @@ class Recipe:
     """What a trial trains, as a function of its values.
 
     Args:
-        task: a task, or a function of some values that returns one.
-        optimizer: a function of the others.
-        names: of the values there are.
+        task: a task, or a function of some of the values that returns one.
+        optimizer: a function of the other values that returns the optimizer.
+        names: the names of all values.
 
     Raises:
-        ValueError: a value is one that neither takes, or one is wanting.
+        ValueError: a name is accepted by neither function, or a required argument has no range.
     """
 
     task: Task | Callable[..., Task]
@@ -41,7 +41,7 @@ class Recipe:
     names: Sequence[str]
 
     def __post_init__(self):
-        """Check who takes which value."""
+        """Check that each value has a function that accepts it, and each argument a value."""
         if not callable(self.optimizer):
             _checks.fail(
                 _WHO,
@@ -55,26 +55,27 @@ class Recipe:
             )
         for name in self.names:
             if not any(_takes(function, name) for function in self._functions()):
-                known = " and ".join(
+                signatures = " and ".join(
                     f"{what} takes {', '.join(_parameters(function)) or 'nothing'}"
                     for what, function in zip(
                         ("optimizer", "task"), self._functions(), strict=False
                     )
                 )
-                _checks.fail(_WHO, "space must name what optimizer or task takes", name, known)
+                required = "space must name arguments of optimizer or task"
+                _checks.fail(_WHO, required, name, signatures)
         for what, function in zip(("optimizer", "task"), self._functions(), strict=False):
             for parameter in _parameters(function).values():
                 if parameter.default is parameter.empty and parameter.name not in self.names:
                     _checks.fail(
                         _WHO,
-                        f"space must hold {parameter.name}, without which {what} cannot be called",
+                        f"space must have {parameter.name}, a required argument of {what}",
                         f"{', '.join(self.names)}",
-                        f"add it, or pass a function of the others alone as {what}",
+                        f"add it, or pass as {what} a function that does not need it",
                     )
 
     def make(self, values: Values) -> tuple[Task, optax.GradientTransformation]:
-        """Return what one trial trains."""
-        optimizer = self.optimizer(**self._taken(self.optimizer, values))
+        """Return the task and the optimizer of one trial."""
+        optimizer = self.optimizer(**self._arguments_of(self.optimizer, values))
         if not all(callable(getattr(optimizer, name, None)) for name in ("init", "update")):
             required = "optimizer must return an optax.GradientTransformation"
             _checks.fail(_WHO, required, repr(optimizer))
@@ -84,7 +85,7 @@ class Recipe:
         """Return the task of one trial."""
         if isinstance(self.task, Task):
             return self.task
-        task = self.task(**self._taken(self.task, values))
+        task = self.task(**self._arguments_of(self.task, values))
         if not isinstance(task, Task):
             _checks.fail(_WHO, "task must return a Task", repr(task))
         return task
@@ -92,20 +93,21 @@ class Recipe:
     def _functions(self) -> tuple[Callable, ...]:
         return (self.optimizer,) if isinstance(self.task, Task) else (self.optimizer, self.task)
 
-    def _taken(self, function: Callable, values: Values) -> dict[str, Any]:
-        """Return the values that go to a function: those it names, and to **kwargs nobody's."""
-        named = set().union(*map(_parameters, self._functions()))
+    def _arguments_of(self, function: Callable, values: Values) -> dict[str, Any]:
+        """Return the values for a function: those it names; for **kwargs those that none names."""
+        named_parameters = set().union(*map(_parameters, self._functions()))
         return {
             name: value
             for name, value in values.items()
-            if name in _parameters(function) or (name not in named and _takes(function, name))
+            if name in _parameters(function)
+            or (name not in named_parameters and _takes(function, name))
         }
 
 
 def _parameters(function: Callable) -> dict[str, inspect.Parameter]:
-    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     parameters = inspect.signature(function).parameters
-    return {name: p for name, p in parameters.items() if p.kind in named}
+    return {name: p for name, p in parameters.items() if p.kind in kinds}
 
 
 def _takes(function: Callable, name: str) -> bool:
@@ -114,13 +116,13 @@ def _takes(function: Callable, name: str) -> bool:
 
 
 def name_of(value: Any) -> str:
-    """Name a function, and what `functools.partial` sets in it, alike in every process."""
+    """Name a function, with the arguments that `functools.partial` sets, as any process would."""
     if isinstance(value, bool | int | float | str | None):
         return repr(value)
     if isinstance(value, partial):
         arguments = {**dict(enumerate(value.args)), **value.keywords}
-        written = (f"{name}={name_of(argument)}" for name, argument in arguments.items())
-        return f"{name_of(value.func)}({', '.join(written)})"
+        arguments_text = (f"{name}={name_of(argument)}" for name, argument in arguments.items())
+        return f"{name_of(value.func)}({', '.join(arguments_text)})"
     kind = value if hasattr(value, "__qualname__") else type(value)
     return f"{kind.__module__}.{kind.__qualname__}"
 
@@ -128,7 +130,8 @@ def name_of(value: Any) -> str:
 def traced_types(recipe: Recipe, space: Mapping[str, Range], example: Values) -> dict[str, type]:
     """Return the values that can be arguments of a compiled program, name → type.
 
-    Where a range leaves it open, real numbers are, if the program can be traced with them.
+    If a range has `traced=None`, its values are traced if they are real numbers and the program can
+    be traced with them.
 
     Args:
         recipe: what to train.
@@ -136,16 +139,18 @@ def traced_types(recipe: Recipe, space: Mapping[str, Range], example: Values) ->
         example: values of one trial.
 
     Raises:
-        ValueError: a value of `LogUniform` or `Uniform`, or one that must be traced, is needed in
-            Python.
+        ValueError: a value of `LogUniform` or `Uniform`, or of a range with `traced=True`, cannot
+            be traced.
     """
-    wanted = {name: _type(values) for name, values in space.items() if _wants_tracing(values)}
-    with suppress(Exception):  # whatever a user's code raises at a tracer
-        _trace(recipe, example, wanted)
-        return wanted
-    _trace(recipe, example, {})  # raises what is wrong with any values
+    candidates = {
+        name: _type(values) for name, values in space.items() if _is_traced_if_possible(values)
+    }
+    with suppress(Exception):  # the user's code may raise any error for a tracer
+        _trace(recipe, example, candidates)
+        return candidates
+    _trace(recipe, example, {})  # raises errors that do not come from tracing
     traceable = {}
-    for name, dtype in wanted.items():
+    for name, dtype in candidates.items():
         try:
             _trace(recipe, example, {name: dtype})
             traceable[name] = dtype
@@ -155,7 +160,7 @@ def traced_types(recipe: Recipe, space: Mapping[str, Range], example: Values) ->
     return traceable
 
 
-def _wants_tracing(values: Range) -> bool:
+def _is_traced_if_possible(values: Range) -> bool:
     if values.traced is not None:
         return values.traced
     if isinstance(values, Categorical):
@@ -188,7 +193,7 @@ def _fail_untraceable(name: str, values: Range, error: Exception) -> NoReturn:
 
 
 def _trace(recipe: Recipe, example: Values, types: Mapping[str, type]) -> None:
-    """Trace one update and one evaluation, with the named values traced."""
+    """Trace one update and one evaluation, with the values in `types` as traced arguments."""
 
     def run(traced: dict[str, Array]) -> Any:
         task, optimizer = recipe.make({**example, **traced})

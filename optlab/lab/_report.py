@@ -1,4 +1,4 @@
-"""How the lab's results are written: aligned text, short numbers, strict JSON."""
+"""The formats of the lab's results: aligned text, short numbers, strict JSON."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
@@ -8,7 +8,7 @@ import numpy as np
 
 
 def aligned(columns: Mapping[str, Sequence[str]]) -> Iterator[str]:
-    """Yield the lines of a table, the headings first."""
+    """Yield the lines of a table, starting with the headings."""
     cells = [[name, *column] for name, column in columns.items()]
     widths = [max(map(len, column)) for column in cells]
     for line in zip(*cells, strict=True):
@@ -16,12 +16,12 @@ def aligned(columns: Mapping[str, Sequence[str]]) -> Iterator[str]:
 
 
 def number(value: float | None) -> str:
-    """Write three digits; a dash where there is no number."""
+    """Write a number with three digits, and None as a dash."""
     return "–" if value is None else f"{value:.3g}"
 
 
 def versions(*packages: str) -> dict[str, str | None]:
-    """Return the installed versions, None of what is not installed."""
+    """Return the installed version of each package; None if it is not installed."""
 
     def version(package: str) -> str | None:
         try:
@@ -33,7 +33,7 @@ def versions(*packages: str) -> dict[str, str | None]:
 
 
 def strict(value: Any) -> Any:
-    """Turn arrays into lists, float32 into its shortest decimals, what is not finite into None."""
+    """Turn arrays into lists, float32 into its shortest decimals, and NaN or ∞ into None."""
     match value:
         case Mapping():
             return {str(key): strict(entry) for key, entry in value.items()}

@@ -1,4 +1,4 @@
-"""From one optimizer's runs to a row: the best rate, its scores, how much the rate matters."""
+"""From the runs of one optimizer to a row: the best rate, its scores, how much the rate matters."""
 
 import math
 from dataclasses import dataclass
@@ -8,16 +8,16 @@ import numpy as np
 from optlab.lab._grid import Runs
 
 NEAR_BEST = 0.9
-"""The share of the best rate's progress that still counts as near it."""
+"""A rate is near the best if it reaches this share of the best rate's progress."""
 
 
 @dataclass(frozen=True)
 class Spread:
-    """A score over the seeds that did not diverge.
+    """Mean and deviation of a score over the seeds that did not diverge.
 
     Attributes:
-        mean: their mean.
-        deviation: their sample standard deviation; None of a single seed.
+        mean: the mean.
+        deviation: the sample standard deviation; None for a single seed.
     """
 
     mean: float
@@ -25,12 +25,12 @@ class Spread:
 
     @classmethod
     def of(cls, values: np.ndarray) -> "Spread":
-        """Summarize (seeds,) values, at least one."""
+        """Summarize the values (seeds,), at least one."""
         values = np.asarray(values, np.float64)
         return cls(float(values.mean()), float(values.std(ddof=1)) if len(values) > 1 else None)
 
     def overlaps(self, other: "Spread") -> bool:
-        """Whether the intervals mean ± deviation meet."""
+        """Whether the two intervals mean ± deviation overlap."""
         reach = (self.deviation or 0.0) + (other.deviation or 0.0)
         return abs(self.mean - other.mean) <= reach
 
@@ -38,36 +38,38 @@ class Spread:
         if not self.deviation:
             return f"{self.mean:.3g}" + ("" if self.deviation is None else " ± 0")
         decimals = -math.floor(math.log10(float(f"{self.deviation:.1g}")))
-        if 0 <= decimals <= 4:  # the mean as far as its first uncertain digit
+        if 0 <= decimals <= 4:  # round the mean to its first uncertain digit
             return f"{self.mean:.{decimals}f} ± {self.deviation:.{decimals}f}"
         return f"{self.mean:.3g} ± {self.deviation:.1g}"
 
 
 @dataclass(frozen=True)
 class Row:
-    """One optimizer's line in the table.
+    """The summary of one optimizer: one line of the table.
 
-    The best rate has the best mean validation score at the end of training, equal scores being
-    decided by the lower loss. Test scores are never looked at. Where some rate lost no run to
-    divergence, rates that did are not eligible; otherwise a rate that kept any run is.
+    The best rate has the best mean validation score at the end of training; of equal scores, the
+    one with the lower loss counts as better. Test scores are not used. If there are rates at which
+    no run diverged, only these are eligible; otherwise every rate is at which some run converged.
 
     Attributes:
-        optimizer: its label.
-        rate: the best rate; None if every run diverged, and then all below but the counts are None.
-        at_edge: whether that is the first or last of several rates, so that a wider grid may hold
-            a better one.
-        validation: the score at the best rate, of the runs that did not diverge.
-        test: likewise; None also where the task has no test split.
-        updates_to_target: the median over these runs of the updates at the first evaluation that
-            met the target; None if half of them or more never did, or without a target.
-        decades: the width in log₁₀(rate) of the interval around the best rate in which the mean
+        optimizer: the optimizer's label.
+        rate: the best rate. If every run diverged, it is None, and so are all attributes below
+            except the two counts and the two flags.
+        at_edge: whether the best rate is the first or last of several; a wider grid may then hold a
+            better one.
+        validation: the validation score at the best rate, over the runs that did not diverge.
+        test: the test score at the best rate, over the same runs; None also if the task has no test
+            split.
+        updates_to_target: the updates until the first evaluation that met the target, as the median
+            over the same runs; None if half of them or more never met it, or without a target.
+        decades: the width, in log₁₀(rate), of the interval around the best rate in which the mean
             validation score keeps 90% of the best rate's progress from the initial score,
-            interpolated between rates. It ends at the last rate before one that is not eligible.
-            None for a single rate or if there was no progress.
-        decades_at_least: whether that interval runs into the end of the grid, so that it may be
-            wider.
-        num_diverged: runs that diverged, over all rates and seeds.
-        num_runs: rates × seeds.
+            interpolated between rates. The interval ends before the first rate that is not
+            eligible. None for a single rate, or if there was no progress.
+        decades_at_least: whether that interval reaches an end of the grid; its true width may then
+            be larger.
+        num_diverged: the number of runs that diverged, over all rates and seeds.
+        num_runs: the number of runs, rates × seeds.
     """
 
     optimizer: str
@@ -88,17 +90,17 @@ def summarize(
     """Return the row of one optimizer.
 
     Args:
-        optimizer: its label.
-        runs: its runs over the grid.
-        score: the metric by which they are judged.
+        optimizer: the optimizer's label.
+        runs: the optimizer's runs over the grid.
+        score: the metric by which runs are judged.
         maximize: whether a higher score is better.
-        target: the score to reach, if any.
+        target: the score to reach; None if there is none.
     """
     counts = {"num_diverged": int(runs.diverged.sum()), "num_runs": runs.diverged.size}
     best = best_rate(runs, score=score, maximize=maximize)
     if best is None:
         return Row(optimizer, None, False, None, None, None, None, False, **counts)
-    kept = ~runs.diverged[best]
+    converged = ~runs.diverged[best]
     scores = runs.validation[score]
     last = len(runs.rates) - 1
     decades, at_least = decades_near_best(
@@ -111,10 +113,10 @@ def summarize(
         optimizer=optimizer,
         rate=float(runs.rates[best]),
         at_edge=last > 0 and best in (0, last),
-        validation=Spread.of(scores[best, kept, -1]),
-        test=Spread.of(runs.test[score][best, kept]) if runs.test else None,
+        validation=Spread.of(scores[best, converged, -1]),
+        test=Spread.of(runs.test[score][best, converged]) if runs.test else None,
         updates_to_target=updates_to_target(
-            runs.steps, scores[best, kept], target=target, maximize=maximize
+            runs.steps, scores[best, converged], target=target, maximize=maximize
         ),
         decades=decades,
         decades_at_least=at_least,
@@ -132,7 +134,7 @@ def best_rate(runs: Runs, *, score: str, maximize: bool) -> int | None:
 
 
 def eligible(runs: Runs) -> np.ndarray:
-    """(rates,) bool: where no run diverged; if that is nowhere, where not every run did."""
+    """(rates,) bool: rates at which no run diverged; if there are none, at which some converged."""
     whole = ~runs.diverged.any(axis=1)
     return whole if whole.any() else ~runs.diverged.all(axis=1)
 
@@ -142,32 +144,32 @@ def eligible_means(runs: Runs, metric: str, evaluation: int = -1) -> np.ndarray:
 
     Args:
         runs: the runs of one optimizer.
-        metric: one that the task evaluates.
-        evaluation: which evaluation; by default the last.
+        metric: a metric of the task.
+        evaluation: the index of the evaluation; by default the last one.
 
     Returns:
         (rates,) float, NaN where the rate is not eligible.
     """
-    kept = ~runs.diverged
+    converged = ~runs.diverged
     values = runs.validation[metric][..., evaluation]
-    totals = np.where(kept, values, 0).sum(axis=1, dtype=np.float64)
+    totals = np.where(converged, values, 0).sum(axis=1, dtype=np.float64)
     means = np.full(len(totals), np.nan)
-    return np.divide(totals, kept.sum(axis=1), out=means, where=eligible(runs))
+    return np.divide(totals, converged.sum(axis=1), out=means, where=eligible(runs))
 
 
 def updates_to_target(
     steps: np.ndarray, scores: np.ndarray, *, target: float | None, maximize: bool
 ) -> float | None:
-    """Return the median over runs of the updates until the score first met the target.
+    """Return the updates until the score first met the target, as the median over runs.
 
     Args:
         steps: (evaluations,) int, updates done.
         scores: (runs, evaluations) float, at least one run.
-        target: the score to reach, if any.
+        target: the score to reach; None if there is none.
         maximize: whether a higher score is better.
 
     Returns:
-        The median; None if it is “never”, or without a target.
+        The median; None without a target, or if half of the runs or more never met it.
 
     Example:
         >>> scores = np.array([[0.1, 0.8, 0.9], [0.1, 0.9, 0.7], [0.1, 0.2, 0.3]])
@@ -185,11 +187,11 @@ def updates_to_target(
 def decades_near_best(
     rates: np.ndarray, scores: np.ndarray, initial: float, best: int
 ) -> tuple[float | None, bool]:
-    """Return the width around the best rate that `Row.decades` defines, and whether it is cut off.
+    """Return the width that `Row.decades` defines, and whether the end of the grid cuts it off.
 
     Args:
         rates: (rates,) float, ascending.
-        scores: (rates,) float, higher or lower being better; NaN where not eligible.
+        scores: (rates,) float, higher or lower is better; NaN where not eligible.
         initial: the score before training.
         best: the index of the best rate.
 
@@ -211,13 +213,13 @@ def decades_near_best(
 def _reach(
     decades: np.ndarray, progress: np.ndarray, best: int, *, direction: int
 ) -> tuple[float, bool]:
-    """Walk from the best rate for as long as it is near the best; say where, and if the grid ends.
+    """Return where rates stop being near the best, and whether the grid ends before they do.
 
     Args:
         decades: (rates,) float, log₁₀ of the rates.
         progress: (rates,) float, 1 at the best; NaN where not eligible.
         best: the index of the best rate.
-        direction: 1 to higher rates, −1 to lower ones.
+        direction: 1 towards higher rates, −1 towards lower ones.
     """
     here = best
     for beyond in range(best + direction, len(decades) if direction > 0 else -1, direction):

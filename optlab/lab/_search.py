@@ -1,10 +1,11 @@
-"""Where the trials of a sweep lie: random, quasi-random (Halton), or on a grid.
+"""The values of a sweep's trials: random, quasi-random (Halton), or on a grid.
 
-A trial's values depend on the seed and the trial's number alone, so that a sweep can be stopped,
-continued, made longer or shared among processes without moving a trial.
+A trial's values depend only on the seed and on the trial's number. A sweep can therefore be
+stopped, continued, extended or shared among processes without changing any trial.
 
-Reference: Bergstra, Bengio, "Random Search for Hyper-Parameter Optimization", JMLR 13 (2012), why
-not a grid; Owen, "A randomized Halton algorithm in R", arXiv:1706.02808 (2017), the scrambling.
+Reference: Bergstra, Bengio, "Random Search for Hyper-Parameter Optimization", JMLR 13 (2012), on
+random search and grids; Owen, "A randomized Halton algorithm in R", arXiv:1706.02808 (2017), on the
+scrambling.
 """
 
 import difflib
@@ -23,10 +24,10 @@ SEARCHES = ("random", "halton", "grid", "bayes")
 
 
 def check_search(who: str, search: Any, seed: Any) -> None:
-    """Require the name of a search and a seed.
+    """Require the name of a search, and a valid seed.
 
     Raises:
-        ValueError: there is no such search, or the seed is no integer ≥ 0.
+        ValueError: there is no such search, or the seed is not an integer ≥ 0.
     """
     if search not in SEARCHES:
         close = difflib.get_close_matches(str(search).lower(), SEARCHES)
@@ -38,16 +39,16 @@ def check_search(who: str, search: Any, seed: Any) -> None:
 def points(
     space: Mapping[str, Range], search: str, seed: int, numbers: Sequence[int]
 ) -> list[dict[str, Scalar]]:
-    """Return the values of the trials of some numbers.
+    """Return the values of trials, by their numbers.
 
-    A range added at the end of the space leaves the values of those before it as they are.
+    A range that is added at the end of the space does not change the values of the other ranges.
 
     Args:
         space: name → range.
-        search: "random", where the trials are independent; or "halton", where together they fill
-            the space more evenly, in each range above all.
-        seed: ≥ 0; another seed, other values.
-        numbers: of the trials, each ≥ 0.
+        search: "random", in which trials are independent; or "halton", in which they fill the
+            space, and each range in particular, more evenly.
+        seed: ≥ 0; another seed gives other values.
+        numbers: the numbers of the trials, each ≥ 0.
 
     Example:
         >>> from optlab.lab._space import LogUniform
@@ -63,10 +64,11 @@ def points(
 
 
 def grid(who: str, space: Mapping[str, Range], trials: int) -> list[dict[str, Scalar]]:
-    """Return a grid of at most `trials` points: evenly spaced levels of each range, all choices.
+    """Return a grid of at most `trials` points: evenly spaced levels of numbers, all choices.
 
-    The ranges of numbers get as many levels as one another, as far as `trials` goes; those named
-    first get what is left. One level is the middle of a range, more have its ends among them.
+    Ranges of numbers get equally many levels, as far as `trials` allows; a remaining level goes to
+    the range that is named first. A single level is the middle of its range; several levels include
+    both ends.
 
     Args:
         who: the public name that errors begin with.
@@ -84,12 +86,8 @@ def grid(who: str, space: Mapping[str, Range], trials: int) -> list[dict[str, Sc
     """
     counts = {name: int(r.size) if isinstance(r, Categorical) else 1 for name, r in space.items()}
     if (choices := math.prod(counts.values())) > trials:
-        _checks.fail(
-            who,
-            "a grid needs as many trials as the choices alone make",
-            f"trials={trials} for {choices} combinations",
-            'raise trials, or use search="halton"',
-        )
+        required = f"trials must be at least {choices}, one for each combination of choices"
+        _checks.fail(who, required, f"trials={trials}", 'raise trials, or use search="halton"')
     while (name := _next_to_grow(space, counts, trials)) is not None:
         counts[name] += 1
     levels = [entry.levels(counts[name]) for name, entry in space.items()]
@@ -97,7 +95,7 @@ def grid(who: str, space: Mapping[str, Range], trials: int) -> list[dict[str, Sc
 
 
 def _next_to_grow(space: Mapping[str, Range], counts: Mapping[str, int], trials: int) -> str | None:
-    """Return the range with the fewest levels among those that can have one more."""
+    """Return the range with the fewest levels among those that can get one more."""
     total = math.prod(counts.values())
     fits = [
         name

@@ -1,13 +1,13 @@
-"""The ranges that a sweep searches: what a hyperparameter may be, and how thickly.
+"""The ranges that a sweep searches: the values of a hyperparameter, and their distribution.
 
-A range maps a position u in [0, 1] to a value, so that positions drawn evenly give values that lie
-as the range says:
+A range maps a position u in [0, 1] to a value. Evenly distributed positions give values in the
+distribution of the range:
 
     LogUniform     low · (high / low)ᵘ
     Uniform        low + (high − low) · u
-    Integer        every integer the same share of [0, 1]; log: integer k the share that
-                   log-uniform numbers from low − ½ to high + ½ leave to what rounds to k
-    Categorical    every choice the same share
+    Integer        every integer has the same share of [0, 1]; with log, integer k has the share of
+                   the log-uniform numbers from low − ½ to high + ½ that round to k
+    Categorical    every choice has the same share
 """
 
 import keyword
@@ -25,14 +25,14 @@ Scalar = float | int | bool | str | None
 
 @dataclass(frozen=True, repr=False)
 class Range:
-    """What the ranges of a search space have in common; use one of those below.
+    """Base class of `LogUniform`, `Uniform`, `Integer` and `Categorical`; use one of these.
 
-    `LogUniform` and `Uniform` hold numbers, `Integer` whole ones, `Categorical` anything by name.
+    `LogUniform` and `Uniform` hold real numbers, `Integer` whole ones, `Categorical` any choices.
 
     Attributes:
-        traced: whether the values are an argument of one compiled program (True), which trials
-            share as lanes, or compiled in (False), which takes a compilation for every value and
-            lets it set a shape or choose a branch. None leaves it to the sweep.
+        traced: True if the values are arguments of one compiled program, which trials share as
+            lanes. False if they are compiled in: every value takes a compilation, and may set a
+            shape or choose a branch. None if the sweep decides.
     """
 
     traced: bool | None = field(default=None, kw_only=True)
@@ -46,24 +46,25 @@ class Range:
             position: in [0, 1]; 0 gives the first value and 1 the last.
 
         Raises:
-            ValueError: the position lies outside.
+            ValueError: the position is not in [0, 1].
         """
         raise NotImplementedError
 
     def position(self, value: Scalar) -> float:
-        """Return where in [0, 1] a value lies; of an integer or a choice, the middle of its share.
+        """Return the position of a value; for an integer or a choice, the middle of its share.
 
-        `at` gives the value back.
+        `at` is the inverse.
 
         Raises:
-            ValueError: the value is not of this range.
+            ValueError: the value is not in this range.
         """
         raise NotImplementedError
 
     def levels(self, n: int) -> list[Scalar]:
-        """Return `n` values evenly spaced, both ends among them; the middle where n is 1.
+        """Return `n` evenly spaced values that include both ends; the middle if n is 1.
 
-        Of integers, distinct ones, and all where there are no more than n; of choices always all.
+        Integers are distinct, and all are returned if there are at most n. Choices are always all
+        returned.
 
         Args:
             n: ≥ 1.
@@ -71,35 +72,37 @@ class Range:
         raise NotImplementedError
 
     def around(self, values: Sequence[Scalar], share: float) -> "Range":
-        """Return the part of this range that holds good values: coarse to fine.
+        """Return the part of this range that holds good values, for a finer search.
 
-        Of numbers, the interval of the k values in position, with a margin on both sides:
+        For numbers it is the interval that the positions of the k values span, with this margin on
+        both sides:
 
             max(share / 2, (largest − smallest) / (k − 1))
 
-        The second is by how much k values drawn evenly from an interval fall short of each of its
-        ends, on average; the first is half of what one trial stands for, all that a single value
-        tells. The result stays in this range and keeps an integer's neighbours. A good value at
-        the edge of the range stays at the edge: the best may then lie beyond, and a wider range is
-        what to sweep. Of choices, those among the values.
+        The second term is how far, on average, the outermost of k values drawn evenly from an
+        interval lie inside its ends. The first term is half of what one trial stands for; it
+        matters if there is a single value. The result stays within this range, and includes the
+        neighbours of an integer. A good value at the edge of the range stays at the edge; better
+        values may then lie beyond, and a wider range should be swept. For choices, the result holds
+        those among the values.
 
         Args:
-            values: the good ones, at least one.
-            share: the part of the range that one trial stands for, in (0, 1]: of n trials in a
-                space of d numbers, n^(−1/d).
+            values: good values, at least one.
+            share: the part of the range that one trial stands for, in (0, 1]; n^(−1/d) for n trials
+                in a space of d numbers.
 
         Raises:
-            ValueError: there is no value, one is not of this range, or `share` is out of its own.
+            ValueError: there is no value, a value is outside this range, or `share` outside (0, 1].
         """
         raise NotImplementedError
 
     @property
     def size(self) -> float:
-        """How many values there are; ∞ for real numbers."""
+        """The number of values; ∞ for real numbers."""
         return math.inf
 
     def to_json(self) -> dict[str, Any]:
-        """Return what `from_json` makes this range of: a dict of JSON's own types."""
+        """Return this range as a dict of JSON's own types, which `from_json` reads."""
         entries = {entry.name: getattr(self, entry.name) for entry in fields(self)}
         return {"kind": self.kind} | {
             name: list(value) if isinstance(value, tuple) else value
@@ -107,10 +110,10 @@ class Range:
         }
 
     def __repr__(self):
-        """Show how to write this range, without the options that were not used."""
+        """Show how to write this range, without options that have their default."""
         entries = sorted(fields(self), key=lambda entry: entry.kw_only)
-        shown = [(entry.name, getattr(self, entry.name), entry.default) for entry in entries]
-        arguments = (f"{name}={value!r}" for name, value, usual in shown if value != usual)
+        options = [(entry.name, getattr(self, entry.name), entry.default) for entry in entries]
+        arguments = (f"{name}={value!r}" for name, value, default in options if value != default)
         return f"{type(self).__name__}({', '.join(arguments)})"
 
     @staticmethod
@@ -118,7 +121,7 @@ class Range:
         """Return the range that `to_json` described.
 
         Raises:
-            ValueError: no range was.
+            ValueError: the document does not describe a range.
         """
         try:
             entries = dict(document)
@@ -170,11 +173,11 @@ class _Reals(Range):
 
     def around(self, values, share):
         low, high = _around(self, values, share)
-        # A float32 apart is the least that a range may be wide.
+        # Two neighbouring float32 numbers are the narrowest valid range.
         return replace(self, low=low, high=high) if np.float32(low) < np.float32(high) else self
 
     def _check_value(self, value):
-        # A value that went through a compiled program may lie a rounding of float32 outside.
+        # A value that went through a compiled program may lie outside by a float32 rounding.
         number = isinstance(value, (float, int, np.number)) and not isinstance(value, bool)
         if not number or not np.float32(self.low) <= np.float32(value) <= np.float32(self.high):
             self._fail_value(value)
@@ -182,15 +185,15 @@ class _Reals(Range):
 
 @dataclass(frozen=True, repr=False)
 class LogUniform(_Reals):
-    """Real numbers whose logarithm is spread evenly: rates, decays, most of what is above 0.
+    """Real numbers whose logarithm is evenly distributed: rates, decays, most positive numbers.
 
     Args:
         low: the lowest value, > 0.
-        high: the highest, above `low`.
+        high: the highest value, above `low`.
         traced: see `Range`.
 
     Raises:
-        ValueError: a bound is not as said, also once rounded to float32.
+        ValueError: a bound is out of its range, or is so after rounding to float32.
 
     Example:
         >>> rates = LogUniform(1e-4, 1e-1)
@@ -215,15 +218,15 @@ class LogUniform(_Reals):
 
 @dataclass(frozen=True, repr=False)
 class Uniform(_Reals):
-    """Real numbers spread evenly: dropout, label smoothing, momentum near 0.9.
+    """Evenly distributed real numbers: dropout, label smoothing, momentum near 0.9.
 
     Args:
         low: the lowest value.
-        high: the highest, above `low`.
+        high: the highest value, above `low`.
         traced: see `Range`.
 
     Raises:
-        ValueError: a bound is not finite, or `low` not below `high`, also once rounded to float32.
+        ValueError: a bound is not finite, or `low` is not below `high`, after rounding to float32.
 
     Example:
         >>> Uniform(0.0, 0.6).levels(3)
@@ -244,16 +247,16 @@ class Uniform(_Reals):
 
 @dataclass(frozen=True, repr=False)
 class Integer(Range):
-    """Whole numbers, both ends included: widths, layers, accumulated batches.
+    """Whole numbers, including both ends: widths, layers, accumulated batches.
 
     Args:
         low: the lowest value.
-        high: the highest, above `low`.
-        log: whether larger ones lie farther apart, as powers of two do; `low` is then ≥ 1.
+        high: the highest value, above `low`.
+        log: whether larger numbers lie farther apart, as powers of two do; `low` must then be ≥ 1.
         traced: see `Range`.
 
     Raises:
-        ValueError: a bound is not as said.
+        ValueError: a bound is out of its range.
 
     Example:
         >>> widths = Integer(16, 256, log=True)
@@ -309,12 +312,12 @@ class Integer(Range):
         if n == 1:
             return [self.at(0.5)]
         spaced = np.geomspace if self.log else np.linspace
-        found = []
+        levels = []
         for number in spaced(self.low, self.high, n):
-            # Small numbers round to the same integer; the next ones up are free, as a logarithmic
-            # spacing widens and n integers fit.
-            found.append(max(math.floor(number + 0.5), found[-1] + 1 if found else self.low))
-        return found
+            # Neighbouring levels may round to the same integer; the next integers are then free,
+            # because a logarithmic spacing widens and n integers fit.
+            levels.append(max(math.floor(number + 0.5), levels[-1] + 1 if levels else self.low))
+        return levels
 
     def around(self, values, share):
         low, high = _around(self, values, share)
@@ -327,15 +330,15 @@ class Integer(Range):
 
 @dataclass(frozen=True, repr=False)
 class Categorical(Range):
-    """A few choices without an order: batch sizes, names of schedules, whether to use Nesterov.
+    """Choices without an order: batch sizes, names of schedules, whether to use Nesterov.
 
     Args:
         choices: at least one; different numbers, strings, bools or None.
-        traced: see `Range`; True for numbers and bools alone.
+        traced: see `Range`; True is only valid for numbers and bools.
 
     Raises:
-        ValueError: there is no choice, two are equal (as 1 and True are), or one is of another
-            type or not finite.
+        ValueError: there is no choice, two choices are equal (as 1 and True are), or a choice has
+            another type or is not finite.
 
     Example:
         >>> Categorical((16, 32, 64)).levels(2)
@@ -380,8 +383,8 @@ class Categorical(Range):
 
     def around(self, values, share):
         _check_around(values, share)
-        kept = {self.position(value) for value in values}
-        choices = tuple(choice for choice in self.choices if self.position(choice) in kept)
+        positions = {self.position(value) for value in values}
+        choices = tuple(choice for choice in self.choices if self.position(choice) in positions)
         return replace(self, choices=choices)
 
 
@@ -396,8 +399,8 @@ def checked_space(who: str, space: Any) -> dict[str, Range]:
         space: name → range.
 
     Raises:
-        ValueError: it is empty or no mapping, a name cannot be an argument's, or what belongs to a
-            name is no range; the error says what to write.
+        ValueError: the space is empty or not a mapping, a name is not a valid argument name, or an
+            entry is not a range; the error says what to write.
     """
     if not isinstance(space, Mapping):
         remedy = 'write {"learning_rate": LogUniform(1e-4, 1e-1)}, say'
@@ -406,7 +409,7 @@ def checked_space(who: str, space: Any) -> dict[str, Range]:
         _checks.fail(who, "space must name at least one hyperparameter", "none")
     for name, entry in space.items():
         if not isinstance(name, str) or not name.isidentifier() or keyword.iskeyword(name):
-            _checks.fail(who, "names in space must be those of arguments", repr(name))
+            _checks.fail(who, "names in space must be valid argument names", repr(name))
         if not isinstance(entry, Range):
             required = f"space[{name!r}] must be a LogUniform, Uniform, Integer or Categorical"
             _checks.fail(who, required, _short(entry), _remedy(entry))
@@ -414,7 +417,7 @@ def checked_space(who: str, space: Any) -> dict[str, Range]:
 
 
 def _remedy(entry: Any) -> str:
-    """Say what to write instead of what people write who know another tool."""
+    """Say what to write in place of an entry that is common in other tools."""
     library = type(entry).__module__.split(".")[0]
     if library in ("scipy", "optuna"):
         return "write LogUniform(low, high), say, with optlab's own ranges"
@@ -427,8 +430,8 @@ def _remedy(entry: Any) -> str:
     entries = np.ravel(entry).tolist() if isinstance(entry, np.ndarray) else list(entry)
     if not entries:
         return ""
-    written = [*map(repr, entries[:3]), *["…"] * (len(entries) > 3)]
-    choices = f"Categorical(({', '.join(written)}{',' * (len(entries) == 1)}))"
+    shortened = [*map(repr, entries[:3]), *["…"] * (len(entries) > 3)]
+    choices = f"Categorical(({', '.join(shortened)}{',' * (len(entries) == 1)}))"
     if len(entries) == 2 and all(type(bound) in (int, float) for bound in entries):
         bounds = f"({entries[0]!r}, {entries[1]!r})"
         return f"write LogUniform{bounds} or Uniform{bounds} for a range, {choices} for choices"
@@ -436,7 +439,7 @@ def _remedy(entry: Any) -> str:
 
 
 def _scalar(choice: Any) -> Scalar:
-    """Return a choice as Python's own type."""
+    """Return a choice as Python's own scalar type."""
     choice = choice.item() if isinstance(choice, np.generic) else choice
     if not isinstance(choice, (bool, int, float, str, type(None))):
         remedy = "name it by a string, and look it up in the optimizer's function"
@@ -449,7 +452,7 @@ def _scalar(choice: Any) -> Scalar:
 
 
 def _around(whole: Range, values: Sequence[Scalar], share: float) -> tuple[Scalar, Scalar]:
-    """Return the values at the ends of the interval of `Range.around`."""
+    """Return the values at both ends of the interval that `Range.around` defines."""
     _check_around(values, share)
     positions = [whole.position(value) for value in values]
     smallest, largest = min(positions), max(positions)

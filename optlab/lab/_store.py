@@ -1,11 +1,11 @@
-"""Where a sweep keeps its results as they come: one SQLite file, written whole or not at all.
+"""Storage of a sweep's results as they arrive: one SQLite file, written in transactions.
 
-    sweep    one row: what the sweep is, as JSON
+    sweep    one row: the facts that identify the sweep, as JSON
     rungs    (trial, step) → the trial's curves up to that evaluation, as JSON
-    trials   trial → how it ended
+    trials   trial → the trial at its end, as JSON
 
-Every call commits before it returns, so that a process killed at any moment has lost nothing that
-was written, and a row that is there is complete.
+Every call commits before it returns. A process that is killed at any moment therefore loses nothing
+that was written, and every row that exists is complete.
 """
 
 import json
@@ -32,10 +32,10 @@ create table trials (
 """
 
 _APPLICATION = int.from_bytes(b"opsw")
-"""What SQLite's `application_id` says of such a file, so that no other program's is written to."""
+"""SQLite's `application_id` of these files, so that no other program's file is written to."""
 
 _PATIENCE = 60.0
-"""Seconds to wait for another process that writes."""
+"""Seconds to wait for another process that is writing."""
 
 
 class Store:
@@ -43,42 +43,42 @@ class Store:
 
     Args:
         who: the public name that errors begin with.
-        file: an SQLite file, made where there is none; None to keep everything in memory.
-        about: what the sweep is, as JSON. A file that was made by another sweep is refused.
+        file: an SQLite file, created if it does not exist; None to hold everything in memory.
+        about: the facts that identify the sweep, as JSON. The file of another sweep is refused.
 
     Raises:
-        ValueError: the file is not such a file, cannot be written, or is that of another sweep;
-            or it cannot be written later on.
+        ValueError: the file is not of this kind, cannot be written, or belongs to another sweep;
+            or, in any method, it can no longer be written.
     """
 
     def __init__(self, who: str, file: str | Path | None, about: Mapping[str, Any]):
         self._who, self._file = who, file
         about = json.loads(json.dumps(about))
         with self._errors():
-            # Transactions are begun by hand: the module would begin none for `create table`.
+            # Transactions are begun by hand, because the module begins none for `create table`.
             self._connection = sqlite3.connect(
                 ":memory:" if file is None else file, timeout=_PATIENCE, isolation_level=None
             )
         try:
-            with self._writing():  # of two processes that come at once, one makes the tables
+            with self._writing():  # if two processes start together, only one creates the tables
                 self._make_or_check(about)
         except BaseException:
             self.close()
             raise
 
     def add_rungs(self, curves: Mapping[tuple[int, int], Any]) -> None:
-        """Write what trials have come to, by (trial, step); what is there already is left alone."""
+        """Write the curves of trials by (trial, step); rows that exist are left alone."""
         rows = [(*key, encode(value)) for key, value in curves.items()]
         with self._writing():
             self._connection.executemany("insert or ignore into rungs values (?, ?, ?)", rows)
 
     def rungs(self, step: int) -> dict[int, Any]:
-        """Return trial → curves of those that were written at this step."""
+        """Return trial → curves for the trials that were written at this step."""
         rows = self._read("select trial, curves from rungs where step = ?", step)
         return {trial: decode(curves) for trial, curves in rows}
 
     def add(self, trials: Iterable[Trial]) -> None:
-        """Write trials that have ended; those that are there already are left alone."""
+        """Write trials that have ended; trials that exist are left alone."""
         rows = [(t.number, t.status, encode(vars(t))) for t in trials]
         with self._writing():
             self._connection.executemany("insert or ignore into trials values (?, ?, ?)", rows)
@@ -89,7 +89,7 @@ class Store:
         return [Trial(**decode(contents)) for (contents,) in rows]
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         self._connection.close()
 
     def _make_or_check(self, about: Mapping[str, Any]) -> None:
@@ -100,8 +100,9 @@ class Store:
             return
         if self._read("select * from sqlite_master"):
             got = f"another program's database, {str(self._file)!r}"
-            _checks.fail(self._who, "results must be a sweep's", got, "pass another file")
-        for statement in _TABLES.split(";"):  # executescript would commit what came before
+            required = "results must be a new file or the file of a sweep"
+            _checks.fail(self._who, required, got, "pass another file")
+        for statement in _TABLES.split(";"):  # `executescript` would commit the open transaction
             self._connection.execute(statement)
         self._connection.execute("insert into sweep values (?)", [json.dumps(about)])
         self._connection.execute(f"pragma application_id = {_APPLICATION}")
@@ -113,7 +114,7 @@ class Store:
                     self._who,
                     f"{name} must be that of the sweep in {self._file}, {was.get(name)!r}",
                     f"{now.get(name)!r}",
-                    "pass another file, or what it was made with",
+                    "pass another file, or the arguments of that sweep",
                 )
 
     def _read(self, query: str, *values: Any) -> list[tuple]:
@@ -122,7 +123,7 @@ class Store:
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
-        """Write all that is written meanwhile at once, or nothing."""
+        """Make all writes inside the block one transaction."""
         with self._errors():
             self._connection.execute("begin immediate")
             with self._connection:
@@ -138,12 +139,12 @@ class Store:
 
 
 def encode(value: Any) -> str:
-    """Write JSON in which arrays keep their type and every number its value, NaN included."""
+    """Write JSON that preserves the types of arrays and the value of every number, also NaN."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, np.ndarray):
             return {"array": value.tolist(), "dtype": value.dtype.name}
-        raise TypeError(f"{type(value).__name__} cannot be kept")
+        raise TypeError(f"{type(value).__name__} cannot be stored as JSON")
 
     return json.dumps(value, default=plain)
 

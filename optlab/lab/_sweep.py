@@ -1,8 +1,8 @@
-"""`sweep`: search hyperparameters, the trials as lanes of few compiled programs.
+"""`sweep`: search hyperparameters; the trials run as lanes of a few compiled programs.
 
-Successive halving (Jamieson, Talwalkar, AISTATS 2016): with n trials, a share of 1/η goes on at
-each rung. The rungs lie at T/ηᵏ, …, T/η, T updates, and k is the largest for which the first rung
-reaches an evaluation and ηᵏ ≤ n.
+Successive halving (Jamieson, Talwalkar, AISTATS 2016): of n trials, a share of 1/η continues at
+each rung. The rungs lie at T/ηᵏ, …, T/η, T updates. k is the largest number for which the first
+rung reaches an evaluation and ηᵏ ≤ n.
 """
 
 import hashlib
@@ -34,15 +34,17 @@ from optlab.lab._trial_runs import Curves, Point, TrialRuns, available_memory
 _WHO = "sweep"
 
 LANES = {"cpu": 16}
-"""Trials that run together, by platform: more are hardly faster on a CPU, and idle ones cost."""
+"""Trials that run together, by platform. More are hardly faster on a CPU, where idle lanes cost."""
 
 LANES_ELSEWHERE = 64
+"""Trials that run together on platforms that `LANES` does not name."""
 
 FEW_EVALUATIONS = 10
-"""Evaluations of a trial for which nothing else is said, where no rungs lie on them."""
+"""The number of evaluations in a trial without rungs, if neither the caller nor the task sets
+`eval_every`."""
 
 BATCH = 8
-"""Trials that Optuna is asked for together: from more at once it learns less."""
+"""Trials that are requested from Optuna together; it learns less from larger batches."""
 
 
 def sweep(
@@ -64,13 +66,13 @@ def sweep(
     callbacks: Sequence[Callable[[Trial], None]] = (),
     progress: bool = False,
 ) -> Sweep:
-    """Search for the hyperparameters of the best validation score.
+    """Search for the hyperparameters with the best validation score.
 
-    Each range goes by its name to `optimizer`, to `task`, or to both, whichever takes an argument
-    of that name; what neither names goes to `**kwargs`. Trials that differ in numbers alone, such
-    as rates and decays, are lanes of one compiled program; each other value, such as a batch size,
-    has a program of its own, compiled once. All trials share their seeds: initialization, batches
-    and noise. The test split is never looked at.
+    Each value is passed by its name to `optimizer`, to `task`, or to both, depending on which has
+    an argument of that name; if neither has, it is passed as one of `**kwargs`. Trials that differ
+    only in numbers, such as rates and decays, are lanes of one compiled program. Each other value,
+    such as a batch size, has its own program, compiled once. All trials share their seeds, that is,
+    their initialization, batches and noise. The test split is never used.
 
     Args:
         task: the problem; or a function of hyperparameters that returns it, such as
@@ -78,39 +80,42 @@ def sweep(
         optimizer: a function of hyperparameters, such as `optlab.adamw`. It may be called with
             traced numbers.
         space: name → `LogUniform`, `Uniform`, `Integer` or `Categorical`.
-        trials: how many, ≥ 1; for "grid" the most there may be.
+        trials: the number of trials, ≥ 1; for "grid" the largest number.
         search: "random"; "halton", which fills the space more evenly; "grid"; or "bayes", by
             Optuna, which learns from one batch of `lanes` trials to the next.
-        seed: of the search and of the runs. The trial of a number is the same in any sweep of this
-            seed and space, however many there are; by "bayes" it depends on those before it, too.
-        repeats: runs of each trial, from the seeds `seed`, `seed + 1`, …; their mean score counts.
-        steps: updates a trial, ≥ 1; None for the task's.
-        eval_every: updates between evaluations; None for the task's, or a tenth of the run, a
-            thirtieth with `halving`.
-        halving: η ≥ 2: give up all trials but the best of every η at each rung; None to train all
-            to the end. Not for "bayes".
-        results: an SQLite file to keep results in as they come. A sweep that was stopped in any way
-            goes on from what is there when called again with the same arguments, and ends with
-            the same trials, bit for bit; `trials` may be raised then, unless it shapes the search
-            ("grid", `halving`). Of task and optimizer only the names are compared. Two processes
-            may use one file, but do not share the work.
-        storage: for "bayes", the URL of an Optuna storage, such as "sqlite:///study.db", through
-            which several processes or machines work on the same trials; takes the place of
-            `results`. Each sweep has a study of its own there, which the same arguments find
-            again. Who is done first returns without the trials that others still run, and
-            `Sweep.missing` tells how many those are.
-        lanes: trials that run together, ≥ 1; None for 16 on a CPU, 64 elsewhere, and 8 by "bayes",
-            which learns from batch to batch. Rounding in the last bit depends on it.
-        memory: bytes that the programs may take which run together; fewer lanes run where they
-            would take more. None for half of the device's. `halving` keeps beyond that what every
-            trial that may go on has come to: its parameters and its optimizer's state.
+        seed: seed of the search and of the runs. A trial with a given number is the same in every
+            sweep of this seed and space, however many trials there are. With "bayes" it also
+            depends on the trials before it.
+        repeats: runs of each trial, from the seeds `seed`, `seed + 1`, …; the trial's score is
+            their mean.
+        steps: updates per trial, ≥ 1; None for the task's own number.
+        eval_every: updates between evaluations; None for the task's own number, or else a tenth of
+            the run, or a thirtieth with `halving`.
+        halving: η ≥ 2: at each rung, continue only the best 1/η of the trials. None to train all
+            trials to the end. Not available for "bayes".
+        results: an SQLite file in which results are stored as they arrive. A sweep that was stopped
+            in any way continues from this file when it is called again with the same arguments, and
+            ends with the same trials, bit for bit. `trials` may then be raised, unless the search
+            depends on it ("grid", `halving`). Tasks and optimizers are compared by name only. Two
+            processes may use one file, but do not share the work.
+        storage: for "bayes", in place of `results`: the URL of an Optuna storage, such as
+            "sqlite:///study.db", through which several processes or machines work on the same
+            trials. Each sweep has its own study there, which the same arguments find again. A
+            process that finishes early returns without trials still running elsewhere;
+            `Sweep.missing` counts them.
+        lanes: trials that run together, ≥ 1; None for 16 on a CPU, 64 elsewhere, and 8 with
+            "bayes", which learns from batch to batch. Results depend on it by rounding in the last
+            bit.
+        memory: bytes that programs running together may take; if they would take more, fewer lanes
+            run. None for half of the device's memory. `halving` needs additional memory for the
+            parameters and the optimizer state of every trial that may continue.
         callbacks: each is called with every `Trial` as it ends.
-        progress: whether to show a bar on stderr.
+        progress: whether to show a progress bar on stderr.
 
     Raises:
         ModuleNotFoundError: Optuna, for "bayes", or rich, for `progress`, is not installed.
-        ValueError: an argument is out of its range, a range is of no use to task and optimizer, or
-            `results` are those of another sweep.
+        ValueError: an argument is out of its range, neither task nor optimizer accepts a name in
+            `space`, or `results` belongs to another sweep.
 
     Example:
         >>> import optlab
@@ -124,17 +129,17 @@ def sweep(
         ...     evaluate=lambda x, state, data: {"loss": x**2},
         ... )
         >>> rates = {"learning_rate": LogUniform(1e-3, 10.0)}
-        >>> found = sweep(parabola, optlab.sgd, rates, trials=32, search="halton", steps=5)
-        >>> 0.3 < found.best.values["learning_rate"] < 0.7
+        >>> result = sweep(parabola, optlab.sgd, rates, trials=32, search="halton", steps=5)
+        >>> 0.3 < result.best.values["learning_rate"] < 0.7
         True
     """
     began = time.perf_counter()
-    _check_places(search, results, storage)
+    _check_destinations(search, results, storage)
     _check_callbacks(callbacks)
-    asked = {"search": search, "trials": trials, "seed": seed, "repeats": repeats, "lanes": lanes}
-    plan = _checked_plan(task, optimizer, space, steps, eval_every, halving, **asked)
+    options = {"search": search, "trials": trials, "seed": seed, "repeats": repeats, "lanes": lanes}
+    plan = _checked_plan(task, optimizer, space, steps, eval_every, halving, **options)
     memory = available_memory() if memory is None else _checked_memory(memory)
-    with _shown(progress, plan) as (on_updates, bar):
+    with _progress_bar(progress, plan) as (on_updates, bar):
         runs = TrialRuns(
             plan.recipe,
             plan.traced,
@@ -145,13 +150,13 @@ def sweep(
             on_updates=on_updates,
         )
         if storage is not None:
-            ended = _search_together(plan, runs, storage, (*callbacks, *bar))
+            trials_done = _search_shared(plan, runs, storage, (*callbacks, *bar))
         else:
             with closing(Store(_WHO, results, plan.about())) as store:
                 record = _Record(store, (*callbacks, *bar))
-                search_all = _search_bayes if search == "bayes" else _search_known
+                search_all = _search_bayes if search == "bayes" else _search_fixed
                 search_all(plan, runs, record)
-                ended = [record.ended[number] for number in range(plan.trials)]
+                trials_done = [record.ended[number] for number in range(plan.trials)]
     return Sweep(
         task=plan.task.name,
         space=plan.space,
@@ -159,18 +164,18 @@ def sweep(
         split="validation" if plan.task.splits else None,
         score=plan.task.score,
         maximize=plan.task.maximize,
-        trials=ended,
+        trials=trials_done,
         seconds=time.perf_counter() - began,
-        missing=max(0, plan.trials - len(ended)),
+        missing=max(0, plan.trials - len(trials_done)),
     )
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """A sweep as asked for, checked."""
+    """The checked arguments of a sweep."""
 
     recipe: Recipe
-    task: Task  # that of the first trial, whose name and score are those of all
+    task: Task  # the task of the first trial; its name and score are those of all trials
     space: Mapping[str, Range]
     traced: Mapping[str, type]
     search: str
@@ -183,11 +188,11 @@ class _Plan:
     lanes: int
 
     def about(self) -> dict[str, Any]:
-        """Return what results must have in common with this sweep, to be its own."""
+        """Return the facts that identify this sweep; stored results must have the same ones."""
         names = ("search", "seed", "repeats", "steps", "eval_every", "halving", "lanes")
         about = {"task": self.task.name, "optimizer": name_of(self.recipe.optimizer)}
         about |= {"score": self.task.score, "maximize": self.task.maximize}
-        about["space"] = list(self.space)  # in its order, which decides the values
+        about["space"] = list(self.space)  # names in their order, which affects the values
         about |= {f"space[{name!r}]": values.to_json() for name, values in self.space.items()}
         about |= {name: getattr(self, name) for name in names}
         if self.search == "grid" or self.halving:
@@ -195,12 +200,12 @@ class _Plan:
         return about
 
     def study(self) -> str:
-        """Return the name of the study that this sweep, and no other one, has in a storage."""
+        """Return the name of this sweep's study in a storage; no other sweep has the same name."""
         about = json.dumps({**self.about(), "lanes": None}, sort_keys=True)
         return f"{self.task.name} {hashlib.sha256(about.encode()).hexdigest()[:12]}"
 
     def points(self) -> list[Point]:
-        """Return the trials, where their values are known beforehand."""
+        """Return the trials of a search that fixes their values beforehand."""
         if self.search == "grid":
             return list(enumerate(grid(_WHO, self.space, self.trials)))
         numbers = range(self.trials)
@@ -208,12 +213,12 @@ class _Plan:
         return list(zip(numbers, values, strict=True))
 
     def rungs(self) -> list[int]:
-        """Return the updates after which trials are given up, ascending."""
+        """Return the updates after which halving stops trials, ascending."""
         if not self.halving:
             return []
         highest = int(math.log(self.trials, self.halving) + 1e-9)
         every = self.eval_every
-        # On evaluations, so that a trial is evaluated at the same updates whether it halts or not.
+        # Rungs lie on evaluations, so that halving does not change when a trial is evaluated.
         rungs = {
             math.ceil(self.steps / self.halving**k / every) * every
             for k in range(1, highest + 1)
@@ -222,7 +227,7 @@ class _Plan:
         return sorted(rung for rung in rungs if rung < self.steps)
 
     def trial(self, number: int, values: Values, curves: Curves, status: str) -> Trial:
-        """Return a trial that ends here, in this way unless it diverged."""
+        """Return a trial that ends here with this status, or as diverged."""
         loss, scores = (curves.validation[name] for name in ("loss", self.task.score))
         diverged = has_diverged(curves.train_loss, loss, scores)
         score = math.nan if diverged else float(scores[:, -1].mean(dtype=float))
@@ -231,14 +236,14 @@ class _Plan:
 
 
 class _Record:
-    """The trials that ended, in memory and in a store, and who is told of them."""
+    """The trials that have ended, in memory and in a store; new ones are passed to callbacks."""
 
     def __init__(self, store: Store, callbacks: Sequence[Callable[[Trial], None]]):
         self.store, self._callbacks = store, callbacks
         self.ended = {trial.number: trial for trial in store.trials()}
 
     def add(self, trials: Iterable[Trial]) -> None:
-        """Keep those that are new."""
+        """Store the new ones among some trials, and call the callbacks with them."""
         new = [trial for trial in trials if trial.number not in self.ended]
         self.store.add(new)
         self.ended |= {trial.number: trial for trial in new}
@@ -247,34 +252,34 @@ class _Record:
                 callback(trial)
 
 
-def _search_known(plan: _Plan, runs: TrialRuns, record: _Record) -> None:
-    """Run trials whose values are known beforehand, from rung to rung."""
+def _search_fixed(plan: _Plan, runs: TrialRuns, record: _Record) -> None:
+    """Run trials whose values are fixed beforehand, from rung to rung."""
     points = plan.points()
-    field = dict(points)
+    remaining = dict(points)
     for rung in plan.rungs():
         reached = {n: Curves(**curves) for n, curves in record.store.rungs(rung).items()}
-        out = {number for number, _ in points if number not in field or number in reached}
-        with closing(runs.run(points, rung, skip=out, keep=True)) as running:
-            for found in running:
-                record.store.add_rungs({(n, rung): c._asdict() for n, c in found.items()})
-                reached |= found
-        candidates = [plan.trial(n, values, reached[n], STOPPED) for n, values in field.items()]
+        skipped = {number for number, _ in points if number not in remaining or number in reached}
+        with closing(runs.run(points, rung, skip=skipped, keep=True)) as running:
+            for chunk in running:
+                record.store.add_rungs({(n, rung): c._asdict() for n, c in chunk.items()})
+                reached |= chunk
+        candidates = [plan.trial(n, values, reached[n], STOPPED) for n, values in remaining.items()]
         best = rank(candidates, maximize=plan.task.maximize)
-        best = best[: math.ceil(len(field) / plan.halving)]
-        going = {trial.number for trial in best if trial.status != DIVERGED}
-        record.add(trial for trial in candidates if trial.number not in going)
-        runs.forget(field.keys() - going)
-        field = {n: values for n, values in field.items() if n in going}
+        best = best[: math.ceil(len(remaining) / plan.halving)]
+        promoted = {trial.number for trial in best if trial.status != DIVERGED}
+        record.add(trial for trial in candidates if trial.number not in promoted)
+        runs.forget(remaining.keys() - promoted)
+        remaining = {n: values for n, values in remaining.items() if n in promoted}
     _run_to_end(plan, runs, record, points)
 
 
 def _search_bayes(plan: _Plan, runs: TrialRuns, record: _Record) -> None:
-    """Ask Optuna for a batch of trials at a time; what has ended already is told, not run."""
+    """Request batches of trials from Optuna; for trials that have ended, only report the score."""
     with Bayes(plan.space, seed=plan.seed, maximize=plan.task.maximize) as study:
         for number, trial in record.ended.items():
             study.add_finished(number, trial.values, trial.score)
         for first in range(0, plan.trials, plan.lanes):
-            # A whole batch even at the end, so that its trials are those of a longer sweep.
+            # Request a whole batch even at the end, so that a longer sweep has the same trials.
             batch = study.ask(plan.lanes)[: plan.trials - first]
             _run_to_end(plan, runs, record, batch)
             for number, _ in batch:
@@ -282,22 +287,22 @@ def _search_bayes(plan: _Plan, runs: TrialRuns, record: _Record) -> None:
 
 
 def _run_to_end(plan: _Plan, runs: TrialRuns, record: _Record, points: Sequence[Point]) -> None:
-    """Run those that have not ended."""
+    """Run the trials that have not ended."""
     values = dict(points)
     with closing(runs.run(points, plan.steps, skip=record.ended)) as running:
-        for found in running:
-            record.add(plan.trial(n, values[n], curves, COMPLETE) for n, curves in found.items())
+        for chunk in running:
+            record.add(plan.trial(n, values[n], curves, COMPLETE) for n, curves in chunk.items())
 
 
-def _search_together(
+def _search_shared(
     plan: _Plan, runs: TrialRuns, storage: str, callbacks: Sequence[Callable[[Trial], None]]
 ) -> list[Trial]:
-    """Share the trials with whoever works on the same Optuna storage."""
+    """Run a share of the trials, together with other processes on the same Optuna storage."""
     options = {"seed": plan.seed, "maximize": plan.task.maximize, "storage": storage}
     with Bayes(plan.space, **options, name=plan.study()) as study:
         while batch := dict(study.ask(plan.lanes, trials=plan.trials)):
             with closing(runs.run(list(batch.items()), plan.steps)) as running:
-                for number, curves in (entry for found in running for entry in found.items()):
+                for number, curves in (entry for chunk in running for entry in chunk.items()):
                     trial = plan.trial(number, batch[number], curves, COMPLETE)
                     study.tell(number, trial.score, {"trial": encode(vars(trial))})
                     for callback in callbacks:
@@ -322,7 +327,7 @@ def _checked_plan(
     check_search(_WHO, search, seed)
     _checks.check_count(_WHO, "trials", trials, 1)
     _checks.check_count(_WHO, "repeats", repeats, 1)
-    _checks.check_count(_WHO, "seed + repeats", seed + repeats, 1)  # the runs' seeds are int32
+    _checks.check_count(_WHO, "seed + repeats", seed + repeats, 1)  # seeds of runs must be int32
     if halving is not None:
         _checks.check_count(_WHO, "halving", halving, 2)
         if search == "bayes":
@@ -351,7 +356,7 @@ def _checked_plan(
         space=space,
         traced=traced_types(recipe, space, example),
         search=search,
-        # NumPy's integers, too, are kept as JSON.
+        # Python integers, because NumPy integers cannot be stored as JSON.
         trials=int(trials),
         seed=int(seed),
         repeats=int(repeats),
@@ -362,14 +367,14 @@ def _checked_plan(
     )
 
 
-def _check_places(search: str, results: str | Path | None, storage: str | None) -> None:
+def _check_destinations(search: str, results: str | Path | None, storage: str | None) -> None:
     if storage is None:
         return
     if search != "bayes":
         required = "storage must be None unless search='bayes'"
         _checks.fail(_WHO, required, f"storage={storage!r}", "pass a file as results")
     if results is not None:
-        _checks.fail(_WHO, "results must be None where storage keeps them", f"{str(results)!r}")
+        _checks.fail(_WHO, "results must be None with storage", f"{str(results)!r}")
 
 
 def _check_callbacks(callbacks: Any) -> None:
@@ -384,8 +389,8 @@ def _checked_memory(memory: float) -> float:
 
 
 @contextmanager
-def _shown(progress: bool, plan: _Plan) -> Iterator[tuple[Callable[[int], None], Sequence]]:
-    """Yield whom to tell of updates done, and whom of trials ended, for a bar if one is wanted."""
+def _progress_bar(progress: bool, plan: _Plan) -> Iterator[tuple[Callable[[int], None], Sequence]]:
+    """Yield a callback for the updates done and a list of callbacks for trials, for a bar."""
     if not progress:
         yield lambda updates: None, ()
         return
@@ -395,21 +400,21 @@ def _shown(progress: bool, plan: _Plan) -> Iterator[tuple[Callable[[int], None],
 
     ended: list[Trial] = []
     with Progress(console=Console(stderr=True), transient=True) as bar:
-        shown = bar.add_task("compiling", total=_planned_updates(plan))
+        bar_task = bar.add_task("compiling", total=_planned_updates(plan))
 
         def show(trial: Trial) -> None:
             ended.append(trial)
             best = rank(ended, maximize=plan.task.maximize)[0]
             text = f"{len(ended)} of {plan.trials} trials, best {plan.task.score} {best.score:.3g}"
-            bar.update(shown, description=text)
+            bar.update(bar_task, description=text)
 
-        yield lambda updates: bar.update(shown, advance=updates), (show,)
+        yield lambda updates: bar.update(bar_task, advance=updates), (show,)
 
 
 def _planned_updates(plan: _Plan) -> int:
-    """Return the updates of all trials together."""
-    field, done, total = plan.trials, 0, 0
+    """Return the total number of updates of all trials."""
+    remaining, done, total = plan.trials, 0, 0
     for rung in plan.rungs():
-        total += field * (rung - done)
-        field, done = math.ceil(field / plan.halving), rung
-    return total + field * (plan.steps - done)
+        total += remaining * (rung - done)
+        remaining, done = math.ceil(remaining / plan.halving), rung
+    return total + remaining * (plan.steps - done)

@@ -1,4 +1,4 @@
-"""`Sweep`: what a search over hyperparameters found, to read, to plot, and to search on from."""
+"""`Sweep`: the result of a search over hyperparameters, to read, to plot, and to continue from."""
 
 import csv
 import io
@@ -20,23 +20,23 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SHOWN = 10
-"""Trials that a table shows for which nothing else is said."""
+"""The number of trials that a table shows by default."""
 
 
 @dataclass(frozen=True, eq=False)
 class Sweep:
-    """What `sweep` found; `print` it, `plot` it, or go on in `narrowed()`.
+    """The result of `sweep`; it can be printed, plotted, and searched further in `narrowed()`.
 
     Attributes:
         task: the task's name.
-        space: name → range, as searched.
+        space: name → range.
         search: "random", "halton", "grid" or "bayes".
         split: "validation", or None for an objective without data.
         score: the metric by which trials are judged.
         maximize: whether a higher score is better.
-        trials: all that ended, by number.
-        seconds: wall time of this call, with compilation.
-        missing: how many trials other processes that share the storage still run.
+        trials: all trials that ended, by number.
+        seconds: wall time of this call, including compilation.
+        missing: the number of trials still running in other processes that share the storage.
     """
 
     task: str
@@ -50,10 +50,10 @@ class Sweep:
     missing: int = 0
 
     def ranked(self) -> list[Trial]:
-        """Return the trials from the best.
+        """Return the trials, the best first.
 
-        Those that got further go before those that halving stopped, then the better score, then
-        the lower loss; diverged ones come last.
+        The order is by the number of updates (halving stops the worse trials early), then by the
+        score, then by the loss; diverged trials come last.
         """
         return rank(self.trials, maximize=self.maximize)
 
@@ -62,19 +62,20 @@ class Sweep:
         """The best trial.
 
         Raises:
-            ValueError: there is no trial, or every one diverged.
+            ValueError: there is no trial, or every trial diverged.
         """
         self._check_any_converged("best")
         return self.ranked()[0]
 
     def narrowed(self, best: int | None = None) -> dict[str, Range]:
-        """Return a smaller space around the best trials, to search more finely.
+        """Return a smaller space around the best trials, for a finer search.
 
-        Each range is cut to where the best trials lie, with a margin that allows for how many
-        trials there were (see `Range.around`); a range whose best values reach its edge keeps it.
+        Each range is cut to the part that holds the best trials, with a margin that depends on the
+        number of trials (see `Range.around`). A range is not cut at an edge that its best values
+        reach.
 
         Args:
-            best: how many of the best trials to go by, ≥ 1; None for a tenth, and at least 3.
+            best: the number of best trials to use, ≥ 1; None for a tenth of all, and at least 3.
 
         Raises:
             ValueError: every trial diverged.
@@ -107,24 +108,24 @@ class Sweep:
         return f"{self.split} {metric}" if self.split else metric
 
     def table(self, limit: int | None = SHOWN) -> str:
-        """Return the best trials as aligned text, with what stands out below.
+        """Return the best trials as aligned text, followed by notes.
 
         Args:
-            limit: trials to show, ≥ 1; None for all.
+            limit: the number of trials to show, ≥ 1; None for all.
 
         Raises:
             ValueError: `limit` is out of its range.
         """
         if limit is not None:
             _checks.check_count("Sweep.table", "limit", limit, 1)
-        shown = self.ranked()[:limit]
-        columns = {"trial": [str(trial.number) for trial in shown]}
-        columns |= {name: [_value(t.values[name]) for t in shown] for name in self.space}
-        columns[self.title(self.score)] = [self._score(trial) for trial in shown]
+        best_trials = self.ranked()[:limit]
+        columns = {"trial": [str(trial.number) for trial in best_trials]}
+        columns |= {name: [_value(t.values[name]) for t in best_trials] for name in self.space}
+        columns[self.title(self.score)] = [self._score(trial) for trial in best_trials]
         if self.score != "loss":
-            columns["loss"] = [number(trial.loss) for trial in shown]
-        columns["updates"] = [str(trial.num_updates) for trial in shown]
-        columns["status"] = [trial.status for trial in shown]
+            columns["loss"] = [number(trial.loss) for trial in best_trials]
+        columns["updates"] = [str(trial.num_updates) for trial in best_trials]
+        columns["status"] = [trial.status for trial in best_trials]
         return "\n\n".join(filter(None, ("\n".join(aligned(columns)), "\n".join(self._notes()))))
 
     def __str__(self) -> str:
@@ -138,12 +139,12 @@ class Sweep:
             ValueError: there is no trial.
         """
         self._check_any("plot")
-        from optlab.plots import plot_sweep  # which imports this room
+        from optlab.plots import plot_sweep  # here, because `plots` imports this package
 
         return plot_sweep(self)
 
     def to_csv(self) -> str:
-        """Return a line for each trial from the best: what it was, how it ended, its values."""
+        """Return a CSV line per trial, the best first: number, status, scores and values."""
         text = io.StringIO()
         lines = csv.writer(text, lineterminator="\n")
         lines.writerow(["trial", "status", "updates", self.score, "validation_loss", *self.space])
@@ -156,7 +157,7 @@ class Sweep:
         """Return everything as strict JSON; a number that is not finite is null.
 
         Args:
-            extra: further entries, such as the options that led here.
+            extra: further entries, such as the options of the call.
         """
         document = vars(self) | {
             "space": {name: values.to_json() for name, values in self.space.items()},
@@ -190,7 +191,7 @@ class Sweep:
 
 
 def _edge(values: Range, value: Any, trials: int) -> str | None:
-    """Return the end of its range at which a value lies, closer than trials lie to one another."""
+    """Return the end of its range to which a value is closer than trials are to one another."""
     if isinstance(values, Categorical) or trials == 1:
         return None
     position, reach = values.position(value), 0.5 / trials

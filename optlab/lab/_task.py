@@ -1,4 +1,4 @@
-"""`Task`: a training problem as pure functions, the one interface on which the lab is built."""
+"""`Task`: a training problem as pure functions; every tool of the lab takes one."""
 
 import difflib
 from collections.abc import Callable, Mapping
@@ -13,36 +13,36 @@ from optlab import _checks
 from optlab._types import Array, Tree
 
 Batch = Any
-"""A pytree of arrays, one step's data; or () where the objective has none."""
+"""A pytree of arrays with the data of one step; () if the objective has no data."""
 
 
 @dataclass(frozen=True)
 class Task:
     """A model, its data and its objective, without an optimizer.
 
-    Every function is pure and is called under `jit` and `vmap`, for many runs at once: shapes are
-    those of a single run. `model_state` is whatever the model carries besides its parameters and no
-    gradient flows to, such as batch statistics or the streams of dropout; () where there is none.
+    Every function is pure and is called under `jit` and `vmap`, for many runs at once; shapes are
+    those of a single run. `model_state` holds everything in the model that is not trained by
+    gradients, such as batch statistics or the random streams of dropout; () if there is nothing.
 
     Attributes:
-        name: for titles and reports.
+        name: the name in titles and reports.
         init: key → (params, model_state).
-        loss: (params, model_state, batch, key) → (loss, model_state), the loss () float and the
-            model in training mode. `key` is new at each update.
-        batch: (key, step) → batch. `key` is the run's own and the same at every step; `step`, from
-            0, is traced. `shuffled_batches` makes one from arrays.
-        evaluate: (params, model_state, data) → {"loss": () float, …other metrics}, the model in
-            evaluation mode, data one of `splits` (None where there are none).
-        splits: "validation" and optionally "test" → data, as `evaluate` takes it. Empty for an
-            objective without data, whose own value is then all there is to judge.
+        loss: (params, model_state, batch, key) → (loss, model_state), where loss is () float, and
+            the model is in training mode. `key` is new at each update.
+        batch: (key, step) → batch. `key` is the key of the run and the same at every step; `step`
+            counts from 0 and is traced. `shuffled_batches` makes such a function from arrays.
+        evaluate: (params, model_state, data) → {"loss": () float, …other metrics}, where the model
+            is in evaluation mode, and data is one of `splits`, or None if there are none.
+        splits: "validation" and optionally "train" and "test" → data for `evaluate`. Empty for an
+            objective without data; runs are then judged by the objective itself.
         score: the metric by which runs are judged.
         maximize: whether a higher score is better.
-        target: a score worth reaching; None if no such is known.
+        target: a score worth reaching; None if none is known.
         num_steps: updates of a usual run, ≥ 1.
         eval_every: updates between evaluations, ≥ 1; None for a thirtieth of the run.
 
     Example:
-        A Linen model, by the names it is usually given, is a task in a few lines:
+        A Linen model with the usual names is a task in a few lines:
 
             def loss(params, stats, batch, key):
                 logits, changed = model.apply(
@@ -54,7 +54,7 @@ class Task:
                 stats = model.init(key, example, train=False)
                 return stats.pop("params"), stats
 
-        A plain function of an array needs no more than this:
+        A plain function of an array is a task, too:
 
         >>> parabola = Task(
         ...     name="parabola",
@@ -83,19 +83,19 @@ class Task:
 def shuffled_batches(data: Batch, batch_size: int) -> Callable[[Array, Array], Batch]:
     """Return a `Task.batch` that draws without replacement, in a new order each epoch.
 
-    The examples left over when `batch_size` does not divide their number sit out that epoch; in the
-    next one, others do. The order is computed anew at each step from the key and the epoch alone,
-    so that nothing has to be carried along; this sorts n numbers, little beside an update.
+    If `batch_size` does not divide the number of examples, the last few examples of the order are
+    left out of that epoch. The order is computed anew at each step from the key and the epoch, so
+    that no state has to be carried; sorting n numbers costs little beside an update.
 
     Args:
         data: a pytree of arrays, each (n, …).
-        batch_size: examples a batch, in [1, n].
+        batch_size: examples per batch, in [1, n].
 
     Returns:
         (key, step) → a pytree like `data`, each array (batch_size, …).
 
     Raises:
-        ValueError: if `batch_size` is not in [1, n].
+        ValueError: `batch_size` is not in [1, n].
 
     Example:
         >>> batch = shuffled_batches(jnp.arange(6), batch_size=2)
@@ -124,17 +124,17 @@ def shuffled_batches(data: Batch, batch_size: int) -> Callable[[Array, Array], B
 
 
 def check_task(who: str, task: Any) -> None:
-    """Require a task that the lab can train: its functions return what `Task` says they do.
+    """Require a task that the lab can train: its functions return what `Task` documents.
 
-    They are traced and nothing is computed, so that this costs little beside a compilation.
+    The functions are traced without computing anything, which costs little beside a compilation.
 
     Args:
         who: the public name that errors begin with.
-        task: what was given.
+        task: the object to check.
 
     Raises:
-        ValueError: it is no `Task`, or something of it is not as it must be. What the task's own
-            functions raise is passed on as it is.
+        ValueError: the object is not a `Task`, or one of its fields or results is not as required.
+            Errors of the task's own functions are passed on unchanged.
     """
     if not isinstance(task, Task):
         required = "task must be an optlab.lab.Task"
@@ -168,10 +168,10 @@ def _check_init(who: str, task: Task) -> tuple[Tree, Tree]:
     """Return the shapes of the parameters and of the model's state."""
 
     def init(key: Array) -> tuple[Tree, Tree]:
-        made = task.init(key)
-        _check_pair(who, "Task.init must return (params, model_state)", made)
-        _check_arrays(who, "Task.init must return", made)
-        return tuple(made)
+        result = task.init(key)
+        _check_pair(who, "Task.init must return (params, model_state)", result)
+        _check_arrays(who, "Task.init must return", result)
+        return tuple(result)
 
     params, model_state = jax.eval_shape(init, jax.random.key(0))
     for path, leaf in jax.tree.leaves_with_path(params):
@@ -180,7 +180,7 @@ def _check_init(who: str, task: Task) -> tuple[Tree, Tree]:
                 who,
                 "parameters must be floating point or complex",
                 f"{leaf.dtype} at {_place(path)}",
-                "what no gradient flows to belongs in model_state",
+                "put arrays without gradients into model_state",
             )
     return params, model_state
 
@@ -189,10 +189,10 @@ def _check_loss(who: str, task: Task, params: Tree, model_state: Tree) -> None:
     def loss(params: Tree, model_state: Tree, key: Array, step: Array) -> tuple[Array, Tree]:
         batch = task.batch(key, step)
         _check_arrays(who, "Task.batch must return", batch)
-        made = task.loss(params, model_state, batch, key)
-        _check_pair(who, "Task.loss must return (loss, model_state)", made)
-        _check_arrays(who, "Task.loss must return", made)
-        return tuple(made)
+        result = task.loss(params, model_state, batch, key)
+        _check_pair(who, "Task.loss must return (loss, model_state)", result)
+        _check_arrays(who, "Task.loss must return", result)
+        return tuple(result)
 
     key, step = jax.random.key(0), jnp.int32(0)
     value, updated = jax.eval_shape(loss, params, model_state, key, step)
@@ -207,8 +207,8 @@ def _check_loss(who: str, task: Task, params: Tree, model_state: Tree) -> None:
 
 
 def _check_same_state(who: str, before: Tree, after: Tree) -> None:
-    """Require that an update leaves the model's state as it was but for the numbers in it."""
-    required = "Task.loss must return a model_state like the one it gets, as a loop carries it"
+    """Require that an update changes only the numbers of the model's state, not its structure."""
+    required = "Task.loss must return a model_state with the structure and types of its input"
     old, new = (
         {_place(path): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
         for tree in (before, after)
@@ -265,12 +265,12 @@ def _check_pair(who: str, required: str, value: Any) -> None:
 
 
 def _check_arrays(who: str, required: str, tree: Any) -> None:
-    """Require a pytree of what JAX takes for arrays."""
+    """Require a pytree of arrays, or of objects that JAX accepts as arrays."""
     for path, leaf in jax.tree.leaves_with_path(tree):
         try:
             jax.typeof(leaf)
         except TypeError:
-            remedy = "keep what is no array in the function, or register its class as a pytree"
+            remedy = "hold other objects in a closure, or register their class as a pytree"
             got = f"{type(leaf).__name__} at {_place(path)}"
             _checks.fail(who, f"{required} a pytree of arrays", got, remedy)
 

@@ -1,4 +1,4 @@
-"""`tensorboard`: the curves of `train` as TensorBoard reads them."""
+"""`tensorboard`: a callback that writes the curves of `train` for TensorBoard."""
 
 import time
 import weakref
@@ -15,19 +15,20 @@ _WHO = "tensorboard"
 def tensorboard(folder: str | Path) -> Callable[[Evaluation], None]:
     """Return a callback of `train` that writes its curves for TensorBoard.
 
-    The scalars are "loss" at each update, and at each evaluation "learning_rate", "train/…",
-    "validation/…" and "monitored/…". What was written is on disk when the callback returns. A run
-    that goes on from a checkpoint may write into the same folder.
+    The scalars are "loss" at each update, and "learning_rate", "train/…", "validation/…" and
+    "monitored/…" at each evaluation. They are on disk when the callback returns. A run that
+    continues from a checkpoint may write into the same folder.
 
     Args:
-        folder: where to write; made where it does not exist. One for each run.
+        folder: where to write; created if it does not exist. Use one folder per run.
 
     Raises:
         ModuleNotFoundError: if tensorboardX is not installed.
         ValueError: the folder cannot be written to.
     """
-    # Its usual writer loses the last numbers where a process is killed, as it writes them from a
-    # thread that `flush` does not wait for, and the file of an earlier run of the same second.
+    # tensorboardX's usual writer loses numbers in two cases: if a process is killed, because it
+    # writes in a thread that `flush` does not wait for; and if an earlier run began in the same
+    # second, because it overwrites that run's file.
     with needs_extra(_WHO, "tensorboard"):
         from tensorboardX.event_file_writer import EventsWriter
         from tensorboardX.proto.event_pb2 import Event

@@ -1,4 +1,4 @@
-"""`train`: one run, evaluated as it goes, from which nothing is lost.
+"""`train`: one run that is evaluated, recorded, and can be continued after an interruption.
 
 The updates between two evaluations are one call of one compiled program, whatever their number.
 """
@@ -35,23 +35,23 @@ from optlab.lab._task import Task, check_task
 _WHO = "train"
 
 EVALUATIONS = 30
-"""Evaluations in a run for which nothing else is said."""
+"""The number of evaluations in a run, if neither the caller nor the task sets `eval_every`."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a callback of `train` is told, at the start and after each interval.
+    """The argument of a callback of `train`, which is called at the start and after each interval.
 
     Attributes:
         step: updates done.
         steps: updates of the whole run.
-        losses: (updates,) float, of each update since the evaluation before.
-        learning_rate: that of the last update, the largest of its groups; None where it is not
-            known.
+        losses: (updates,) float, the loss of each update since the previous evaluation.
+        learning_rate: the rate of the last update; with several parameter groups the largest one.
+            None if it is unknown.
         train: metric → float, on the train split; empty if there is none.
-        validation: metric → float, on the validation split, or of the objective itself.
-        monitored: what `monitor` recorded at the last update; empty without it.
-        seconds: since the run, or its continuation, began.
+        validation: metric → float, on the validation split; without splits, of the objective.
+        monitored: the values of `monitor` at the last update; empty without `monitor`.
+        seconds: seconds since this call of `train` began.
     """
 
     step: int
@@ -66,17 +66,17 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Run:
-    """What `train` returns.
+    """The result of `train`.
 
     Attributes:
-        params: the parameters; with early stopping those of the best evaluation.
-        model_state: what else the model carries, of the same moment.
+        params: the final parameters; with early stopping those of the best evaluation.
+        model_state: the rest of the model's state, at the same update as `params`.
         opt_state: the optimizer's state after the last update.
         history: the curves.
-        step: the updates after which the parameters are taken.
-        reason: why the run ended: "all updates done", or what early stopping or a loss that is not
-            finite says.
-        test: metric → float, of these parameters on the test split; empty if there is none.
+        step: the number of updates after which `params` were taken.
+        reason: why the run ended: "all updates done", the reason of early stopping, or the update
+            whose loss is not finite.
+        test: metric → float, of `params` on the test split; empty if there is none.
     """
 
     params: Tree = field(repr=False)
@@ -100,37 +100,38 @@ def train(
     progress: bool = False,
     checkpoints: str | Path | None = None,
 ) -> Run:
-    """Train, evaluate at regular intervals, and record all of it.
+    """Train, evaluate at regular intervals, and record everything.
 
-    The run of `key=jax.random.key(seed)` is that of the same seed in `compare` and `sweep`. It ends
-    early at an interval in which a loss is not finite.
+    The run of `key=jax.random.key(seed)` is the same as that of the seed in `compare` and `sweep`.
+    It ends early after an interval in which a loss is not finite.
 
     Args:
-        task: the problem. At each evaluation all its splits but "test" are looked at; "test" once,
-            at the end.
-        tx: the optimizer; put `monitor` around it, or in it, and `History.monitored` has what it
-            records.
+        task: the problem. All its splits except "test" are evaluated at each evaluation; "test" is
+            evaluated once, at the end.
+        tx: the optimizer. If `monitor` is around it or in it, its values are in
+            `History.monitored`.
         steps: updates, ≥ 1.
-        key: of the run: the initialization, the batches and the noise.
-        eval_every: updates between evaluations, ≥ 1; None for the task's, or a thirtieth of the
-            run.
-        early_stopping: fed with the task's score at each evaluation, also before the first update;
-            its mode must be "max" where a higher score is better. A new one; the best parameters
-            are returned, in place of what it may have been made to keep.
-        callbacks: each, in turn, is called with an `Evaluation`, such as `tensorboard("runs/1")`.
-            What one raises ends the run; it is told once the checkpoint is written.
-        progress: whether to show a bar on stderr, where that is a terminal.
-        checkpoints: a folder, of this run alone, for Orbax to keep it in as it stood at the last
-            evaluation. A run that finds one there goes on from it, tells its callbacks of that
-            evaluation once more, and ends equal bit for bit to one that was never stopped. `steps`
-            may be raised then, which adds an evaluation where it ended before. Another run's
-            checkpoint is refused, as far as it can be told: what an optimizer of Optax was made
-            with is not in its state. Each takes about a tenth of a second. None to keep nothing.
+        key: the random key of the run, for the initialization, the batches and the noise.
+        eval_every: updates between evaluations, ≥ 1; None for the task's own number, or else a
+            thirtieth of the run.
+        early_stopping: updated with the task's score at each evaluation, including the one before
+            the first update; its mode must be "max" if a higher score is better. Must be unused.
+            `train` keeps the best parameters itself and replaces any `best_params` passed to it.
+        callbacks: functions of an `Evaluation`, called in order at each evaluation, after its
+            checkpoint is written; `tensorboard("runs/1")` makes one. An error of a callback ends
+            the run.
+        progress: whether to show a progress bar on stderr, if that is a terminal.
+        checkpoints: a folder, for this run only, in which Orbax stores the run at each evaluation;
+            None for none. A run that finds a checkpoint continues from it, calls its callbacks for
+            that evaluation once more, and ends bit for bit like one that was never stopped. `steps`
+            may then be raised, which leaves an additional evaluation at the former end. The
+            checkpoint of another run is refused, unless only the arguments of an Optax optimizer
+            differ, which its state does not hold. A checkpoint takes about a tenth of a second.
 
     Raises:
         ModuleNotFoundError: Orbax, for `checkpoints`, or rich, for `progress`, is not installed.
-        ValueError: an argument is out of its range, the task is not one, or the checkpoint is
-            damaged or that of another run.
+        ValueError: an argument is out of its range, `task` is not a valid task, or the checkpoint
+            is damaged or belongs to another run.
 
     Example:
         >>> import optlab
@@ -151,13 +152,16 @@ def train(
     if eval_every is None:
         eval_every = task.eval_every or math.ceil(steps / EVALUATIONS)
     _checks.check_count(_WHO, "eval_every", eval_every, 1)
-    # As a NumPy integer, an argument of a compiled program would have it compiled once more.
+    # Python integers, because NumPy integers would compile the program a second time.
     steps, eval_every = int(steps), int(eval_every)
     began = time.perf_counter()
     loop = _Loop(task, tx, _loop.run_keys(key), min(eval_every, steps))
     about = partial(_about, task, key)
-    with _kept_in(checkpoints, about) as kept, _shown(progress, steps) as bar:
-        for position in _positions(loop, loop.start(early_stopping), steps, kept):
+    with (
+        _checkpoints_in(checkpoints, about) as checkpointer,
+        _progress_callbacks(progress, steps) as bar,
+    ):
+        for position in _positions(loop, loop.start(early_stopping), steps, checkpointer):
             evaluation = _evaluation(position, steps, time.perf_counter() - began)
             for callback in (*callbacks, *bar):
                 callback(evaluation)
@@ -165,17 +169,18 @@ def train(
 
 
 class _State(NamedTuple):
-    """What a run carries from evaluation to evaluation; all of it is kept in a checkpoint."""
+    """The state that a run carries between evaluations; checkpoints store all of it."""
 
     run: TrainState
     stopper: EarlyStopping | None
 
 
 class _Position(NamedTuple):
-    """Where a run stands: updates done, its state, and its curves by name.
+    """The position of a run: updates done, its state, and its curves by name.
 
-    The curves are "loss", "learning_rate" and "monitored/…", a number for each update; "steps",
-    "train/…" and "validation/…", one for each evaluation. There are none before the first.
+    The curves "loss", "learning_rate" and "monitored/…" have a number for each update; "steps",
+    "train/…" and "validation/…" have one for each evaluation. Before the first evaluation there are
+    no curves.
     """
 
     step: int
@@ -184,33 +189,33 @@ class _Position(NamedTuple):
 
 
 class _Loop:
-    """The compiled programs of one run, and how it goes on from position to position."""
+    """The compiled programs of one run, which advance it from position to position."""
 
     def __init__(self, task: Task, tx: optax.GradientTransformation, keys: Keys, eval_every: int):
         self._task, self._eval_every, self._keys = task, eval_every, keys
         self._begin = jax.jit(partial(_begin, task, tx))
         self._advance = jax.jit(partial(_advance, task, tx, eval_every), donate_argnums=1)
-        self._evaluate = jax.jit(task.evaluate)  # itself, which JAX knows again in another run
+        self._evaluate = jax.jit(task.evaluate)  # no wrapper, so that runs share a compilation
         self._judge = jax.jit(_judge)
         splits = {name: data for name, data in task.splits.items() if name != "test"}
-        # Where there is no data, the objective itself is what can be validated.
-        self._looked_at = jax.device_put(splits) or {"validation": None}
+        # A task without data is validated on the objective itself.
+        self._evaluation_data = jax.device_put(splits) or {"validation": None}
 
     def start(self, early_stopping: EarlyStopping | None) -> _Position:
         """Return the position before the first evaluation."""
         run = self._begin(self._keys)
-        stopper = early_stopping and early_stopping.keeping(_kept_of(run))
+        stopper = early_stopping and early_stopping.keeping(_params_and_state(run))
         return _Position(0, _State(run, stopper), {})
 
     def go_on(self, position: _Position, steps: int) -> _Position:
-        """Return the position at the next evaluation; that given can no longer be used."""
+        """Return the position at the next evaluation; the old position can no longer be used."""
         first, (run, stopper), curves = position
         every = self._eval_every
         stop = min(steps, (first // every + 1) * every) if curves else 0
         run, traces = self._advance(self._keys, run, first, stop - first)
         new = {name: np.asarray(trace)[: stop - first] for name, trace in traces.items()}
         new["steps"] = np.array([stop])
-        for split, data in self._looked_at.items():
+        for split, data in self._evaluation_data.items():
             metrics = self._metrics(run, data)
             new |= {f"{split}/{name}": value[None] for name, value in metrics.items()}
         if stopper is not None:
@@ -222,11 +227,11 @@ class _Loop:
         return _Position(stop, _State(run, stopper), curves)
 
     def finish(self, position: _Position, steps: int) -> Run:
-        """Return what the run has come to."""
+        """Return the result of the run."""
         step, (run, stopper), curves = position
         reason = _reason_to_end(position, steps)
         if stopper is not None:
-            run = _with_kept(run, stopper.best_params)
+            run = _with_params_and_state(run, stopper.best_params)
             step = int(curves["steps"][max(0, int(stopper.best_check) - 1)])
         history = History(
             loss=curves["loss"],
@@ -258,25 +263,26 @@ class _Loop:
 
 
 def _positions(
-    loop: _Loop, position: _Position, steps: int, kept: Checkpoints | None
+    loop: _Loop, position: _Position, steps: int, checkpointer: Checkpoints | None
 ) -> Iterator[_Position]:
-    """Yield where the run stands at each evaluation, once it is kept; first where it goes on from.
+    """Yield the position at each evaluation, after its checkpoint is written.
 
-    That is yielded again, as the run may have been stopped before its callbacks were told of it.
+    A restored position is yielded first, because the run may have been stopped before its callbacks
+    were called for it.
     """
-    if kept and (found := kept.restore(position.state)):
-        position = _Position(*found)
-        _check_not_past(position.step, steps, kept.folder)
+    if checkpointer and (restored := checkpointer.restore(position.state)):
+        position = _Position(*restored)
+        _check_not_past(position.step, steps, checkpointer.folder)
         yield position
     while _reason_to_end(position, steps) is None:
         position = loop.go_on(position, steps)
-        if kept:
-            kept.save(*position)
+        if checkpointer:
+            checkpointer.save(*position)
         yield position
 
 
 def _evaluation(position: _Position, steps: int, seconds: float) -> Evaluation:
-    """Return what callbacks are told of a position."""
+    """Return the argument of callbacks for a position."""
     curves = position.curves
     since = int(curves["steps"][-2]) if len(curves["steps"]) > 1 else 0
     rates = curves.get("learning_rate", np.zeros(0))
@@ -293,10 +299,10 @@ def _evaluation(position: _Position, steps: int, seconds: float) -> Evaluation:
 
 
 def _begin(task: Task, tx: optax.GradientTransformation, keys: Keys) -> TrainState:
-    """Return a run before its first update, in the types that it has after it.
+    """Return a run before its first update, with the types that it has after an update.
 
-    A number that the task has made no array of would be of a weak type until then, and the program
-    that updates it be compiled for both.
+    Numbers that are not arrays would have a weak type before the first update, and the program that
+    updates them would be compiled twice.
     """
     return jax.tree.map(
         lambda leaf: jnp.asarray(leaf, jnp.result_type(leaf)), _loop.begin(task, tx, keys)
@@ -312,52 +318,52 @@ def _advance(
     first: Array,
     count: Array,
 ) -> tuple[TrainState, dict[str, Array]]:
-    """Do up to `size` updates and record each; past `count` the records are zeros."""
+    """Make `count` updates, at most `size`, and record each; the records have length `size`."""
 
     def body(i: Array, carry: tuple) -> tuple:
         run, traces = carry
         run, loss = _loop.update(task, tx, keys, run, first + i)
-        seen = _observe(run.opt_state, loss)
-        return run, {name: trace.at[i].set(seen[name]) for name, trace in traces.items()}
+        observed = _observe(run.opt_state, loss)
+        return run, {name: trace.at[i].set(observed[name]) for name, trace in traces.items()}
 
-    seen = jax.eval_shape(_observe, run.opt_state, jnp.zeros((), float))
-    traces = {name: jnp.zeros((size,), value.dtype) for name, value in seen.items()}
+    observed = jax.eval_shape(_observe, run.opt_state, jnp.zeros((), float))
+    traces = {name: jnp.zeros((size,), value.dtype) for name, value in observed.items()}
     return lax.fori_loop(0, count, body, (run, traces))
 
 
 def _observe(opt_state: optax.OptState, loss: Array) -> dict[str, Array]:
-    """Return what is recorded of an update: the loss before it, the rate, and what is monitored."""
-    seen = {f"monitored/{name}": value for name, value in monitored(opt_state).items()}
-    seen["loss"] = jnp.asarray(loss, float)
+    """Return the record of an update: the loss before it, the rate, and the monitored values."""
+    observed = {f"monitored/{name}": value for name, value in monitored(opt_state).items()}
+    observed["loss"] = jnp.asarray(loss, float)
     rates = _learning_rates(opt_state)
     if rates:
-        seen["learning_rate"] = jnp.max(jnp.stack(rates))
-    return seen
+        observed["learning_rate"] = jnp.max(jnp.stack(rates))
+    return observed
 
 
 def _learning_rates(opt_state: optax.OptState) -> list[Array]:
-    """Return the rate in force in each group of parameters, with the scale of its plateaus."""
-    found = hyperparams(opt_state)
+    """Return the rate of each parameter group, including the scale of `reduce_on_plateau`."""
+    values_by_name = hyperparams(opt_state)
     rates = []
-    for name, rate in found.items():
+    for name, rate in values_by_name.items():
         *group, own = name.split("/")
         if own == "learning_rate":
             scale = "/".join([*group, "scale"])
-            rates.append(rate * found.get(scale, found.get("scale", 1.0)))
+            rates.append(rate * values_by_name.get(scale, values_by_name.get("scale", 1.0)))
     return rates
 
 
 def _judge(stopper: EarlyStopping, score: Array, run: TrainState) -> EarlyStopping:
-    return stopper.update(score, _kept_of(run))
+    return stopper.update(score, _params_and_state(run))
 
 
-def _kept_of(run: TrainState) -> tuple[Tree, Tree]:
-    """Return what early stopping keeps of a run."""
+def _params_and_state(run: TrainState) -> tuple[Tree, Tree]:
+    """Return the parts of a run that early stopping stores."""
     return run.params, _loop.without_keys(run.model_state)
 
 
-def _with_kept(run: TrainState, kept: tuple[Tree, Tree]) -> TrainState:
-    params, model_state = kept
+def _with_params_and_state(run: TrainState, best: tuple[Tree, Tree]) -> TrainState:
+    params, model_state = best
     model_state = _loop.with_keys(model_state, run.model_state)
     return run._replace(params=params, model_state=model_state)
 
@@ -374,18 +380,18 @@ def _reason_to_end(position: _Position, steps: int) -> str | None:
 
 
 def _under(prefix: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Return the arrays named "prefix/name", by name."""
+    """Return the arrays whose names begin with "prefix/", by the rest of their names."""
     start = f"{prefix}/"
     return {k.removeprefix(start): x for k, x in arrays.items() if k.startswith(start)}
 
 
 def _latest(prefix: str, curves: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """Return the last number of each curve named "prefix/name" that has one, by name."""
+    """Return the last number of each curve that `_under` returns and that has one."""
     return {name: float(x[-1]) for name, x in _under(prefix, curves).items() if x.size}
 
 
 def _about(task: Task, key: Array, state: _State) -> dict[str, Any]:
-    """Return what tells a run from another whose state looks alike, as JSON."""
+    """Return the facts that identify a run, beyond the layout of its state, as JSON."""
     rule = ("patience", "min_delta", "stop_on_nonfinite")
     return {
         "task": task.name,
@@ -396,23 +402,25 @@ def _about(task: Task, key: Array, state: _State) -> dict[str, Any]:
 
 
 @contextmanager
-def _kept_in(
+def _checkpoints_in(
     folder: str | Path | None, about: Callable[[_State], Mapping[str, Any]]
 ) -> Iterator[Checkpoints | None]:
-    """Yield the checkpoints in a folder; None for none."""
+    """Yield the checkpoints in a folder; None without a folder."""
     if folder is None:
         yield None
         return
-    kept = Checkpoints(_WHO, folder, about)
+    checkpointer = Checkpoints(_WHO, folder, about)
     try:
-        yield kept
+        yield checkpointer
     finally:
-        kept.close()
+        checkpointer.close()
 
 
 @contextmanager
-def _shown(progress: bool, steps: int) -> Iterator[Sequence[Callable[[Evaluation], None]]]:
-    """Yield the callbacks that show progress, if wanted."""
+def _progress_callbacks(
+    progress: bool, steps: int
+) -> Iterator[Sequence[Callable[[Evaluation], None]]]:
+    """Yield a callback that shows a progress bar, or nothing if none is wanted."""
     if not progress:
         yield ()
         return
@@ -421,14 +429,14 @@ def _shown(progress: bool, steps: int) -> Iterator[Sequence[Callable[[Evaluation
         from rich.progress import Progress
 
     console = Console(stderr=True)
-    # What callbacks print would end on stderr, too, where stdout goes elsewhere.
+    # If stdout goes elsewhere, the bar must not redirect the output of callbacks to stderr.
     redirect = sys.stdout.isatty()
     with Progress(console=console, transient=True, redirect_stdout=redirect) as bar:
-        shown = bar.add_task("compiling", total=steps)
+        bar_task = bar.add_task("compiling", total=steps)
 
         def show(evaluation: Evaluation) -> None:
             metrics = "  ".join(f"{k} {v:.3g}" for k, v in evaluation.validation.items())
-            bar.update(shown, description=metrics, completed=evaluation.step)
+            bar.update(bar_task, description=metrics, completed=evaluation.step)
 
         yield (show,)
 
@@ -439,7 +447,7 @@ def _check_arguments(tx: optax.GradientTransformation, steps: int, key: Array) -
             _WHO,
             "tx must be an optax.GradientTransformation",
             repr(tx),
-            "pass optlab.adam(1e-3), a function of the rate already called",
+            "pass optlab.adam(1e-3), say, not the function optlab.adam",
         )
     _checks.check_count(_WHO, "steps", steps, 1)
     _loop.check_key(_WHO, key)
@@ -471,7 +479,7 @@ def _check_options(
         _checks.fail(
             _WHO,
             "early_stopping must be new",
-            f"one that has made {early_stopping.num_checks} checks",
+            f"num_checks={early_stopping.num_checks}",
             "pass EarlyStopping(patience=3), say",
         )
 

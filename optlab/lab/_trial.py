@@ -1,4 +1,4 @@
-"""`Trial`: one point of a sweep, and what came of it."""
+"""`Trial`: one point of a sweep, and its result."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ import numpy as np
 from optlab.lab._grid import DIVERGENCE_FACTOR
 
 COMPLETE, STOPPED, DIVERGED = "complete", "stopped", "diverged"
-"""How a trial ended: it ran to its end, was given up for better ones, or its loss ran away."""
+"""How a trial ended: at its last update, stopped early by halving, or by divergence."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -17,15 +17,16 @@ class Trial:
     """One point of a sweep, run from one or several seeds.
 
     Attributes:
-        number: from 0; with the sweep's seed it decides the values and all randomness.
+        number: counted from 0; with the sweep's seed it determines the values and all randomness.
         values: name → value.
-        status: "complete"; "stopped", where halving gave it up for better ones; or "diverged".
+        status: "complete"; "stopped", if halving stopped it early; or "diverged".
         steps: (evaluations,) int, updates done at each evaluation.
-        train_loss: (seeds, evaluations) float, mean loss of the batches since the evaluation
-            before; NaN at 0.
-        validation: metric → (seeds, evaluations) float, on the validation split, or of the
-            objective itself where the task has no splits.
-        score: the judged metric at the last evaluation, mean over the seeds; NaN if it diverged.
+        train_loss: (seeds, evaluations) float, the mean loss of the batches since the previous
+            evaluation; NaN at 0.
+        validation: metric → (seeds, evaluations) float, on the validation split; if the task has no
+            splits, the metrics of the objective itself.
+        score: the judged metric at the last evaluation, as the mean over the seeds; NaN if the
+            trial diverged.
     """
 
     number: int
@@ -38,21 +39,21 @@ class Trial:
 
     @property
     def num_updates(self) -> int:
-        """The updates it got."""
+        """The number of updates done."""
         return int(self.steps[-1])
 
     @property
     def loss(self) -> float:
-        """The validation loss at the last evaluation, mean over the seeds."""
-        with np.errstate(invalid="ignore"):  # ∞ − ∞, of a trial that diverged
+        """The validation loss at the last evaluation, as the mean over the seeds."""
+        with np.errstate(invalid="ignore"):  # the mean of a diverged trial may be ∞ − ∞
             return float(self.validation["loss"][:, -1].mean(dtype=float))
 
 
 def has_diverged(train_loss: np.ndarray, loss: np.ndarray, scores: np.ndarray) -> bool:
-    """Whether any of the seeds' curves (seeds, evaluations) ran away.
+    """Whether a curve (seeds, evaluations) of any seed diverged.
 
-    A loss or a score is not finite at some time, or the last training or validation loss exceeds
-    the first by more than three times its size.
+    A seed diverged if a loss or a score was ever not finite, or if the last training or validation
+    loss exceeds the first by more than three times the size of the first.
     """
     losses = [train_loss[:, 1:], loss]  # there is no training loss before the first update
     if not all(np.isfinite(curves).all() for curves in (*losses, scores)):
@@ -63,7 +64,7 @@ def has_diverged(train_loss: np.ndarray, loss: np.ndarray, scores: np.ndarray) -
 
 
 def rank(trials: Sequence[Trial], *, maximize: bool) -> list[Trial]:
-    """Order trials from the best: those that got furthest first, then by score, loss and number."""
+    """Order trials from the best: by updates done, then score, loss and number."""
 
     def order(trial: Trial) -> tuple:
         if trial.status == DIVERGED:

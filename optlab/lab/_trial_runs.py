@@ -1,15 +1,14 @@
-"""Train the trials of a sweep: lanes of one compiled program where shapes allow.
+"""Train the trials of a sweep, as lanes of one compiled program where shapes allow.
 
-Values that set no shape and choose no branch are arguments of a program, a lane for each trial.
-Trials that differ in the others, the static ones, make a group each, with a program of its own,
-which is compiled once: a program always has the same number of lanes, idle ones among them where
-trials run out, and goes from any update to any other. On a CPU, as many programs as it has cores
-run at once.
+Values that set no shape and choose no branch are arguments of a program; each trial is a lane. The
+other values are static. Trials with the same static values form a group, which has its own program,
+compiled once: a program always has the same number of lanes, some of them idle when trials run out,
+and can advance from any update to any other. On a CPU, one program runs per core.
 
-A lane's result does not depend on what its neighbours hold, but the same trial may come out
-otherwise in its last bit in another lane: where lanes share one operand, as all do the batch in the
-first layer, their products are one large matrix product, whose last columns are rounded apart. So a
-trial keeps its lane, by its place among all trials of its program, whichever of them are run.
+A lane's result does not depend on its neighbours, but a trial may differ in its last bit between
+lanes. If lanes share an operand, as they share the batch in the first layer, XLA computes their
+products as one large matrix product and rounds its last columns differently. Each trial therefore
+has a fixed lane, given by its place among all trials of its program, whichever of them run.
 """
 
 import os
@@ -29,17 +28,17 @@ from optlab.lab._loop import TrainState
 from optlab.lab._recipe import Recipe, Values
 
 Point = tuple[int, Values]
-"""A trial's number and values."""
+"""The number and the values of a trial."""
 
 Chunk = Mapping[int, Point]
-"""Trials by the lanes in which they run together; the other lanes are idle."""
+"""The trials that run together, by lane; lanes without a trial are idle."""
 
 Static = tuple[tuple[str, str], ...]
-"""The values that are compiled into a program, as something to look it up by."""
+"""The values that are compiled into a program, as a key to look it up by."""
 
 
 class Curves(NamedTuple):
-    """What a trial has come to.
+    """The curves of a trial, or of several in lanes.
 
     Attributes:
         steps: (evaluations,) int.
@@ -53,17 +52,17 @@ class Curves(NamedTuple):
 
 
 class TrialRuns:
-    """The trials of one sweep, trained as far as asked.
+    """The trials of one sweep, each trained up to the last requested update.
 
     Args:
         recipe: what to train.
         traced: the values that are arguments of a program, name → type.
-        seeds: of the runs of each trial.
+        seeds: the seeds of the runs of each trial.
         eval_every: updates between evaluations.
         lanes: trials that run together.
-        memory: bytes that all that run together may take; fewer lanes do where they would take
-            more.
-        on_updates: told of the updates done, of all trials together; from several threads.
+        memory: bytes that all programs running together may take; if they would take more, fewer
+            lanes run.
+        on_updates: called with the number of updates done, over all trials; from several threads.
     """
 
     def __init__(
@@ -79,11 +78,11 @@ class TrialRuns:
     ):
         self._recipe, self._traced, self._on_updates = recipe, traced, on_updates
         self._seeds = jnp.asarray(seeds)
-        # A core of a CPU each: a single program of few lanes keeps only one busy.
+        # One program per core of a CPU, because a program of few lanes keeps only one core busy.
         self._streams = os.cpu_count() or 1 if jax.default_backend() == "cpu" else 1
         self._eval_every, self._lanes, self._memory = eval_every, lanes, memory / self._streams
         self._groups: dict[tuple, _Group] = {}
-        self._reached: dict[int, tuple[TrainState, Curves]] = {}
+        self._resumable: dict[int, tuple[TrainState, Curves]] = {}
         self._stopping = False
 
     def run(
@@ -94,23 +93,23 @@ class TrialRuns:
         skip: Container[int] = (),
         keep: bool = False,
     ) -> Iterator[dict[int, Curves]]:
-        """Train up to an update; yield what has come of the trials, as many at a time as end.
+        """Train trials up to an update; yield the curves of each chunk of trials when it ends.
 
         Args:
-            points: the trials. Those that were kept go on from where they were.
+            points: the trials. Trials that an earlier call kept continue from there.
             stop: updates done at the end.
-            skip: the numbers of trials that have their place among these, but are not trained.
-            keep: whether they may be asked to go on later, and what that takes is kept.
+            skip: numbers of trials that are not trained, but keep their lanes.
+            keep: whether to store the states of the trials, so that a later call can continue them.
         """
-        wanted = self._grouped(points, skip)
+        pending = self._grouped(points, skip)
         compiling: dict[Future, tuple[_Group, list[tuple[int, Point]]]] = {}
         running: set[Future] = set()
         with ThreadPoolExecutor(self._streams) as pool:
             try:
-                while wanted or compiling or running:
-                    # The next group is traced and compiled while the last one runs.
-                    while wanted and len(compiling) + len(running) < self._streams:
-                        static, members = wanted.popleft()
+                while pending or compiling or running:
+                    # Trace and compile the next group while the previous one runs.
+                    while pending and len(compiling) + len(running) < self._streams:
+                        static, members = pending.popleft()
                         _, (_, example) = members[0]
                         group = self._group(static, example)
                         compiling[group.compiled] = group, members
@@ -123,34 +122,34 @@ class TrialRuns:
                         group.fit(self._memory)
                         for chunk in self._chunks(members, group.lanes):
                             running.add(pool.submit(self._run_chunk, group, chunk, stop, keep))
-            finally:  # an error or an interruption, if there is anything left
+            finally:  # stops the remaining work after an error or an interruption
                 self._stopping = True
                 pool.shutdown(cancel_futures=True)
                 self._stopping = False
 
     def forget(self, numbers: Iterable[int]) -> None:
-        """Drop what was kept of trials that do not go on."""
+        """Drop the stored states of trials that do not continue."""
         for number in numbers:
-            self._reached.pop(number, None)
+            self._resumable.pop(number, None)
 
     def _grouped(
         self, points: Sequence[Point], skip: Container[int]
     ) -> deque[tuple[Static, list[tuple[int, Point]]]]:
-        """Return the trials of each program that are to be trained, with their places there."""
+        """Return the trials to be trained of each program, with their places in it."""
         places: dict[Static, int] = defaultdict(int)
-        found: dict[Static, list[tuple[int, Point]]] = defaultdict(list)
+        members_by_static: dict[Static, list[tuple[int, Point]]] = defaultdict(list)
         for number, values in points:
             static = tuple((k, repr(v)) for k, v in values.items() if k not in self._traced)
             if number not in skip:
-                found[static].append((places[static], (number, values)))
+                members_by_static[static].append((places[static], (number, values)))
             places[static] += 1
-        return deque(found.items())
+        return deque(members_by_static.items())
 
     def _chunks(self, members: Sequence[tuple[int, Point]], lanes: int) -> Iterator[Chunk]:
-        """Deal trials out to the lanes of their places; those of a chunk go on from one update."""
+        """Assign trials to the lanes of their places; the trials of a chunk start together."""
         queues: dict[int, dict[int, list[Point]]] = defaultdict(lambda: defaultdict(list))
         for place, (number, values) in members:
-            reached = self._reached[number][1].steps[-1] if number in self._reached else -1
+            reached = self._resumable[number][1].steps[-1] if number in self._resumable else -1
             queues[int(reached)][place % lanes].append((number, values))
         for by_lane in queues.values():
             for row in zip_longest(*by_lane.values()):
@@ -165,15 +164,15 @@ class TrialRuns:
 
     def _run_chunk(self, group: "_Group", chunk: Chunk, stop: int, keep: bool) -> dict[int, Curves]:
         every = self._eval_every
-        anyone = next(iter(chunk.values()))  # to fill the idle lanes, at which nobody looks
-        lanes = [chunk.get(lane, anyone) for lane in range(group.lanes)]
+        filler = next(iter(chunk.values()))  # fills idle lanes, whose results are not used
+        lanes = [chunk.get(lane, filler) for lane in range(group.lanes)]
         values = group.values([v for _, v in lanes])
-        kept = {number: self._reached.pop(number, None) for number, _ in chunk.values()}
-        if kept[anyone[0]] is None:
+        reached = {number: self._resumable.pop(number, None) for number, _ in chunk.values()}
+        if reached[filler[0]] is None:
             runs, curves = group.start(values)
         else:
-            runs = group.stack([kept[number][0] for number, _ in lanes])
-            curves = _stacked([kept[number][1] for number, _ in lanes])
+            runs = group.stack([reached[number][0] for number, _ in lanes])
+            curves = _stacked([reached[number][1] for number, _ in lanes])
         first = int(curves.steps[-1])
         for end in (*range(first - first % every + every, stop, every), stop):
             if self._stopping:
@@ -181,21 +180,21 @@ class TrialRuns:
             runs, curves = group.advance(runs, values, curves, end)
             self._on_updates(len(chunk) * (end - first))
             first = end
-        found = {number: _lane(curves, lane) for lane, (number, _) in chunk.items()}
+        curves_by_number = {number: _lane(curves, lane) for lane, (number, _) in chunk.items()}
         if keep:
             for lane, (number, _) in chunk.items():
-                self._reached[number] = (group.take(runs, lane), found[number])
-        return found
+                self._resumable[number] = (group.take(runs, lane), curves_by_number[number])
+        return curves_by_number
 
 
 class _Group:
     """The programs of the trials that share their static values with `example`.
 
-    They are traced at once and compiled in threads. Nothing may be asked of a group before `fit`.
+    The constructor traces the programs, and threads compile them. Call `fit` before other methods.
 
     Attributes:
-        compiled: done when they are.
-        lanes: how many trials run together.
+        compiled: a future of the compiled programs.
+        lanes: the number of trials that run together.
     """
 
     def __init__(
@@ -216,13 +215,13 @@ class _Group:
         self._stack = jax.jit(lambda *states: jax.tree.map(lambda *x: jnp.stack(x), *states))
 
     def fit(self, memory: float) -> None:
-        """Wait for the programs; with fewer lanes, where one needs more memory than this."""
+        """Wait for the programs; compile them with fewer lanes if they need too much memory."""
         while True:
             self._begin, self._advance, self._evaluate = self.compiled.result()
-            needed = max(map(_bytes, (self._begin, self._advance, self._evaluate)))
-            if needed <= memory or self.lanes == 1:
+            required_bytes = max(map(_bytes, (self._begin, self._advance, self._evaluate)))
+            if required_bytes <= memory or self.lanes == 1:
                 return
-            self.lanes = max(1, min(self.lanes - 1, int(self.lanes * memory / needed)))
+            self.lanes = max(1, min(self.lanes - 1, int(self.lanes * memory / required_bytes)))
             self.compiled = self._compile()
 
     def values(self, lanes: Sequence[Values]) -> Tree:
@@ -231,7 +230,7 @@ class _Group:
             name: jnp.asarray([v[name] for v in lanes], dtype)
             for name, dtype in self._traced.items()
         }
-        # The lanes' numbers are there even if no value is, to say how many lanes there are.
+        # The lane numbers define the number of lanes even if no value is traced.
         return {"lane": jnp.arange(len(lanes)), "values": arrays}
 
     def start(self, values: Tree) -> tuple[TrainState, Curves]:
@@ -242,7 +241,7 @@ class _Group:
         return runs, Curves(np.zeros(1, int), unknown, metrics)
 
     def stack(self, states: Sequence[TrainState]) -> TrainState:
-        """Return lanes of single trials."""
+        """Stack the states of single trials into lanes."""
         return self._stack(*states)
 
     def advance(
@@ -255,8 +254,8 @@ class _Group:
         return runs, jax.tree.map(lambda *x: np.concatenate(x, axis=-1), curves, new)
 
     def _metrics(self, runs: TrainState, values: Tree) -> dict[str, np.ndarray]:
-        found = self._evaluate(runs, values, self._data)
-        return {name: value[..., None] for name, value in jax.device_get(dict(found)).items()}
+        metrics = self._evaluate(runs, values, self._data)
+        return {name: value[..., None] for name, value in jax.device_get(dict(metrics)).items()}
 
     def _compile(self) -> Future:
         values, step = self.values([self._example] * self.lanes), np.int32(0)
@@ -277,13 +276,13 @@ def _in_thread(function: Callable[[], Any]) -> Future:
 
 
 def _at_once(functions: Sequence[Callable[[], Any]]) -> list[Any]:
-    """Return the results of functions, each called in a thread of its own."""
+    """Call each function in its own thread, and return the results."""
     with ThreadPoolExecutor(len(functions)) as pool:
         return [future.result() for future in [pool.submit(function) for function in functions]]
 
 
 def _bytes(program: Any) -> int:
-    """Return what a compiled program takes, its arguments and results included; 0 if unknown."""
+    """Return the bytes that a compiled program needs, with its data; 0 if unknown."""
     sizes = program.memory_analysis()
     if sizes is None:
         return 0
@@ -297,7 +296,7 @@ def _bytes(program: Any) -> int:
 
 
 def available_memory() -> float:
-    """Return half the bytes that the device has; infinity where that is not known."""
+    """Return half of the device's memory, in bytes; ∞ if it is unknown."""
     device = jax.devices()[0]
     if device.platform == "cpu":
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2
@@ -306,7 +305,7 @@ def available_memory() -> float:
 
 
 def _stacked(curves: Sequence[Curves]) -> Curves:
-    """Return the curves of lanes."""
+    """Stack the curves of trials into lanes."""
     return Curves(
         curves[0].steps,
         np.stack([c.train_loss for c in curves]),

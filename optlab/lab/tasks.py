@@ -1,6 +1,6 @@
-"""Tasks to compare optimizers on: two networks on handwritten digits, and a narrow valley.
+"""Built-in tasks to compare optimizers on: two networks on handwritten digits, a narrow valley.
 
-None of them downloads anything. `nnx_classifier` makes a task of your own Flax NNX model.
+None of them downloads anything. `nnx_classifier` makes a task from your own Flax NNX model.
 """
 
 from collections.abc import Callable
@@ -26,19 +26,20 @@ Examples = tuple[ArrayLike, ArrayLike]
 def digits_mlp(batch_size: int = 32, *, width: int = 128, dropout: ArrayLike | None = None) -> Task:
     """Return the task of an MLP, 64–128–64–10, on scikit-learn's 8 × 8 handwritten digits.
 
-    1,797 images, split 60/20/20 into train, validation and test, always alike and each with the
-    same share of every digit; pixels are standardized by the training images' mean and deviation.
+    The 1,797 images are split 60/20/20 into train, validation and test. The split is fixed, and
+    each part has the same share of every digit. Pixels are standardized by the mean and deviation
+    of the training images.
 
     Args:
-        batch_size: examples a batch, ≥ 1.
-        width: of the first hidden layer, ≥ 2; the second has half of it.
-        dropout: the share of either's outputs dropped in training, in [0, 1), a number or a traced
-            array; None for no dropout.
+        batch_size: examples per batch, ≥ 1.
+        width: width of the first hidden layer, ≥ 2; the second is half as wide.
+        dropout: the share of each hidden layer's outputs that is dropped in training, in [0, 1), a
+            number or a traced array; None for no dropout.
 
     Raises:
-        ModuleNotFoundError: if Flax or scikit-learn is not installed.
-        ValueError: if `batch_size` is larger than the training split, or another argument is out
-            of its range.
+        ModuleNotFoundError: Flax or scikit-learn is not installed.
+        ValueError: `batch_size` is larger than the training split, or another argument is out of
+            its range.
     """
     _checks.check_count("digits_mlp", "width", width, 2)
     if dropout is not None:
@@ -61,11 +62,11 @@ def digits_cnn(batch_size: int = 32) -> Task:
     """Return the task of a small convolutional network on the digits of `digits_mlp`.
 
     Args:
-        batch_size: examples a batch, ≥ 1.
+        batch_size: examples per batch, ≥ 1.
 
     Raises:
-        ModuleNotFoundError: if Flax or scikit-learn is not installed.
-        ValueError: if `batch_size` is larger than the training split.
+        ModuleNotFoundError: Flax or scikit-learn is not installed.
+        ValueError: `batch_size` is larger than the training split.
     """
     with needs_extra("digits_cnn"):
         from optlab.lab._models import CNN
@@ -82,11 +83,11 @@ def digits_cnn(batch_size: int = 32) -> Task:
 
 
 def valley() -> Task:
-    """Return the task of descending f(x, y) = x² + 50y², a valley fifty times steeper across.
+    """Return the task of descending f(x, y) = x² + 50y², which is fifty times steeper along y.
 
-    Deterministic and without data: there is nothing to hold out, and a run is judged by f itself.
-    A seed is a starting point, uniform in 4 ≤ x ≤ 5, 0.7 ≤ y ≤ 1; the coordinates are recorded
-    after every update as the metrics "x" and "y".
+    It is deterministic and has no data, so that a run is judged by f itself. A seed determines the
+    starting point, uniform in 4 ≤ x ≤ 5, 0.7 ≤ y ≤ 1. The coordinates after every update are
+    recorded as the metrics "x" and "y".
     """
 
     def init(key: Array) -> tuple[Array, tuple[()]]:
@@ -113,7 +114,7 @@ START = (np.array([4.0, 0.7]), np.array([5.0, 1.0]))
 
 
 def valley_height(x: ArrayLike, y: ArrayLike) -> ArrayLike:
-    """Return x² + 50y², elementwise; its least value is 0 at the origin."""
+    """Return x² + 50y², elementwise; its minimum is 0, at the origin."""
     return x**2 + 50 * y**2
 
 
@@ -131,23 +132,23 @@ def nnx_classifier(
 ) -> Task:
     """Return the task of training a Flax NNX model to classify, judged by accuracy.
 
-    The loss is the mean cross-entropy. All but the parameters (batch statistics, the random
-    streams of dropout) is the task's `model_state`.
+    The loss is the mean cross-entropy. Everything in the model except its parameters (batch
+    statistics, the random streams of dropout) is the task's `model_state`.
 
     Args:
-        name: for titles and reports.
+        name: the name in titles and reports.
         make_model: rngs → a model that maps inputs (batch, …) to logits (batch, num_classes).
-        train: inputs (n, …) and labels (n,) integer, from which batches are drawn.
-        validation: likewise, on which runs are compared.
-        test: likewise, on which the chosen ones are reported.
-        batch_size: examples a batch, in [1, n].
+        train: inputs (n, …) and integer labels (n,), from which batches are drawn.
+        validation: inputs and labels on which runs are compared.
+        test: inputs and labels on which the chosen runs are reported.
+        batch_size: examples per batch, in [1, n].
         target: an accuracy worth reaching, in (0, 1].
         num_steps: updates of a usual run, ≥ 1.
         eval_every: updates between evaluations, ≥ 1; None for a thirtieth of the run.
 
     Raises:
-        ModuleNotFoundError: if Flax is not installed.
-        ValueError: if `batch_size` is larger than the training split.
+        ModuleNotFoundError: Flax is not installed.
+        ValueError: `batch_size` is larger than the training split.
     """
     with needs_extra("nnx_classifier"):
         from flax import nnx
@@ -161,7 +162,7 @@ def nnx_classifier(
     def loss(
         params: nnx.State, model_state: nnx.State, batch: Examples, key: Array
     ) -> tuple[Array, nnx.State]:
-        # A copy, because a variable may only be changed under the transformation that made it.
+        # A copy, because a variable may only be changed in the transformation that created it.
         model = nnx.merge(graph, params, model_state, copy=True)
         model.train()
         inputs, labels = batch
@@ -195,16 +196,16 @@ def nnx_classifier(
 def dropout(rate: ArrayLike, *, rngs: "nnx.Rngs") -> "nnx.Module":
     """Return a Flax NNX dropout layer whose rate may be traced.
 
-    Of `nnx.Dropout` each rate has to be compiled; with this one a sweep over `Uniform(0, 0.6)` is
-    one program. It has the stream of `rngs.dropout`, and `model.train()` and `model.eval()` turn it
-    on and off, as they do that.
+    `nnx.Dropout` is compiled anew for each rate; with this layer a sweep over `Uniform(0, 0.6)` is
+    one program. Like `nnx.Dropout` it draws from the stream `rngs.dropout`, and `model.train()` and
+    `model.eval()` turn it on and off.
 
     Args:
         rate: the share of elements dropped in training, in [0, 1), a number or a traced array.
         rngs: the model's random streams.
 
     Raises:
-        ModuleNotFoundError: if Flax is not installed.
+        ModuleNotFoundError: Flax is not installed.
         ValueError: the rate is not in [0, 1).
     """
     _checks.check_number("dropout", "rate", rate, _checks.DECAY)
@@ -229,7 +230,7 @@ def _digits(who: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
 
 def _stratified(labels: np.ndarray, shares: dict[str, float]) -> dict[str, np.ndarray]:
-    """Deal the rows of each class out to the splits by their shares, in a fixed shuffled order."""
+    """Assign the rows of each class to the splits by their shares, in a fixed shuffled order."""
     shuffled = np.random.default_rng(0).permutation(len(labels))
     cuts = np.cumsum(list(shares.values()))[:-1]
     rows: dict[str, list[np.ndarray]] = {name: [] for name in shares}

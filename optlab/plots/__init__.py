@@ -1,8 +1,8 @@
-"""Results of the lab as Matplotlib axes. Matplotlib is imported where it is used.
+"""Results of the lab as Matplotlib axes. Matplotlib is imported only when a function is called.
 
-Each function draws on the axes it is given, or on those of a new figure without global state, and
-returns them: `plot_curves(comparison).figure.savefig("curves.png")`. Those that need several panels
-return the figure.
+Each function draws on the given axes, or on those of a new figure outside pyplot's global state,
+and returns the axes: `plot_curves(comparison).figure.savefig("curves.png")`. Functions that need
+several panels return the figure.
 """
 
 from optlab.plots._comparison import plot_curves, plot_path_panels, plot_paths, plot_sensitivity

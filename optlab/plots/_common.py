@@ -1,4 +1,4 @@
-"""What the pictures have in common: colours, markers, axes."""
+"""Colours, markers and axes that several plots share."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -10,29 +10,29 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#555555")
-"""Okabe and Ito's colours, told apart with any colour vision."""
+"""The colours of Okabe and Ito, which can be told apart with any colour vision."""
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-"""A second way to tell lines apart, for print without colour."""
+"""Markers of the lines, which tell them apart in print without colour."""
 
 ACCENT = PALETTE[4]
-"""The colour of the one thing to look at."""
+"""The colour of the most important item of a plot."""
 
 DIM = "0.65"
-"""The grey of what stands in the background."""
+"""The grey of items in the background."""
 
 SMALL = 8
-"""Points of the labels in pictures of many panels."""
+"""Font size, in points, of labels in figures of many panels."""
 
 CROSS_ROW = 7
-"""Points between the lines of crosses that mark diverged runs."""
+"""Distance, in points, between the lines of crosses that mark diverged runs."""
 
 LABEL_WIDTH = 90
-"""Characters a line in the legend of schedules, whose labels may be whole expressions."""
+"""Characters per line in titles and in the legend of schedules, whose labels may be long."""
 
 
 def new_axes(who: str) -> "Axes":
-    """Return the axes of a new figure, which belongs to no global state."""
+    """Return the axes of a new figure, outside pyplot's global state."""
     with needs_extra(who):
         from matplotlib.figure import Figure
 
@@ -42,7 +42,7 @@ def new_axes(who: str) -> "Axes":
 
 
 def style_of(index: int) -> dict[str, Any]:
-    """The line of the optimizer that stands at `index`, alike in all plots."""
+    """Return the line style of the optimizer at an index; the same in all plots."""
     return {
         "color": PALETTE[index % len(PALETTE)],
         "marker": MARKERS[index % len(MARKERS)],
@@ -53,7 +53,7 @@ def style_of(index: int) -> dict[str, Any]:
 
 
 def ring(color: str) -> dict[str, Any]:
-    """The marker around what is best."""
+    """Return the style of the ring around the best item."""
     return {
         "color": color,
         "marker": "o",
@@ -64,14 +64,14 @@ def ring(color: str) -> dict[str, Any]:
 
 
 def cross(color: str) -> dict[str, Any]:
-    """The marker of what diverged."""
+    """Return the style of the cross for a diverged item."""
     return {"color": color, "marker": "x", "markersize": 5, "linestyle": "none"}
 
 
 def mark_diverged(ax: "Axes", rates: np.ndarray, color: str, points: float) -> None:
-    """Put crosses above the plot, so many points from its upper edge."""
+    """Draw crosses above the plot, at a distance in points from its upper edge."""
     from matplotlib.transforms import offset_copy
 
     above = offset_copy(ax.get_xaxis_transform(), ax.figure, y=points, units="points")
     (crosses,) = ax.plot(rates, np.ones(len(rates)), **cross(color), transform=above, clip_on=False)
-    crosses.set_in_layout(False)  # the title's padding makes their room
+    crosses.set_in_layout(False)  # the padding of the title leaves room for them

@@ -1,4 +1,4 @@
-"""Pictures of a `Comparison`: curves, sensitivity to the rate, paths."""
+"""Plots of a `Comparison`: curves, sensitivity to the rate, paths."""
 
 from collections.abc import Callable, Sequence
 from itertools import zip_longest
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 DECADES_SHOWN = 8
-"""How far below the initial loss a logarithmic axis reaches."""
+"""Decades below the initial loss that a logarithmic axis shows."""
 
 
 def plot_curves(
@@ -28,15 +28,15 @@ def plot_curves(
 ) -> "Axes":
     """Draw a metric against updates, for each optimizer at its best rate.
 
-    The line is the median over the seeds that did not diverge, the band their range.
+    The line is the median over the seeds that did not diverge; the band is their range.
 
     Args:
-        comparison: what `compare` found.
-        metric: one that the task evaluates.
-        ax: where to draw; None for a new figure.
+        comparison: the result of `compare`.
+        metric: a metric of the task.
+        ax: the axes to draw on; None for a new figure.
 
     Raises:
-        ModuleNotFoundError: if Matplotlib is not installed.
+        ModuleNotFoundError: Matplotlib is not installed.
     """
     ax = new_axes("plot_curves") if ax is None else ax
     lowest, highest = _shown_range(comparison, metric)
@@ -78,16 +78,16 @@ def plot_sensitivity(
 ) -> "Axes":
     """Draw a metric at the end of training against the learning rate, for each optimizer.
 
-    The line is the mean over seeds. A ring marks the best rate, a cross above the plot a rate at
-    which a run diverged; the line is broken at rates that are not eligible (see `Row`).
+    The line is the mean over seeds. A ring marks the best rate. A cross above the plot marks a rate
+    at which a run diverged. The line is broken at rates that are not eligible (see `Row`).
 
     Args:
-        comparison: what `compare` found.
-        metric: one that the task evaluates.
-        ax: where to draw; None for a new figure.
+        comparison: the result of `compare`.
+        metric: a metric of the task.
+        ax: the axes to draw on; None for a new figure.
 
     Raises:
-        ModuleNotFoundError: if Matplotlib is not installed.
+        ModuleNotFoundError: Matplotlib is not installed.
     """
     ax = new_axes("plot_sensitivity") if ax is None else ax
     lowest, highest = _shown_range(comparison, metric)
@@ -101,8 +101,8 @@ def plot_sensitivity(
         ax.plot(runs.rates[best], means[best], **ring(style["color"]))
         if row.num_diverged:
             lines_of_crosses += 1
-            crossed = runs.rates[runs.diverged.any(axis=1)]
-            mark_diverged(ax, crossed, style["color"], CROSS_ROW * lines_of_crosses)
+            rates_with_divergence = runs.rates[runs.diverged.any(axis=1)]
+            mark_diverged(ax, rates_with_divergence, style["color"], CROSS_ROW * lines_of_crosses)
     ax.plot([], [], **ring("black"), label=f"best {comparison.title(comparison.score)}")
     ax.plot([], [], **cross("black"), label="a run diverged")
     every_rate = np.concatenate([runs.rates for runs in comparison.runs.values()])
@@ -130,14 +130,14 @@ def plot_paths(
     Each optimizer is shown at its best rate, with a marker at every evaluation.
 
     Args:
-        comparison: of a task that evaluates the coordinates as metrics "x" and "y", as `valley`.
-        optimizers: the labels of those to show; None for all.
+        comparison: of a task whose metrics include the coordinates as "x" and "y", like `valley`.
+        optimizers: the labels of the optimizers to show; None for all.
         height: the function, elementwise on arrays.
-        ax: where to draw; None for a new figure.
+        ax: the axes to draw on; None for a new figure.
 
     Raises:
-        ModuleNotFoundError: if Matplotlib is not installed.
-        ValueError: if the task has no coordinates.
+        ModuleNotFoundError: Matplotlib is not installed.
+        ValueError: the task has no coordinates.
     """
     if not all({"x", "y"} <= runs.validation.keys() for runs in comparison.runs.values()):
         _checks.fail(
@@ -170,7 +170,7 @@ def plot_paths(
 
 
 def plot_path_panels(comparison: Comparison) -> "Figure":
-    """Draw `plot_paths` of each optimizer in a panel of its own, and return the figure."""
+    """Draw `plot_paths` of each optimizer in its own panel, and return the figure."""
     with needs_extra("plot_path_panels"):
         from matplotlib.figure import Figure
 
@@ -188,9 +188,10 @@ def plot_path_panels(comparison: Comparison) -> "Figure":
 
 
 def _shown_range(comparison: Comparison, metric: str) -> tuple[float, float]:
-    """Return between which values a metric is drawn; a loss around where it starts, on a log axis.
+    """Return the lowest and highest drawn value of a metric; ±∞ if there is no limit.
 
-    What lies outside is drawn at the edge, so that one runaway does not flatten all else.
+    A loss has limits around its initial value. Values beyond a limit are drawn on the limit, so
+    that one runaway loss does not flatten the other curves.
     """
     initial = np.concatenate(
         [runs.validation[metric][0, :, 0] for runs in comparison.runs.values()], dtype=np.float64
@@ -205,7 +206,7 @@ def _finish(ax: "Axes", comparison: Comparison, metric: str, *, legend: str) -> 
     lowest, highest = _shown_range(comparison, metric)
     if np.isfinite([lowest, highest]).all():
         if all(row.rate is None for row in comparison.rows()):
-            ax.set_ylim(lowest, highest)  # nothing is drawn from which Matplotlib could tell
+            ax.set_ylim(lowest, highest)  # the plot has no data from which Matplotlib could tell
         ax.set_yscale("log")
     ax.set_ylabel(comparison.title(metric))
     ax.grid(alpha=0.25, linewidth=0.6)
@@ -222,7 +223,7 @@ def _seeds(comparison: Comparison) -> str:
 def _draw_contours(
     ax: "Axes", height: Callable[[ArrayLike, ArrayLike], ArrayLike], reach: np.ndarray
 ) -> None:
-    """Draw level lines as far as `reach` = (x, y), each four times as high as the one inside it."""
+    """Draw contours out to `reach` = (x, y); each is four times as high as the next inner one."""
     x, y = np.meshgrid(*(np.linspace(-r, r, 241) for r in reach))
     levels = height(*reach) / 4.0 ** np.arange(6)[::-1]
     ax.contour(x, y, height(x, y), levels, colors="0.75", linewidths=0.8, zorder=0)

@@ -1,4 +1,4 @@
-"""The picture of one run: its losses, its score, its rate, and what `monitor` saw."""
+"""`plot_history`: the losses, the score, the rate and the monitored values of one run."""
 
 import re
 import textwrap
@@ -20,42 +20,42 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 WINDOWS = 40
-"""The part of the run that a running median is over, as one in so many."""
+"""The running median's window is this fraction⁻¹ of the run."""
 
 NARROWEST = 5
-"""Updates in the smallest window worth a line of medians."""
+"""The smallest window, in updates, for which a running median is drawn."""
 
 PLACES = 400
-"""Where along the run medians are taken; a tenth of the updates that have a point each."""
+"""The number of points of the median line; runs up to ten times as long are drawn in full."""
 
 USUAL_RATIO = 1e-3
-"""The size of updates relative to the weights that is usual where training goes well."""
+"""The usual size of an update relative to the weights, where training goes well."""
 
 MOST_GROUPS = 6
-"""Up to so many groups of weights have a line each."""
+"""The largest number of groups of weights that are drawn as single lines."""
 
 SPLITS = ("training set", "validation set")
 
 MOST_MARKERS = 60
-"""Up to so many evaluations have a marker each."""
+"""The largest number of evaluations that are drawn with markers."""
 
 
 def plot_history(history: History, *, title: str | None = None) -> "Figure":
-    """Draw the curves of one run against updates, a panel for each thing there is data of.
+    """Draw the curves of one run against updates, with a panel for each quantity in the history.
 
-    These are the losses; the score, where it is another metric; the learning rate; and with
-    `monitor` the norm of the gradients before and after clipping, and the size of the updates
-    relative to the weights of each group, beside the 1e-3 that is usual. Faint lines are single
-    updates, bold ones a running median. A loss that spans decades is on a logarithmic axis, which
-    ends at four times the first loss. A ring marks the best evaluation; a line across all panels
-    the first loss that is not finite.
+    The panels are: the losses; the score, if it is another metric; the learning rate; and, if the
+    history has the values of `monitor`, the norm of the gradients before and after clipping, and
+    the size of the updates relative to the weights of each group, with a line at the usual 1e-3.
+    Faint lines are single updates, bold lines a running median. The axis of a loss that spans
+    decades is logarithmic, and ends at four times the first loss. A ring marks the best evaluation;
+    a line across all panels marks the first loss that is not finite.
 
     Args:
-        history: of `train`, or of your own loop.
-        title: above the panels, such as what `diagnose` found; long lines are wrapped.
+        history: the curves, from `train` or from your own loop.
+        title: text above the panels, such as the result of `diagnose`; long lines are wrapped.
 
     Raises:
-        ModuleNotFoundError: if Matplotlib is not installed.
+        ModuleNotFoundError: Matplotlib is not installed.
 
     Example:
         >>> history = History(loss=np.geomspace(2.3, 0.1, 100), learning_rate=np.full(100, 0.01))
@@ -93,7 +93,7 @@ def plot_history(history: History, *, title: str | None = None) -> "Figure":
 
 
 def _panels(history: History) -> Iterator[tuple[float, Any]]:
-    """Yield the height in inches and the function that draws on axes, of what there is data of."""
+    """Yield the height in inches and the drawing function of each panel that has data."""
     yield 3.2, partial(_draw_losses, history=history)
     if history.score != "loss" and history.score in {*history.train, *history.validation}:
         yield 1.8, partial(_draw_evaluations, history=history, metric=history.score)
@@ -106,7 +106,7 @@ def _panels(history: History) -> Iterator[tuple[float, Any]]:
 
 
 def _draw_losses(ax: "Axes", *, history: History) -> None:
-    """Draw the loss of each update's batch, and that of the evaluations."""
+    """Draw the loss of each update's batch, and the loss of the evaluations."""
     _draw_trace(ax, history.loss, "0.35", _batches(history.num_updates))
     _draw_evaluations(ax, history=history, metric="loss")
     curves = np.concatenate([_medians(history.loss)[1], *_of(history, "loss").values()])
@@ -117,15 +117,18 @@ def _draw_losses(ax: "Axes", *, history: History) -> None:
 
 
 def _limit(ax: "Axes", losses: np.ndarray, curves: np.ndarray) -> None:
-    """Choose the axis of losses by the smooth curves, with room for most of the single updates."""
-    both = np.concatenate([losses, curves])
-    both, curves = both[np.isfinite(both)], curves[np.isfinite(curves)]
-    top = DIVERGENCE_FACTOR * both[0] if both[0] > 0 else np.inf
+    """Set the limits of the loss axis by the smooth curves, with room for most single updates."""
+    all_values = np.concatenate([losses, curves])
+    all_values, curves = all_values[np.isfinite(all_values)], curves[np.isfinite(curves)]
+    top = DIVERGENCE_FACTOR * all_values[0] if all_values[0] > 0 else np.inf
     curves = np.minimum(curves, top)
     if spans_decades(curves):
         ax.set_yscale("log")
-        ax.set_ylim(max(both[both > 0].min(), curves.min() / 4) / 1.2, 1.3 * min(both.max(), top))
-    elif both.max() > top:
+        ax.set_ylim(
+            max(all_values[all_values > 0].min(), curves.min() / 4) / 1.2,
+            1.3 * min(all_values.max(), top),
+        )
+    elif all_values.max() > top:
         low = curves.min()
         ax.set_ylim(low - 0.05 * (top - low), top)
 
@@ -135,7 +138,7 @@ def _draw_evaluations(ax: "Axes", *, history: History, metric: str) -> None:
     few = len(history.steps) <= MOST_MARKERS
     for split, values in _of(history, metric).items():
         index = SPLITS.index(split)
-        named = metric == "loss" or split not in _of(history, "loss")
+        has_label = metric == "loss" or split not in _of(history, "loss")
         ax.plot(
             history.steps,
             _finite(values),
@@ -143,11 +146,11 @@ def _draw_evaluations(ax: "Axes", *, history: History, metric: str) -> None:
             marker=MARKERS[index] if few else "none",
             markersize=3.5,
             linewidth=1.6,
-            label=split if named else None,
+            label=split if has_label else None,
         )
     ax.set_ylabel(metric)
     scores = _finite(history.validation.get(metric, np.zeros(0)))
-    # Parameters that are not finite have an accuracy, too.
+    # Parameters that are not finite may still have a finite accuracy, which does not count.
     scores = np.where(np.isfinite(history.validation.get("loss", scores)), scores, np.nan)
     if metric == history.score and np.isfinite(scores).any():
         best = np.nanargmax(scores) if history.maximize else np.nanargmin(scores)
@@ -157,7 +160,7 @@ def _draw_evaluations(ax: "Axes", *, history: History, metric: str) -> None:
 
 
 def _of(history: History, metric: str) -> Mapping[str, np.ndarray]:
-    """Return split → values, of the splits on which a metric was evaluated."""
+    """Return split → values, for the splits on which a metric was evaluated."""
     splits = dict(zip(SPLITS, (history.train, history.validation), strict=True))
     return {split: values[metric] for split, values in splits.items() if metric in values}
 
@@ -178,7 +181,7 @@ def _draw_norms(ax: "Axes", *, norms: Mapping[str, np.ndarray]) -> None:
 
 
 def _draw_ratios(ax: "Axes", *, ratios: Mapping[str, np.ndarray]) -> None:
-    """Draw the ratio of each group; of many, the range and three of them."""
+    """Draw the ratio of each group; if there are many, their range and three of them."""
     ratios = {
         name: np.where(values > 0, _finite(values), np.nan) for name, values in ratios.items()
     }
@@ -196,15 +199,15 @@ def _draw_ratios(ax: "Axes", *, ratios: Mapping[str, np.ndarray]) -> None:
 def _draw_range_of_groups(
     ax: "Axes", medians: Mapping[str, tuple[np.ndarray, np.ndarray]]
 ) -> Mapping[str, tuple[np.ndarray, np.ndarray]]:
-    """Draw the band that all groups lie in, and return the highest, the middle and the lowest."""
+    """Draw the band of all groups, and return the highest, the middle and the lowest one."""
     places = next(iter(medians.values()))[0]
     values = np.stack([values for _, values in medians.values()])
     low = np.where(np.isnan(values), np.inf, values).min(axis=0)
     high = np.where(np.isnan(values), -np.inf, values).max(axis=0)
-    known = np.isfinite(low)
+    has_values = np.isfinite(low)
     label = f"all {len(medians)} groups"
     ax.fill_between(
-        places, low, high, where=known, color="0.5", alpha=0.2, linewidth=0, label=label
+        places, low, high, where=has_values, color="0.5", alpha=0.2, linewidth=0, label=label
     )
 
     def level(name: str) -> float:
@@ -212,38 +215,38 @@ def _draw_range_of_groups(
         return float(np.median(finite)) if finite.size else 0.0
 
     order = sorted(medians, key=level, reverse=True)
-    shown = (order[0], order[len(order) // 2], order[-1])
-    return {name: medians[name] for name in shown}
+    groups = (order[0], order[len(order) // 2], order[-1])
+    return {name: medians[name] for name in groups}
 
 
 def _gradient_norms(monitored: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Return label → norms: before and after clipping where there is any, of every monitor."""
+    """Return label → norms of every monitor: before and after clipping, if any was clipped."""
     norms = {}
     for name, values in monitored.items():
-        found = re.fullmatch(r"(.*/)?gradient_norm(\[\d+\])?", name)
-        if not found:
+        match = re.fullmatch(r"(.*/)?gradient_norm(\[\d+\])?", name)
+        if not match:
             continue
-        where = (found[1] or "").rstrip("/") + (found[2] or "")
+        where = (match[1] or "").rstrip("/") + (match[2] or "")
         clipped = monitored.get(name.replace("gradient_norm", "clipped_norm"), values)
         if np.array_equal(clipped, values, equal_nan=True):
             norms[where or "of all gradients"] = values
             continue
         share = monitored.get(name.replace("gradient_norm", "clipped_share"), np.zeros(0))
-        known = share.size and np.isfinite(share[-1])
+        has_share = share.size and np.isfinite(share[-1])
         norms[f"{where} before clipping".strip()] = values
-        after = f"after, {share[-1]:.0%} clipped" if known else "after clipping"
+        after = f"after, {share[-1]:.0%} clipped" if has_share else "after clipping"
         norms[f"{where} {after}".strip()] = clipped
     return norms
 
 
 def _ratios(monitored: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Return group → updates' size relative to the weights."""
-    found = {name: re.fullmatch(r"(.*/)?ratio/(.+)", name) for name in monitored}
-    return {(m[1] or "") + m[2]: monitored[name] for name, m in found.items() if m}
+    """Return group → the updates' size relative to the weights."""
+    matches = {name: re.fullmatch(r"(.*/)?ratio/(.+)", name) for name in monitored}
+    return {(m[1] or "") + m[2]: monitored[name] for name, m in matches.items() if m}
 
 
 def _draw_trace(ax: "Axes", values: np.ndarray, color: str, label: str) -> None:
-    """Draw the values of single updates, and where there are enough of them a running median."""
+    """Draw the values of single updates and, if there are enough, their running median."""
     values = _finite(values)
     window = _window(len(values))
     if window < NARROWEST:
@@ -254,39 +257,39 @@ def _draw_trace(ax: "Axes", values: np.ndarray, color: str, label: str) -> None:
 
 
 def _batches(count: int) -> str:
-    """Name the line of the batches' losses."""
+    """Return the label for the line of the batches' losses."""
     window = _window(count)
     return "batches" if window < NARROWEST else f"batches, median of {window:,}"
 
 
 def _window(count: int) -> int:
-    """Return the odd number of updates that a running median is over."""
+    """Return the width of the running median's window, an odd number of updates."""
     return count // WINDOWS // 2 * 2 + 1
 
 
 def _medians(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return some of the updates and the medians around them, of what is finite there."""
+    """Return some of the updates, and the median of the finite values around each."""
     values = _finite(values)
     places = np.unique(np.linspace(0, max(len(values) - 1, 0), PLACES).round().astype(int))
     places = places[: len(values)]
     reach = _window(len(values)) // 2
     around = (values[max(0, place - reach) : place + reach + 1] for place in places)
-    kept = (window[np.isfinite(window)] for window in around)
-    medians = np.array([np.median(window) if window.size else np.nan for window in kept])
+    finite_windows = (window[np.isfinite(window)] for window in around)
+    medians = np.array([np.median(window) if window.size else np.nan for window in finite_windows])
     return places, np.where(np.isfinite(values[places]), medians, np.nan)
 
 
 def _thinned(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return updates and values to draw: of a long run the extremes of each short part."""
+    """Return the updates and values to draw; for a long run, the extremes of short parts."""
     values = _finite(values)
     if len(values) <= 10 * PLACES:
         return np.arange(len(values)), values
-    shown = [0, len(values) - 1]
+    indices = [0, len(values) - 1]
     for part in np.array_split(np.arange(len(values)), 5 * PLACES):
-        order = part[np.argsort(values[part])]  # NaN last, where it breaks the line
-        shown += [order[0], order[np.isfinite(values[part]).sum() - 1], order[-1]]
-    shown = np.unique(shown)
-    return shown, values[shown]
+        order = part[np.argsort(values[part])]  # NaN comes last; it breaks the line
+        indices += [order[0], order[np.isfinite(values[part]).sum() - 1], order[-1]]
+    indices = np.unique(indices)
+    return indices, values[indices]
 
 
 def _finite(values: np.ndarray) -> np.ndarray:
@@ -296,20 +299,20 @@ def _finite(values: np.ndarray) -> np.ndarray:
 
 
 def _last(history: History) -> int:
-    """Return the updates done by the end."""
+    """Return the number of updates done at the end."""
     return max([history.num_updates, *history.steps[-1:]])
 
 
 def _first_bad(history: History) -> int | None:
-    """Return the updates done when a loss first was not finite; None if none was."""
-    evaluated = [~np.isfinite(values) for values in _of(history, "loss").values()]
+    """Return the updates done at the first loss that is not finite; None if all are finite."""
+    nonfinite = [~np.isfinite(values) for values in _of(history, "loss").values()]
     bad = [*np.flatnonzero(~np.isfinite(history.loss))]
-    bad += [step for where in evaluated for step in history.steps[where]]
+    bad += [step for where in nonfinite for step in history.steps[where]]
     return min(bad, default=None)
 
 
 def _label_bad(ax: "Axes", updates: int, position: float) -> None:
-    """Write above the axes since when the loss was not finite."""
+    """Write above the axes after how many updates the loss was not finite."""
     ax.annotate(
         f"not finite after {updates:,} updates",
         (updates, 1),

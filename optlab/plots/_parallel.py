@@ -1,4 +1,4 @@
-"""Parallel coordinates: every trial of a sweep as a line through its values to its score."""
+"""`plot_parallel`: every trial of a sweep as a line through its values to its score."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -15,41 +15,42 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 LOST = 0.12
-"""How far beyond the bad end of the scores the lines of diverged trials end."""
+"""Distance from the bad end of the score axis at which lines of diverged trials end."""
 
 BEND = np.linspace(0.0, 1.0, 25)
-"""Where between two axes a line has its points."""
+"""Positions of a line's points between two axes."""
 
 COLOURS = 0.9
-"""The part of the colour map in use; its yellow end is lost on white."""
+"""The part of the colour map in use; its yellow end cannot be seen on white."""
 
 TITLE_ROOM = 40
-"""Points between the axes and the title, for the names of the axes in two lines."""
+"""Points between the axes and the title, for axis names of two lines."""
 
 LONG_NAME = 14
-"""Letters of the longest name that has one line."""
+"""Letters of the longest name that is written on one line."""
 
 TRIANGLE = 0.05
-"""How far the triangle reaches beyond an end that is cut."""
+"""Height of the triangle at an end of the score axis that is cut."""
 
 BAR = 0.022
-"""The width of the colour bar, that of all axes being 1."""
+"""Width of the colour bar, as a share of the distance between two axes."""
 
 
 def plot_parallel(sweep: Sweep, *, ax: "Axes | None" = None) -> "Axes":
-    """Draw each trial as a line through its values, an axis for each, to its score.
+    """Draw each trial as a line through its values, on one axis per hyperparameter, to its score.
 
-    The last axis is the colour bar: the darker, the better. The best trial stands out and has its
-    values written beside it; those that halving stopped are thin, those that diverged grey and
-    dashed. Trials that share a value are drawn a little apart, in the order of their ranks. Where
-    a few bad trials would press the good ones together the scores are cut, and end at a triangle.
+    The last axis is the colour bar; darker is better. The best trial is highlighted, with its
+    values written beside it. Trials that halving stopped are thin lines; diverged trials are grey
+    and dashed. Trials with equal values are drawn slightly apart, in the order of their ranks. If
+    a few bad trials would press the good ones together, the score axis is cut, which a triangle at
+    its end shows.
 
     Args:
-        sweep: what `sweep` found.
-        ax: where to draw; None for a new figure.
+        sweep: the result of `sweep`.
+        ax: the axes to draw on; None for a new figure.
 
     Raises:
-        ModuleNotFoundError: if Matplotlib is not installed.
+        ModuleNotFoundError: Matplotlib is not installed.
     """
     ax = new_axes("plot_parallel") if ax is None else ax
     scale = metric_scale(sweep, sweep.score)
@@ -72,7 +73,7 @@ def plot_parallel(sweep: Sweep, *, ax: "Axes | None" = None) -> "Axes":
 
 
 def title_of(sweep: Sweep) -> str:
-    """Say what was searched, and what came of it."""
+    """Return the title: the search and its best result."""
     count = len(sweep.trials)
     lines = [f"{sweep.task}: {count} {'trial' if count == 1 else 'trials'}, {sweep.search} search"]
     best = sweep.ranked()[0]
@@ -85,14 +86,14 @@ def title_of(sweep: Sweep) -> str:
 
 
 def colour(scale: Scale, position: float | np.ndarray) -> Any:
-    """Return the colour of a position on the scale of scores: the darker, the better."""
+    """Return the colour of a position on the scale of scores; darker is better."""
     from matplotlib import colormaps
 
     return colormaps["viridis"](COLOURS * np.abs(position - (1 - scale.bad_end)))
 
 
 def _end(scale: Scale | None, score: float) -> float:
-    """Return where the line of a trial meets the axis of scores."""
+    """Return the height at which the line of a trial meets the score axis."""
     if np.isfinite(score):
         return scale.position(score)
     return 1 + LOST if scale is not None and scale.lower_is_better else -LOST
@@ -105,20 +106,20 @@ def _draw_lines(
     from matplotlib.collections import LineCollection
 
     lines = [_bent(line) for line in heights]
-    kept = np.isfinite([metric_of(trial, sweep.score) for trial in trials])
-    lost = [line for line, keep in zip(lines, kept, strict=True) if not keep]
+    is_finite = np.isfinite([metric_of(trial, sweep.score) for trial in trials])
+    diverged_lines = [line for line, finite in zip(lines, is_finite, strict=True) if not finite]
     ax.add_collection(
-        LineCollection(lost, colors=DIM, linewidths=0.8, linestyles="dashed", zorder=1),
+        LineCollection(diverged_lines, colors=DIM, linewidths=0.8, linestyles="dashed", zorder=1),
         autolim=False,
     )
-    if not kept.any():
+    if not is_finite.any():
         return
-    shown = np.flatnonzero(kept)[:-1]
+    indices = np.flatnonzero(is_finite)[:-1]
     ax.add_collection(
         LineCollection(
-            [lines[i] for i in shown],
-            colors=[colour(scale, heights[i, -1]) for i in shown],
-            linewidths=[0.6 if trials[i].status == STOPPED else 1.3 for i in shown],
+            [lines[i] for i in indices],
+            colors=[colour(scale, heights[i, -1]) for i in indices],
+            linewidths=[0.6 if trials[i].status == STOPPED else 1.3 for i in indices],
             alpha=float(np.clip(7 / np.sqrt(len(trials)), 0.3, 0.9)),
             zorder=2,
         ),
@@ -142,7 +143,7 @@ def _draw_lines(
 
 
 def _bent(heights: np.ndarray) -> np.ndarray:
-    """Return the points (x, y) of a line that leaves and meets every axis at a right angle."""
+    """Return the points (x, y) of a line that crosses every axis at a right angle."""
     rise = BEND**2 * (3 - 2 * BEND)
     x = np.arange(len(heights) - 1)[:, None] + BEND
     y = heights[:-1, None] + np.diff(heights)[:, None] * rise
@@ -166,7 +167,7 @@ def _draw_axis(ax: "Axes", x: float, name: str, ticks: Sequence[Tick], top: floa
 
 
 def _in_lines(name: str) -> str:
-    """Break a long name in two, after the space or underscore nearest to its middle."""
+    """Break a long name into two lines, at the space or underscore nearest to its middle."""
     breaks = [index + 1 for index, letter in enumerate(name) if letter in " _"]
     if len(name) <= LONG_NAME or not breaks:
         return name
@@ -175,15 +176,15 @@ def _in_lines(name: str) -> str:
 
 
 def _draw_scores(ax: "Axes", sweep: Sweep, scale: Scale | None) -> None:
-    """Draw the axis of scores as a colour bar, with a triangle at an end that is cut."""
+    """Draw the score axis as a colour bar, with a triangle at an end that is cut."""
     last = len(sweep.space)
     right = last * (1 + BAR)
-    lost = [trial for trial in sweep.trials if not np.isfinite(metric_of(trial, sweep.score))]
-    if lost:
+    diverged = [trial for trial in sweep.trials if not np.isfinite(metric_of(trial, sweep.score))]
+    if diverged:
         where = (right, _end(scale, np.nan))
         _write(ax, "diverged", where, (4, 0), color="0.4", ha="left", va="center")
     title = sweep.title(sweep.score)
-    above = LOST + 0.03 if lost else TRIANGLE
+    above = LOST + 0.03 if diverged else TRIANGLE
     _draw_axis(ax, last, title, [], top=1 + above * (scale is not None and scale.lower_is_better))
     if scale is None:
         return
@@ -201,7 +202,7 @@ def _draw_scores(ax: "Axes", sweep: Sweep, scale: Scale | None) -> None:
 
 
 def _write(ax: "Axes", text: str, at: tuple, offset: tuple, **style: Any) -> None:
-    """Write beside a point, on a white edge that keeps it readable across lines."""
+    """Write text beside a point, with a white outline that keeps it readable across lines."""
     from matplotlib.patheffects import withStroke
 
     ax.annotate(

@@ -1,4 +1,4 @@
-"""The picture of a learning-rate range test."""
+"""`plot_range_test`: the loss against the learning rate, with the suggested rates."""
 
 import textwrap
 from typing import TYPE_CHECKING
@@ -21,41 +21,41 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 LOG_FALL = 20
-"""The axis of a range test is logarithmic where the loss falls to less than one in so many."""
+"""The loss axis is logarithmic if the loss falls to less than this fraction⁻¹ of its start."""
 
 
 def plot_range_test(
     result: RangeTest, *, label: str | None = None, ax: "Axes | None" = None
 ) -> "Axes":
-    """Draw the loss against the learning rate, and mark what the range test suggests.
+    """Draw the loss against the learning rate, and mark the suggestions of the range test.
 
-    Faint lines are single seeds, the bold one the median of their trends; a cross above the plot is
-    where a seed diverged. The suggestions stand on the median, the band behind each being its range
-    over seeds.
+    Faint lines are single seeds; the bold line is the median of their trends. A cross above the
+    plot marks the rate at which a seed diverged. The suggestions are markers on the median; the
+    band behind each is its range over seeds.
 
     Args:
-        result: what `lr_range_test` found.
-        label: of what, for the title, such as "adam on digits-mlp"; None for the task's name.
-        ax: where to draw; None for a new figure.
+        result: the result of `lr_range_test`.
+        label: the subject in the title, such as "adam on digits-mlp"; None for the task's name.
+        ax: the axes to draw on; None for a new figure.
 
     Raises:
-        ModuleNotFoundError: if Matplotlib is not installed.
+        ModuleNotFoundError: Matplotlib is not installed.
     """
     ax = new_axes("plot_range_test") if ax is None else ax
     for index, losses in enumerate(result.losses):
-        named = {"label": "single seeds"} if index == 0 else {}
-        ax.plot(result.rates, losses, color="0.65", linewidth=0.7, alpha=0.7, **named)
+        options = {"label": "single seeds"} if index == 0 else {}
+        ax.plot(result.rates, losses, color="0.65", linewidth=0.7, alpha=0.7, **options)
     ax.plot(result.rates, result.median, color="black", linewidth=2.2, label="median")
-    suggested = {
+    suggestions = {
         "suggested max": (result.suggested_max, result.max_interval),
         "suggested min": (result.suggested_min, result.min_interval),
     }
-    for index, (name, (rate, interval)) in enumerate(suggested.items()):
+    for index, (name, (rate, interval)) in enumerate(suggestions.items()):
         if rate is not None:
             ax.axvspan(*interval, color=PALETTE[index], alpha=0.18, linewidth=0, zorder=0)
             ax.axvline(rate, color=PALETTE[index], linewidth=1, zorder=1)
             _mark_rate(ax, result, rate, name, index, size=9)
-    for index, (name, rate) in enumerate(result.picks.items(), start=len(suggested)):
+    for index, (name, rate) in enumerate(result.picks.items(), start=len(suggestions)):
         _mark_rate(ax, result, rate, f"{name} (fastai)", index, size=6)
     if result.diverged.any():
         last = np.isfinite(result.losses[result.diverged]).sum(axis=-1)
@@ -78,15 +78,15 @@ def plot_range_test(
 def _mark_rate(
     ax: "Axes", result: RangeTest, rate: float, label: str, index: int, *, size: float
 ) -> None:
-    """Put a marker on the median at a rate; at its last point where the rate lies beyond."""
-    known = np.isfinite(result.median)
-    height = np.interp(rate, result.rates[known], result.median[known])
+    """Draw a marker on the median at a rate, or at its last point if the rate lies beyond."""
+    is_finite = np.isfinite(result.median)
+    height = np.interp(rate, result.rates[is_finite], result.median[is_finite])
     style = {**style_of(index), "linestyle": "none", "markersize": size, "markeredgecolor": "white"}
     ax.plot([rate], [height], **style, zorder=4, label=f"{label} {rate:.2g}")
 
 
 def _scale_range_losses(ax: "Axes", result: RangeTest) -> None:
-    """Choose the loss axis: logarithmic where the loss falls far; runaways leave it at the top."""
+    """Choose the loss axis; it is logarithmic if the loss falls far, and runaways leave it."""
     level = np.median(result.initial)
     lowest = np.nanmin(result.trends, initial=np.inf)
     if not np.isfinite(level):

@@ -1,4 +1,4 @@
-"""Scales and their ticks, the same wherever a quantity is drawn."""
+"""Scales and ticks, the same in all plots of a quantity."""
 
 import math
 from collections import defaultdict
@@ -13,25 +13,25 @@ from optlab.lab._sweep_result import Sweep
 from optlab.lab._trial import DIVERGED, Trial
 
 MOST_TICKS = 6
-"""Ticks on an axis, so that their labels stay apart in a small panel."""
+"""The largest number of ticks on an axis, whose labels must fit into a small panel."""
 
 DECADES = 1.0
 """A loss that spans more decades than these is drawn on a logarithmic axis."""
 
 REACH = 3.0
-"""How many times as far from the best as the median trial an axis of scores reaches at most."""
+"""A score axis reaches from the best trial at most this many times as far as the median trial."""
 
 SAME = 1e-6
-"""Scores that differ by less than this part of them are drawn as if they were equal."""
+"""Scores are drawn as equal if they differ by less than this share of their size."""
 
 STEP = 0.012
-"""How far trials with the same value lie apart where there is room."""
+"""Distance between trials with the same value, if there is room."""
 
 SHARE = 0.3
-"""The part of a choice's share of the axis, on either side, that trials spread over."""
+"""The part of a choice's share of the axis, to either side, over which its trials spread."""
 
 GOLDEN = (5**0.5 - 1) / 2
-"""The golden ratio, multiples of which fall far from the ones before, modulo 1."""
+"""The golden ratio, whose multiples modulo 1 lie far from one another."""
 
 Tick = tuple[Any, str]
 
@@ -42,9 +42,9 @@ class Scale:
 
     Attributes:
         low: the lowest value shown.
-        high: the highest.
-        log: whether it is logarithmic.
-        lower_is_better: whether the good end is `low`.
+        high: the highest value shown.
+        log: whether the axis is logarithmic.
+        lower_is_better: whether `low` is the good end.
         cut: whether some trials lie beyond the bad end.
     """
 
@@ -55,12 +55,12 @@ class Scale:
     cut: bool
 
     def position(self, value: float) -> float:
-        """Return where a value lies, 0 at `low` and 1 at `high`; beyond them, 0 and 1."""
+        """Return the position of a value, 0 at `low` and 1 at `high`; clipped to [0, 1]."""
         low, value, high = _maybe_log([self.low, value, self.high], self.log)
         return float(np.clip((value - low) / (high - low), 0.0, 1.0))
 
     def at(self, position: float) -> float:
-        """Return the value at a position, which may lie beyond [0, 1]."""
+        """Return the value at a position, which may lie outside [0, 1]."""
         low, high = _maybe_log([self.low, self.high], self.log)
         value = low + (high - low) * position
         return float(10.0**value if self.log else value)
@@ -75,15 +75,15 @@ class Scale:
         return value > self.high if self.lower_is_better else value < self.low
 
     def ticks(self) -> list[Tick]:
-        """Return values and labels."""
+        """Return the values and labels of the ticks."""
         return log_ticks(self.low, self.high) if self.log else linear_ticks(self.low, self.high)
 
 
 def metric_scale(sweep: Sweep, metric: str) -> Scale | None:
     """Return the axis on which a metric of all trials is drawn; None if no trial has a value.
 
-    A loss that spans decades is on a logarithmic one. The bad end is cut where it would press the
-    good trials together.
+    The axis of a loss that spans decades is logarithmic. The axis is cut at its bad end if a few
+    bad trials would press the good ones together.
     """
     values = np.array([metric_of(trial, metric) for trial in sweep.trials])
     values = values[np.isfinite(values)]
@@ -110,14 +110,14 @@ def metric_scale(sweep: Sweep, metric: str) -> Scale | None:
 
 
 def metric_of(trial: Trial, metric: str) -> float:
-    """Return a metric at a trial's last evaluation, mean over the seeds; NaN if it diverged."""
+    """Return a metric at a trial's last evaluation, the mean over the seeds; NaN if it diverged."""
     if trial.status == DIVERGED:
         return math.nan
     return float(np.asarray(trial.validation[metric], np.float64)[:, -1].mean())
 
 
 def spans_decades(values: Sequence[float]) -> bool:
-    """Whether the finite values are all above 0 and the axis should be logarithmic."""
+    """Whether the finite values are positive and span enough decades for a logarithmic axis."""
     values = np.asarray(values, np.float64)
     values = values[np.isfinite(values)]
     return bool(
@@ -128,7 +128,7 @@ def spans_decades(values: Sequence[float]) -> bool:
 
 
 def range_ticks(values: Range) -> list[Tick]:
-    """Return the values of a range to label; of choices all."""
+    """Return the values of a range to label; for choices all of them."""
     if isinstance(values, Categorical):
         return [(choice, str(choice)) for choice in values.choices]
     if isinstance(values, LogUniform):
@@ -138,19 +138,20 @@ def range_ticks(values: Range) -> list[Tick]:
     return linear_ticks(values.low, values.high, integer=isinstance(values, Integer))
 
 
-def spread(values: Range, chosen: Sequence[Any], *, mixed: bool = False) -> np.ndarray:
-    """Return the position of each value, those that are equal a little apart; the last stays.
+def spread(values: Range, selected: Sequence[Any], *, mixed: bool = False) -> np.ndarray:
+    """Return the position of each value, with equal values moved slightly apart.
 
-    Equal ones are in the order given, so that lines to another axis cross less; or `mixed`, so that
-    points with much the same height are far from each other.
+    The last value is not moved. Equal values keep their order, so that lines to another axis cross
+    less; if `mixed`, neighbours in the order are moved far apart, so that points of similar height
+    do not overlap.
     """
-    positions = np.array([values.position(value) for value in chosen])
+    positions = np.array([values.position(value) for value in selected])
     room = SHARE / values.size if values.size < np.inf else STEP
     room = room if isinstance(values, Categorical) else min(room, 3 * STEP)
-    tied = defaultdict(list)
+    indices_by_position = defaultdict(list)
     for index, position in enumerate(positions[:-1]):
-        tied[position].append(index)
-    for indices in tied.values():
+        indices_by_position[position].append(index)
+    for indices in indices_by_position.values():
         reach = min(room, STEP * (len(indices) - 1) / 2)
         offsets = np.linspace(-reach, reach, len(indices))
         if mixed:
@@ -160,7 +161,7 @@ def spread(values: Range, chosen: Sequence[Any], *, mixed: bool = False) -> np.n
 
 
 def log_ticks(low: float, high: float) -> list[Tick]:
-    """Return round numbers in [low, high], as many as fit; powers of ten where there are enough."""
+    """Return round numbers in [low, high], as many as fit; powers of ten if there are enough."""
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
     decades = range(first, last + 1)
     every = -(-len(decades) // MOST_TICKS)
@@ -179,14 +180,14 @@ def linear_ticks(low: float, high: float, *, integer: bool = False) -> list[Tick
     """Return round numbers in [low, high]."""
     from matplotlib.ticker import MaxNLocator
 
-    found = MaxNLocator(MOST_TICKS - 1, integer=integer).tick_values(low, high)
+    ticks = MaxNLocator(MOST_TICKS - 1, integer=integer).tick_values(low, high)
     room = 1e-9 * (high - low)
-    inside = [x for x in found if low - room <= x <= high + room]
+    inside = [x for x in ticks if low - room <= x <= high + room]
     return [(min(max(x, low), high), short(x)) for x in inside]
 
 
 def short(value: Any, digits: int = 6) -> str:
-    """Write a value briefly, a number as 0.001, 1e-5 or 3e8."""
+    """Write a value briefly; a number as 0.001, 1e-5 or 3e8."""
     if not isinstance(value, float):
         return str(value)
     text = f"{value:.{digits}g}"

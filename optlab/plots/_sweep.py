@@ -1,4 +1,4 @@
-"""Pictures of a sweep: its trials as lines, and its scores against each hyperparameter."""
+"""Plots of a sweep: its trials as lines, and its scores against each hyperparameter."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -19,29 +19,29 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLUMNS = 4
-"""Panels side by side in the picture of a sweep."""
+"""The number of panels side by side."""
 
 LOST_ROW = 0.1
-"""How far beyond the bad end the crosses of diverged trials stand, the axis being 1."""
+"""Distance of the crosses of diverged trials from the bad end, as a share of the axis."""
 
 MOST_LETTERS = 30
-"""Labels with more letters than these do not fit side by side below a panel."""
+"""Tick labels with more letters than this in total are rotated to fit below a panel."""
 
 MARGIN = 0.06
-"""Room around the points, the axis being 1."""
+"""Room around the points, as a share of the axis."""
 
 
 def plot_sweep(sweep: Sweep) -> "Figure":
-    """Draw what a sweep found: its trials in parallel coordinates, and a panel per hyperparameter.
+    """Draw the trials of a sweep in parallel coordinates, and a panel for each hyperparameter.
 
-    See `plot_parallel` for the first and `plot_hyperparameter` for the panels, which show the
-    score and, where that is another metric, the loss below it.
+    The first part is `plot_parallel`. The panels are `plot_hyperparameter` of the score, with the
+    loss below if the score is another metric.
 
     Args:
-        sweep: what `sweep` found.
+        sweep: the result of `sweep`.
 
     Raises:
-        ModuleNotFoundError: if Matplotlib is not installed.
+        ModuleNotFoundError: Matplotlib is not installed.
     """
     with needs_extra("plot_sweep"):
         from matplotlib.figure import Figure
@@ -71,19 +71,19 @@ def plot_hyperparameter(
 ) -> "Axes":
     """Draw a metric at the end of each trial against one hyperparameter.
 
-    Trials that halving stopped are hollow, at what they had reached by then; those that diverged
-    are crosses beyond the bad end. Where a few bad trials would press the good ones together the
-    axis is cut, and a triangle stands for each. Trials of one choice or integer stand a little
-    apart.
+    Trials that halving stopped are hollow points at their last score. Diverged trials are crosses
+    beyond the bad end. If a few bad trials would press the good ones together, the axis is cut, and
+    a triangle stands for each trial beyond it. Trials with the same choice or integer are drawn
+    slightly apart.
 
     Args:
-        sweep: what `sweep` found.
-        name: of the hyperparameter.
-        metric: one that the task evaluates; None for the score.
-        ax: where to draw; None for a new figure.
+        sweep: the result of `sweep`.
+        name: the name of the hyperparameter.
+        metric: a metric of the task; None for the score.
+        ax: the axes to draw on; None for a new figure.
 
     Raises:
-        ModuleNotFoundError: if Matplotlib is not installed.
+        ModuleNotFoundError: Matplotlib is not installed.
         ValueError: there is no such hyperparameter or metric.
     """
     who = "plot_hyperparameter"
@@ -100,7 +100,7 @@ def plot_hyperparameter(
 def _draw_column(
     panels: "Sequence[Axes]", sweep: Sweep, name: str, metrics: Sequence[str], *, leftmost: bool
 ) -> None:
-    """Draw one hyperparameter's panels, with the labels that their neighbours do not give."""
+    """Draw the panels of one hyperparameter, without labels that a neighbouring panel has."""
     for ax, metric in zip(panels, metrics, strict=True):
         ax.spines[["top", "right"]].set_visible(False)
         _draw_panel(ax, sweep, name, metric)
@@ -117,7 +117,7 @@ def _draw_column(
 
 
 def _draw_panel(ax: "Axes", sweep: Sweep, name: str, metric: str) -> None:
-    """Draw the trials as points, the best last."""
+    """Draw the trials as points; the best is drawn last."""
     values = sweep.space[name]
     scale = metric_scale(sweep, metric)
     trials = sweep.ranked()[::-1]
@@ -125,7 +125,7 @@ def _draw_panel(ax: "Axes", sweep: Sweep, name: str, metric: str) -> None:
     y = np.array([metric_of(trial, metric) for trial in trials])
     heights = np.array([_height(scale, value) for value in y])
     _scale_x(ax, values)
-    _scale_y(ax, scale, lost=np.isnan(y).any())
+    _scale_y(ax, scale, with_diverged=np.isnan(y).any())
     for kind, where in _kinds(trials, y, scale).items():
         ax.plot(x[where], heights[where], **_marker(kind, scale), label=kind)
     if np.isfinite(y[-1]):
@@ -135,16 +135,16 @@ def _draw_panel(ax: "Axes", sweep: Sweep, name: str, metric: str) -> None:
     ax.grid(axis="y", alpha=0.25, linewidth=0.6)
 
 
-def _across(values: Range, chosen: Sequence[Any]) -> np.ndarray:
-    """Return where trials stand on the horizontal axis, choices around 0, 1, ….
+def _across(values: Range, selected: Sequence[Any]) -> np.ndarray:
+    """Return the horizontal positions of trials; choices lie around 0, 1, ….
 
-    Those of the same choice or integer stand a little apart.
+    Trials with the same choice or integer lie slightly apart.
     """
     if isinstance(values, Categorical):
-        return spread(values, chosen, mixed=True) * values.size - 0.5
+        return spread(values, selected, mixed=True) * values.size - 0.5
     if isinstance(values, Integer) and not values.log:
-        return spread(values, chosen, mixed=True) * values.size - 0.5 + values.low
-    return np.array(chosen, np.float64)
+        return spread(values, selected, mixed=True) * values.size - 0.5 + values.low
+    return np.array(selected, np.float64)
 
 
 def _scale_x(ax: "Axes", values: Range) -> None:
@@ -168,7 +168,7 @@ def _scale_x(ax: "Axes", values: Range) -> None:
     ax.set_xticks([], minor=True)
 
 
-def _scale_y(ax: "Axes", scale: Scale | None, *, lost: bool) -> None:
+def _scale_y(ax: "Axes", scale: Scale | None, *, with_diverged: bool) -> None:
     """Choose the vertical axis and its ticks, with room for crosses at its bad end."""
     if scale is None:
         ax.set_ylim(-MARGIN, 1)
@@ -177,14 +177,14 @@ def _scale_y(ax: "Axes", scale: Scale | None, *, lost: bool) -> None:
     if scale.log:
         ax.set_yscale("log")
     room = np.array([-MARGIN, MARGIN])
-    room[int(scale.bad_end)] *= 1 + lost * LOST_ROW / MARGIN
+    room[int(scale.bad_end)] *= 1 + with_diverged * LOST_ROW / MARGIN
     ax.set_ylim(scale.at(room[0]), scale.at(1 + room[1]))
     ax.set_yticks(*zip(*scale.ticks(), strict=True))
     ax.set_yticks([], minor=True)
 
 
 def _height(scale: Scale | None, value: float) -> float:
-    """Return where on the vertical axis a trial stands; one that diverged or lies beyond, too."""
+    """Return the vertical position of a trial, which may have diverged or lie beyond the axis."""
     if scale is None:
         return 0.0
     if np.isnan(value):
@@ -193,26 +193,26 @@ def _height(scale: Scale | None, value: float) -> float:
 
 
 def _kinds(trials: Sequence[Trial], y: np.ndarray, scale: Scale | None) -> Mapping[str, np.ndarray]:
-    """Return what the points are, name → (trials,) bool, from the bottom of the drawing to its top.
+    """Return the points of each kind, name → (trials,) bool, in the order of drawing.
 
-    The last of the trials is the best, unless it diverged.
+    The last trial is the best, unless it diverged.
     """
-    lost = np.isnan(y)
-    best = ~lost & (np.arange(len(trials)) == len(trials) - 1)
+    diverged = np.isnan(y)
+    best = ~diverged & (np.arange(len(trials)) == len(trials) - 1)
     stopped = np.array([trial.status == STOPPED for trial in trials])
     beyond = np.array([scale is not None and scale.beyond(value) for value in y])
     kinds = {
-        "diverged": lost,
+        "diverged": diverged,
         "beyond the axis": beyond & ~best,
-        "stopped early": stopped & ~(lost | beyond | best),
-        "complete": ~(stopped | lost | beyond | best),
+        "stopped early": stopped & ~(diverged | beyond | best),
+        "complete": ~(stopped | diverged | beyond | best),
         "best": best,
     }
     return {kind: where for kind, where in kinds.items() if where.any()}
 
 
 def _marker(kind: str, scale: Scale | None) -> dict[str, Any]:
-    """Return how the points of a kind are drawn."""
+    """Return the style of a kind of points."""
     style = {"linestyle": "none", "marker": "o", "markersize": 4.5, "color": PALETTE[0]}
     match kind:
         case "diverged":
@@ -251,13 +251,15 @@ def _label_best(ax: "Axes", x: float, value: Any) -> None:
 
 
 def _legend_below(figure: "Figure") -> None:
-    """Put one legend of all panels' points under them."""
-    found = {}
+    """Put one legend for the points of all panels below them."""
+    handle_by_label = {}
     for ax in figure.axes[1:]:
         handles, labels = ax.get_legend_handles_labels()
-        found |= dict(zip(labels, handles, strict=True))
+        handle_by_label |= dict(zip(labels, handles, strict=True))
     style = {"loc": "outside lower left", "frameon": False, "fontsize": SMALL + 1}
-    figure.legend(found.values(), found.keys(), ncols=len(found), **style)
+    figure.legend(
+        handle_by_label.values(), handle_by_label.keys(), ncols=len(handle_by_label), **style
+    )
 
 
 def _check_one_of(who: str, argument: str, name: str, known: Iterable[str]) -> None:

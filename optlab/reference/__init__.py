@@ -1,13 +1,14 @@
 """The formula sheets: every rule written once more, in NumPy float64, straight from its paper.
 
-They are what optlab's compiled rules are checked against, so they share nothing with them: no
-import but NumPy and the standard library, one array at a time, the update's number t = 1, 2, …
-passed in, every quantity in float64. A gradient rule takes the gradient and its state, a plain
-dict of arrays and floats that is `{}` before the first update, and returns a new array and a new
-dict; nothing is changed in place. Hyperparameters are Python floats, passed anew at every update:
-a schedule is followed by passing another value.
+optlab's compiled rules are checked against these sheets, so the sheets share no code with them.
+They import only NumPy and the standard library, compute in float64, and process one array at a
+time; the number of the update, t = 1, 2, …, is an argument. A gradient rule takes the gradient and
+its state, a plain dict of arrays and floats that is `{}` before the first update, and returns a new
+array and a new dict. Nothing is changed in place. Hyperparameters are Python floats that are passed
+at every update, so that a schedule is a different value at each update.
 
-- `_optimizers`: the directions `scale_by_…`, which −α multiplies, and the optimizers on them.
+- `_optimizers`: the directions `scale_by_…`, which are multiplied by −α, and the optimizers built
+  on them.
 - `_transforms`: norms, clipping, weight decay, the average of the parameters.
 - `_schedules`: the rate, or the rate and momentum, as a function of the number of updates already
   made.

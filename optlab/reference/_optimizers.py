@@ -33,8 +33,8 @@ Conventions chosen:
 - With Nesterov θ is the point at which the gradient is taken. (Sutskever et al. follow the point
   behind it, θ̃ = θ + αβv; for constant α and β the two forms make the same path.)
 - ε stands outside the root unless said otherwise. With ε = 0, a coordinate whose gradients have
-  all been 0 gives 0/0: NaN, with NumPy's warning. The sheets make no exception for it.
-- s − m² loses its digits where the gradient hardly varies, and may round below 0: it is clamped.
+  all been 0 gives 0/0: NaN, with NumPy's warning. The sheets do not treat this case separately.
+- s − m² loses its digits if the gradient hardly varies, and may be rounded below 0: it is clamped.
 - β₁ᵗ and β₂ᵗ stand for Πβ₁(i) and Πβ₂(i), i = 1 … t, where they follow a schedule, so that the
   weights in m̂ and v̂ always sum to 1; β₁ᵗ⁺¹ is then β₁(t)·Πβ₁(i), the next β₁ being unknown.
 - The step of `nesterov` in Adam is NAdam with constant β₁ (Dozat's Algorithm 2 without its extra
@@ -99,7 +99,7 @@ def scale_by_adagrad(
         eps: ε, ≥ 0; where it is 0, s must be > 0 (0/0 is NaN).
         eps_in_sqrt: whether ε is added to s or to its root.
         initial_accumulator_value: s before the first update, ≥ 0.
-        compensated: a way to sum in few digits, which makes no difference to the sum itself.
+        compensated: not used; it changes how optlab sums in few digits, not the sum itself.
 
     Returns:
         (direction, state).
@@ -131,13 +131,13 @@ def scale_by_rmsprop(
         g: gradient, any shape.
         state: `mean_square`, `mean` if centered, and `mean_log_decay` with the correction (as
             `mean_log_b2` of `scale_by_adam`); {} before the first update.
-        t: number of this update, from 1; used by the correction alone.
+        t: number of this update, from 1; used only by the correction of bias.
         decay: β, in [0, 1).
         eps: ε, ≥ 0; where it is 0, s must be > 0 (0/0 is NaN).
         eps_in_sqrt: whether ε is added to s or to its root.
         initial_scale: s before the first update, ≥ 0.
         centered: divide by the standard deviation.
-        bias_correction: free the averages of their bias.
+        bias_correction: correct the averages for their bias to 0.
 
     Returns:
         (direction, state).
@@ -169,8 +169,8 @@ def scale_by_adam(
     Args:
         g: gradient, any shape.
         state: `mu`, `nu`, `mean_log_b1`, `mean_log_b2`, and `nu_max` with AMSGrad; {} before the
-            first update. A state made by hand may leave out the two logarithms: they are then
-            those of the present β₁ and β₂, as for constants.
+            first update. If a state lacks the two logarithms, those of the present β₁ and β₂ are
+            used, as for constants.
         t: number of this update, from 1.
         b1: β₁, in [0, 1).
         b2: β₂, in [0, 1).
@@ -231,7 +231,7 @@ def sgd(p, g, state, t, *, learning_rate, momentum=None, dampening=0.0, nesterov
         state: `velocity` with momentum, else empty; {} before the first update.
         t: number of this update, from 1; not used.
         learning_rate: α, ≥ 0.
-        momentum: β, in [0, 1); None for θ ← θ − αg, where the two options below have no part.
+        momentum: β, in [0, 1); None for θ ← θ − αg, which ignores the two options below.
         dampening: τ, in [0, 1].
         nesterov: look ahead along the velocity.
 
@@ -269,7 +269,7 @@ def adagrad(
         eps: ε, ≥ 0.
         eps_in_sqrt: whether ε is added to s or to its root.
         initial_accumulator_value: s before the first update, ≥ 0.
-        compensated: a way to sum in few digits, which makes no difference to the sum itself.
+        compensated: not used; it changes how optlab sums in few digits, not the sum itself.
 
     Returns:
         (new parameter, state).
@@ -311,7 +311,7 @@ def rmsprop(
         g: gradient, of the parameter's shape.
         state: that of `scale_by_rmsprop`, and `velocity` with momentum; {} before the first
             update.
-        t: number of this update, from 1; used by the correction of bias alone.
+        t: number of this update, from 1; used only by the correction of bias.
         learning_rate: α, ≥ 0.
         decay: β, in [0, 1).
         eps: ε, ≥ 0.
@@ -319,8 +319,8 @@ def rmsprop(
         initial_scale: s before the first update, ≥ 0.
         centered: divide by the standard deviation.
         momentum: μ, in [0, 1); None for none.
-        nesterov: look ahead along the velocity; without momentum it has no part.
-        bias_correction: free the averages of their bias.
+        nesterov: look ahead along the velocity; ignored without momentum.
+        bias_correction: correct the averages for their bias to 0.
 
     Returns:
         (new parameter, state).
@@ -432,15 +432,15 @@ def _log(beta):
 
 
 def _mean_log(beta, previous, t):
-    """Return the mean of log β(1) … log β(t), with which Πβ(i) = exp(t·mean).
+    """Return the mean of log β(1) … log β(t); Πβ(i) is exp(t·mean).
 
-    A product, or a sum of logarithms, gathers t rounding errors: 1 − βᵗ is then wrong by up to
-    2e-11 within a million updates (β = 0.999999). The mean of a constant stays what it is, and
-    1 − βᵗ is right to about 1e-16 at any t.
+    A product, or a sum of logarithms, accumulates t rounding errors, which make 1 − βᵗ wrong by up
+    to 2e-11 within a million updates (β = 0.999999). The mean of a constant stays exactly that
+    constant, so that 1 − βᵗ is right to about 1e-16 at any t.
     """
     log_beta = _log(beta)
     if previous is None:
         return log_beta
-    if previous in (log_beta, -math.inf):  # −∞: some β was 0, and Πβ stays 0
+    if previous in (log_beta, -math.inf):  # −∞: an earlier β was 0, so that Πβ stays 0
         return previous
     return previous + (log_beta - previous) / t

@@ -147,7 +147,7 @@ def step_decay(step, *, init_value, factor, every):
     Args:
         step: updates already made, ≥ 0.
         init_value: value at steps 0 to `every` − 1.
-        factor: in (0, 1], what step `every` and each multiple of it multiplies by.
+        factor: in (0, 1]; the value is multiplied by it at step `every` and at each multiple of it.
         every: in updates, ≥ 1.
 
     Returns:
@@ -162,7 +162,7 @@ def multistep(step, *, init_value, factor, milestones):
     Args:
         step: updates already made, ≥ 0.
         init_value: value before the first milestone.
-        factor: in (0, 1], what each milestone multiplies by, from its own step on.
+        factor: in (0, 1]; the value is multiplied by it at each milestone, from that step on.
         milestones: sequence of steps, ≥ 0.
 
     Returns:
@@ -188,7 +188,7 @@ def inverse_sqrt(step, *, value, warmup_steps=0):
         [0.0, 0.25, 1.0, 0.5, 0.25]
     """
     if warmup_steps == 0:
-        return value / math.sqrt(step + 1.0)  # a float: 1 more may be too much for the step's type
+        return value / math.sqrt(step + 1.0)  # as a float: the integer type of step may overflow
     if step < warmup_steps:
         return value * (step / warmup_steps)
     return value * math.sqrt(warmup_steps / step)
@@ -267,7 +267,7 @@ def wsd(
         decay_steps: D, in updates, ≥ 0; with 0 the value jumps to the end at step W + S.
         init_value: value at step 0, where W ≥ 1.
         end_value: value at step W + S + D and after.
-        shape: of the decay: "linear", "cosine" or "sqrt" (1 − √x, steepest at its start).
+        shape: the decay's shape: "linear", "cosine" or "sqrt" (1 − √x, steepest at its start).
 
     Returns:
         The value at this step, a float.
@@ -334,7 +334,7 @@ def cosine_restarts(
 ):
     """Fall on half a cosine, jump back up, and so on: SGDR.
 
-    The end value is approached at the last step of a cycle; the step after it is the next peak.
+    The last step of a cycle comes near the end value; the next step is the next peak.
 
     Args:
         step: updates already made, ≥ 0.
@@ -343,8 +343,8 @@ def cosine_restarts(
         end_value: the value every cycle falls to.
         cycle_factor: > 0; cycle i = 0, 1, … has round(T·cycle_factor^i) steps.
         peak_factor: > 0; cycle i begins at end + (init − end)·peak_factor^i.
-        num_cycles: number of cycles, ≥ 1, after which the value stays `end_value`; None goes on
-            until the cycles, if they shrink, are rounded to no step at all.
+        num_cycles: number of cycles, ≥ 1, after which the value stays `end_value`. None for no
+            limit; if the cycles shrink, the value stays there once a cycle is rounded to 0 steps.
 
     Returns:
         The value at this step, a float.
@@ -458,9 +458,10 @@ def clamp(step, *, schedule, min_value, max_value):
 
 
 def _shares(step, length):
-    """Return step/length within [0, 1] and 1 − step/length; (1, 0) where the length is 0.
+    """Return step/length within [0, 1] and 1 − step/length; (1, 0) if the length is 0.
 
-    Each is rounded once: their difference from 1 would lose the last digits of a small one.
+    Each is rounded once. The difference of the other from 1 would lose the last digits of a small
+    value.
     """
     if step >= length:
         return 1.0, 0.0
@@ -469,8 +470,8 @@ def _shares(step, length):
 
 
 def _half_cosine(done, left):
-    """Return ½(1 − cos(π·done)) and ½(1 + cos(π·done)), given done and left = 1 − done.
+    """Return ½(1 − cos(π·done)) and ½(1 + cos(π·done)), where left = 1 − done.
 
-    As squares of sines, since 1 + cos has no correct digit left where it is nearly 0.
+    Both are computed as squares of sines, as 1 + cos has no correct digit where it is nearly 0.
     """
     return math.sin(math.pi / 2 * done) ** 2, math.sin(math.pi / 2 * left) ** 2

@@ -29,8 +29,8 @@ import numpy as np
 def global_norm(arrays):
     """Return ‖g‖ = √Σ gᵢ² over all entries of all arrays.
 
-    `math.hypot` scales by the largest entry, so that no square overflows or underflows, and keeps
-    the rounding errors of the sum: the result is right to within 1 ulp.
+    `math.hypot` scales by the largest entry, so that no square overflows or underflows, and
+    compensates the rounding errors of the sum: the result is right to within 1 ulp.
 
     Args:
         arrays: list of arrays, of any shapes; may be empty (norm 0).
@@ -64,7 +64,7 @@ def clip_by_global_norm(arrays, max_norm):
 
 
 def clip_by_value(g, max_abs):
-    """Limit every entry by itself to [−c, c]: min(max(gᵢ, −c), c).
+    """Limit every entry separately to [−c, c]: min(max(gᵢ, −c), c).
 
     Args:
         g: array, any shape.
@@ -79,8 +79,9 @@ def clip_by_value(g, max_abs):
 def add_decayed_weights(u, p, *, weight_decay):
     """Add the decay term to a direction: u + λθ.
 
-    Before an optimizer's own arithmetic (u the gradient) this is the L2 penalty λ/2‖θ‖², after it
-    (u the direction) decoupled decay; for SGD without momentum the two are the same.
+    Applied before an optimizer's own arithmetic (u is the gradient) it is the L2 penalty λ/2‖θ‖²;
+    applied after it (u is the direction) it is decoupled decay. For SGD without momentum the two
+    are the same.
 
     Args:
         u: gradient or direction, any shape, not yet multiplied by −α.
@@ -101,7 +102,7 @@ def params_ema(new_p, average, t, *, decay, warmup_power=None):
     Args:
         new_p: parameter θ after update t, any shape.
         average: θ̄ so far; before the first update the initial parameter.
-        t: number of this update, from 1; used by the warm-up alone.
+        t: number of this update, from 1; used only by the warm-up.
         decay: largest a, in [0, 1].
         warmup_power: κ, > 0; None for no warm-up.
 

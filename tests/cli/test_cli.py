@@ -104,8 +104,8 @@ def test_json_is_all_that_stands_on_stdout_and_equals_the_file(run, tmp_path):
         (["--rates", "1e-3,"], "argument --rates: expected a finite number such as 1e-3, got ''"),
         (["--rates", "inf"], "argument --rates: expected a finite number such as 1e-3, got 'i"),
         (["--rates", "1e-50"], "argument --rates: a rate must be from 1.2e-38 to 3.4e+38, got"),
-        (["--rates", "0.1,1e-1"], "argument --rates: 0.1 is there twice"),
-        (["--optimizers", "sgd,sgd"], "argument --optimizers: sgd is there twice"),
+        (["--rates", "0.1,1e-1"], "argument --rates: values must differ, got 0.1 twice"),
+        (["--optimizers", "sgd,sgd"], "argument --optimizers: values must differ, got sgd twice"),
         (["--seeds", "9" * 20], "argument --seeds: expected a whole number below 2**31, got"),
         (["--rates", "0"], "argument --rates: a rate must be from 1.2e-38 to 3.4e+38, got '0'"),
         (

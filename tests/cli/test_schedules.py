@@ -152,7 +152,10 @@ TAKES_COSINE = "(it takes init_value, decay_steps, end_value=0.0)"
         ("constant(" + "-" * 9000 + "1)", "cannot read 'constant(---------"),
         ("constant(" + "1" * 5000 + ")", "cannot read 'constant(111111111"),
         ("[" * 150 + "]" * 150, "expected the call of a schedule, got '[[[[[["),
-        ("constant(" + "1" * 10_000 + ")", "an expression may have 10000 characters, got one of 1"),
+        (
+            "constant(" + "1" * 10_000 + ")",
+            "an expression may have at most 10000 characters, got 1",
+        ),
         ("1e-3", "expected the call of a schedule, got '1e-3'"),
         ("[constant(1)]", "expected the call of a schedule, got '[constant(1)]'"),
         ("cosine", "cosine needs its arguments: cosine(init_value, decay_steps, end_value=0.0)"),
@@ -342,7 +345,7 @@ def test_the_momentum_of_a_cycle_has_a_panel_below_with_its_own_scale():
     x, y = below.lines[0].get_data()
     assert y[x == 0.3 * 101] == np.float32(0.85)  # the knot, which is not a whole step
     assert (left.get_ylabel(), below.get_ylabel()) == ("learning rate", "momentum")
-    with pytest.raises(ValueError, match="ax must be a subplot, to make room for the momentum"):
+    with pytest.raises(ValueError, match="ax must be a subplot, which can make room for"):
         plots.plot_schedules(cycles, steps=120, ax=Figure().add_axes((0, 0, 1, 1)))
 
 

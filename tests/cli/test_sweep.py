@@ -119,13 +119,16 @@ def test_ranges_reach_the_function_that_makes_a_task_of_the_users_own(run, tmp_p
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--space", "rate=1:2"], "sweep: space must name what optimizer or task takes, got rate"),
+        (
+            ["--space", "rate=1:2"],
+            "sweep: space must name arguments of optimizer or task, got rate",
+        ),
         (["--space", "learning_rate=2:1"], "argument --space: '2:1' is no range: Integer: low mu"),
         (["--space", "learning_rate=1:2:3"], "argument --space: '1:2:3' is no range: write LOW:H"),
         (["--space", "1e-3:1"], "argument --space: expected NAME=VALUE, got '1e-3:1'"),
         (
             ["--space", "learning_rate=1,2", "--space", "learning_rate=3,4"],
-            "argument --space: a hyperparameter is there twice",
+            "argument --space: names must differ, got one of them twice",
         ),
         (["--search", "bays"], "unknown search 'bays'; did you mean 'bayes'?"),
         (["--search", "bayes", "--halving", "2"], "sweep: halving must be None with search='baye"),

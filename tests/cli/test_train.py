@@ -83,7 +83,7 @@ def test_patience_ends_the_run_and_the_best_parameters_are_scored(run):
         (["--set", "b1=0.9"], "unknown hyperparameter of sgd 'b1'"),
         (
             ["--set", "momentum=0.9", "--set", "momentum=0.8"],
-            "argument --set: a hyperparameter is there twice",
+            "argument --set: names must differ, got one of them twice",
         ),
         (["--batch-size", "3"], "the task 'valley' has no batches; leave out --batch-size"),
         (["--patience", "0"], "argument --patience: expected a whole number >= 1"),

@@ -320,7 +320,11 @@ def test_a_wrong_value_is_told(value, message):
 @pytest.mark.parametrize(
     ("params", "message"),
     [
-        (None, "update needs the parameters where best_params is kept, got none; call update"),
+        (
+            None,
+            "update must be given the parameters if best_params is set, got params=None; "
+            "call update",
+        ),
         ({"w": jnp.ones((2, 3))}, "params must have the structure of best_params, PyTreeDef"),
         (
             {"w": jnp.ones(3), "b": None, "n": 1},

@@ -100,8 +100,8 @@ def test_a_grid_does_not_repeat_what_few_integers_there_are():
 def test_more_choices_than_trials_make_no_grid():
     space = {"a": Categorical((1, 2, 3)), "b": Categorical((1, 2)), "x": Uniform(0.0, 1.0)}
     message = (
-        "sweep: a grid needs as many trials as the choices alone make, got trials=5 for 6 "
-        'combinations; raise trials, or use search="halton"'
+        "sweep: trials must be at least 6, one for each combination of choices, got trials=5; "
+        'raise trials, or use search="halton"'
     )
     with pytest.raises(ValueError, match=re.escape(message)):
         grid("sweep", space, 5)

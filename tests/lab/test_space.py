@@ -294,9 +294,12 @@ def test_a_space_keeps_its_order():
             'high=1.0))]; write {"learning_rate": LogUniform(1e-4, 1e-1)}, say',
         ),
         ({}, "sweep: space must name at least one hyperparameter, got none"),
-        ({"a b": Uniform(0, 1)}, "sweep: names in space must be those of arguments, got 'a b'"),
-        ({"lambda": Uniform(0, 1)}, "sweep: names in space must be those of arguments, got 'lamb"),
-        ({3: Uniform(0, 1)}, "sweep: names in space must be those of arguments, got 3"),
+        ({"a b": Uniform(0, 1)}, "sweep: names in space must be valid argument names, got 'a b'"),
+        (
+            {"lambda": Uniform(0, 1)},
+            "sweep: names in space must be valid argument names, got 'lamb",
+        ),
+        ({3: Uniform(0, 1)}, "sweep: names in space must be valid argument names, got 3"),
         (
             {"a": (1e-4, 0.1)},
             "sweep: space['a'] must be a LogUniform, Uniform, Integer or Categorical, got (0.0001, "

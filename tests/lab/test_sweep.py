@@ -925,7 +925,7 @@ def test_a_progress_bar_is_on_stderr_alone(capsys):
         ({"storage": "sqlite://"}, "sweep: storage must be None unless search='bayes'"),
         (
             {"storage": "sqlite://", "search": "bayes", "results": "x"},
-            "sweep: results must be None where storage keeps them, got 'x'",
+            "sweep: results must be None with storage, got 'x'",
         ),
         ({"callbacks": print}, "sweep: callbacks must be a list of functions"),
         ({"callbacks": [1]}, "sweep: callbacks must be a list of functions"),
@@ -941,20 +941,20 @@ def test_a_progress_bar_is_on_stderr_alone(capsys):
         ({"task": lambda: 1}, "sweep: task must return a Task, got 1"),
         (
             {"space": {"rate": LogUniform(1.0, 2.0), **RATES}},
-            "sweep: space must name what optimizer or task takes, got rate; optimizer takes "
+            "sweep: space must name arguments of optimizer or task, got rate; optimizer takes "
             "learning_rate, .*momentum",
         ),
         (
             {"task": lambda width: bowl()},
-            "sweep: space must hold width, without which task cannot be called, got learning_rate;",
+            "sweep: space must have width, a required argument of task, got learning_rate;",
         ),
         (
             {"optimizer": lambda learning_rate, b1: optlab.adam(learning_rate, b1=b1)},
-            "sweep: space must hold b1, without which optimizer cannot be called",
+            "sweep: space must have b1, a required argument of optimizer",
         ),
         (
             {"space": {"learning_rate": Categorical((0.1, 0.2))}, "search": "grid", "trials": 1},
-            "sweep: a grid needs as many trials as the choices alone make",
+            "sweep: trials must be at least 2, one for each combination of choices, got trials=1",
         ),
         ({"task": bowl(score="nothing")}, "sweep: Task.evaluate must return 'nothing'"),
     ],

@@ -288,7 +288,10 @@ def text(file):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (other_program, "results must be a sweep's, got another program's database"),
+        (
+            other_program,
+            "results must be a new file or the file of a sweep, got another program's database",
+        ),
         (text, "results must be a file that SQLite can write, got .*not a database"),
         (os.mkdir, "results must be a file that SQLite can write, got .*unable to open"),
     ],
@@ -335,7 +338,7 @@ def test_what_is_written_while_it_fails_is_not_written_at_all(tmp_path):
     good = Trial(0, {}, "complete", np.zeros(1, int), curve, {"loss": curve}, 1.0)
     file = tmp_path / "results.db"
     with contextlib.closing(Store("sweep", file, {})) as store:
-        with pytest.raises(TypeError, match="object cannot be kept"):
+        with pytest.raises(TypeError, match="object cannot be stored as JSON"):
             store.add([good, dataclasses.replace(good, number=1, values={"x": object()})])
         assert store.trials() == []
         with pytest.raises(ValueError, match="sweep: results must be"):

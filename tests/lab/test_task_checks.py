@@ -119,11 +119,11 @@ def test_nothing_is_computed():
         ),
         (
             changed(init=lambda key: ({"w": jnp.ones(3)}, {"model": SimpleNamespace()})),
-            "Task.init must return a pytree of arrays, got SimpleNamespace at [1]['model']; keep",
+            "Task.init must return a pytree of arrays, got SimpleNamespace at [1]['model']; hold",
         ),
         (
             changed(init=lambda key: ({"w": [jnp.ones(3), jnp.zeros((), int)]}, ())),
-            "parameters must be floating point or complex, got int32 at ['w'][1]; what no grad",
+            "parameters must be floating point or complex, got int32 at ['w'][1]; put arrays",
         ),
         (
             changed(batch=lambda key, step: {"name": "a"}),
@@ -183,7 +183,7 @@ def test_fields_and_init(task, message):
     ],
 )
 def test_the_loss(task, message):
-    state = "Task.loss must return a model_state like the one it gets, as a loop carries it"
+    state = "Task.loss must return a model_state with the structure and types of its input"
     with pytest.raises(ValueError, match=f"^who: {re.escape(message.replace('…', state))}"):
         check_task("who", task)
 
@@ -216,7 +216,7 @@ def test_the_loss(task, message):
         ),
         (
             with_metrics(loss=1.0, accuracy="high"),
-            "Task.evaluate must return a pytree of arrays, got str at ['accuracy']; keep",
+            "Task.evaluate must return a pytree of arrays, got str at ['accuracy']; hold",
         ),
     ],
 )

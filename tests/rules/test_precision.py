@@ -6,21 +6,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from optlab._hyperparams import Hyperparams, decay
 
 import optlab
 from optlab._tree import _norm_at_once, _norm_by_branch
+from optlab.rules._hyperparams import Hyperparams, decay
 
 EPS = float(np.finfo(np.float32).eps)
 
 
 def corrections(beta, updates):
     """Return 1/(1 − Πβ) after each update, as a compiled loop forms it."""
-    hyper = Hyperparams("test", beta=decay(beta, bias_corrected=True))
+    hyper = Hyperparams("test", {"beta": decay(beta, bias_corrected=True)})
 
-    def body(carry, count):
-        seen, values, memory = hyper.step(count, *carry)
-        return (values, memory), seen.beta.correction
+    def body(stored, count):
+        in_force, stored = hyper.step(count, stored)
+        return stored, in_force.beta.correction
 
     return jax.jit(lambda: jax.lax.scan(body, hyper.init(), jnp.arange(updates))[1])()
 
@@ -45,12 +45,12 @@ def test_bias_correction_is_exact_when_the_decay_moves():
 
 
 def test_a_replaced_decay_corrects_from_its_own_value():
-    hyper = Hyperparams("test", beta=decay(0.999, bias_corrected=True))
-    values, memory = hyper.init()
-    seen, values, memory = hyper.step(jnp.array(0), {"beta": jnp.float32(0.5)}, memory)
-    assert float(seen.beta.correction) == 2.0
-    seen, *_ = hyper.step(jnp.array(1), values, memory)
-    assert float(seen.beta.correction) == np.float32(4 / 3)
+    hyper = Hyperparams("test", {"beta": decay(0.999, bias_corrected=True)})
+    replaced = hyper.init().at[0].set(0.5)
+    in_force, stored = hyper.step(jnp.array(0), replaced)
+    assert float(in_force.beta.correction) == 2.0
+    in_force, _ = hyper.step(jnp.array(1), stored)
+    assert float(in_force.beta.correction) == np.float32(4 / 3)
 
 
 @pytest.mark.parametrize(("b2", "naive_error"), [(0.999, 1e-5), (0.9999, 1e-4)])
@@ -142,7 +142,7 @@ def test_low_precision_moments_when_asked():
             update, state = tx.update(p, state)
             assert getattr(state, slot).dtype == jnp.bfloat16
             assert update.dtype == jnp.float32
-    assert state.memory.given.dtype == jnp.float32
+    assert state.hyperparams.dtype == jnp.float32
 
 
 def test_gradients_flow_to_a_hyperparameter():
@@ -158,7 +158,7 @@ def test_gradients_flow_to_a_hyperparameter():
 def test_a_long_memory_replaced_by_a_short_one_keeps_the_new_gradient(beta):
     tx = optlab.scale_by_momentum(0.9)
     state = tx.init(jnp.zeros(()))._replace(velocity=jnp.float32(1e4))
-    state.hyperparams["momentum"] = jnp.float32(beta)
+    state = optlab.replace_hyperparams(state, momentum=beta)
     velocity, _ = tx.update(jnp.float32(1e-4), state)
     np.testing.assert_allclose(velocity, np.float32(beta) * 1e4 + 1e-4, rtol=4 * EPS)
 
