@@ -105,12 +105,12 @@ OPTIMIZERS: Mapping[str, Row] = {
             direction_reference=reference.scale_by_rmsprop,
             samples=(
                 {},
-                {"momentum": 0.9},
-                {"momentum": 0.8, "nesterov": True, "centered": True, "eps": 1e-3},
                 {"eps": 1e-3, "eps_in_sqrt": True, "initial_scale": 1.0},
                 {"decay": 0.99, "centered": True, "eps": 1e-3},
                 {"centered": True, "eps": 1e-3, "eps_in_sqrt": True},
                 {"bias_correction": True, "decay": 0.99},
+                {"momentum": 0.9},
+                {"momentum": 0.8, "nesterov": True, "centered": True, "eps": 1e-3},
             ),
             hyperparams=RATE | {"decay": (0.9, 0.99), "eps": (1e-8, 0.1), "momentum": (0.9, 0.5)},
             errors=(
@@ -119,7 +119,7 @@ OPTIMIZERS: Mapping[str, Row] = {
                 NESTEROV,
             ),
             squares=True,
-            drift=(2e-7, 8e-7, 4e-7),
+            drift=(2.5e-7, 2e-7, 6e-7, 2.5e-7, 4e-7, 4e-7),
         ),
         Row(
             name="adam",
@@ -133,7 +133,7 @@ OPTIMIZERS: Mapping[str, Row] = {
             errors=(MU_DTYPE, *flag_errors("nesterov", "amsgrad")),
             exemplar=True,
             squares=True,
-            drift=(8e-7, 4e-7),
+            drift=(8e-7, 8e-7, 4e-7, 1.5e-7),
         ),
         Row(
             name="adamw",

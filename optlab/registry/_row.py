@@ -47,7 +47,8 @@ class Row:
             the slow one.
         rtol: the largest difference to the reference in float32, relative to a leaf's largest
             outcome.
-        drift: for each sample, the same over a million updates; the default is 1e-5.
+        drift: the same over a million updates, for each sample of the row, or of its direction
+            where it has one; the default is 1e-5.
         shapes: the shapes of the leaves to check on.
         squares: whether gradients beyond 2⁶³ count as 2⁶³, as their squares overflow.
         exempt: checks that do not hold for this row, with the reason.
@@ -127,7 +128,6 @@ class Row:
             ),
             needs_params=False,
             exemplar=False,
-            drift=(),
         )
 
 

@@ -30,12 +30,16 @@ from optlab import registry
 from optlab.registry import Row
 
 CHECK = "a_million_updates_keep_to_the_reference"
-ROWS = {
-    name: row
-    for rows in (registry.OPTIMIZERS, registry.DIRECTIONS, registry.TRANSFORMATIONS)
-    for name, row in rows.items()
-    if CHECK not in row.exempt
-}
+
+
+def _rows() -> dict[str, Row]:
+    """Return the rows to run by name, of an optimizer with a direction of its own that one."""
+    rows = {**registry.OPTIMIZERS, **registry.TRANSFORMATIONS}
+    directions = [row.of_direction() or row for row in rows.values() if CHECK not in row.exempt]
+    return {row.name: row for row in directions}
+
+
+ROWS = _rows()
 RECORDED = Path(__file__).with_name("recorded.npz")
 
 CHECKPOINTS = (1_000, 10_000, 100_000, 1_000_000)
@@ -98,7 +102,7 @@ class Case:
 
 
 def _case(name: str, options: Mapping[str, Any], *moving: str) -> Case:
-    row = ROWS[name]
+    row = ROWS.get(name) or registry.OPTIMIZERS[name]
     options = row.arguments(**options)
     fixed = {key: value for key, value in options.items() if key not in moving}
     return Case(row, fixed, dict.fromkeys(moving, slower_decay))
@@ -109,6 +113,12 @@ CASES = {
     for row in ROWS.values()
     for i, options in enumerate(row.samples)
 } | {
+    # Rules that act one after the other.
+    "rmsprop-momentum": _case("rmsprop", {"momentum": 0.9}),
+    "rmsprop-momentum-nesterov-centered": _case(
+        "rmsprop", {"momentum": 0.8, "nesterov": True, "centered": True, "eps": 1e-3}
+    ),
+    "adam-nesterov-amsgrad": _case("adam", {"nesterov": True, "amsgrad": True}),
     # Averages over long times, and decay rates that move.
     "scale_by_adam-b2=0.9999": _case("scale_by_adam", {"b2": 0.9999}),
     "scale_by_adam-b2=0.99999": _case("scale_by_adam", {"b2": 0.99999}),

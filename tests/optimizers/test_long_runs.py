@@ -5,14 +5,18 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-<<<<<<< HEAD:tests/test_long_runs.py
-from long_runs import record
-from optlab._hyperparams import Hyperparams, decay
-=======
->>>>>>> wip-tests:tests/optimizers/test_long_runs.py
 
 from long_runs import record
-from optlab import averaged_params, hyperparams, params_ema, reduce_on_plateau, registry, scale_by_adam, sgd
+from optlab import (
+    averaged_params,
+    hyperparams,
+    params_ema,
+    reduce_on_plateau,
+    registry,
+    scale_by_adam,
+    sgd,
+)
+from optlab.rules._hyperparams import Hyperparams, decay
 
 CASES = record.CASES
 
@@ -58,6 +62,9 @@ AIM = 1e-5
 BOUNDS = {
     f"{row.name}-{i}": bound for row in record.ROWS.values() for i, bound in enumerate(row.drift)
 } | {
+    "rmsprop-momentum": 8e-7,
+    "rmsprop-momentum-nesterov-centered": 4e-7,
+    "adam-nesterov-amsgrad": 4e-7,
     "scale_by_adam-b2=0.9999": 4e-6,
     "scale_by_adam-b2=0.99999": 1.2e-5,
     "scale_by_adam-b1=0.9999": 6e-6,
