@@ -179,7 +179,7 @@ def test_a_loop_of_n_updates_ends_on_the_end_value_with_n_minus_one_steps():
     rates = []
     for _ in range(updates):
         _, state = tx.update(jnp.ones(()), state)
-        rates.append(float(state.hyperparams["learning_rate"]))
+        rates.append(float(optlab.hyperparams(state)["learning_rate"]))
     np.testing.assert_allclose(rates, [1.0, 0.8, 0.6, 0.4, 0.2], rtol=1e-6)
 
 
