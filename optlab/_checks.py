@@ -238,11 +238,11 @@ def check_state(who: str, state: Any, kind: type, fields: Mapping[str, Any]) -> 
 
 def check_same_shape(who: str, path: Any, update: Array, other: Array, what: str) -> None:
     """Require that a gradient has the shape of the parameter or slot it belongs to."""
-    if update.shape != other.shape:
+    if jnp.shape(update) != jnp.shape(other):
         fail(
             who,
-            f"the gradient at {_name(path)} must have the shape {other.shape} of the {what}",
-            f"{update.shape}",
+            f"the gradient at {_name(path)} must have the shape {jnp.shape(other)} of the {what}",
+            f"{jnp.shape(update)}",
         )
 
 
