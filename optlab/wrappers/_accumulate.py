@@ -8,13 +8,12 @@ wᵢ is `weight`, the number of tokens or examples in a micro-batch; 1 for all i
 A micro-batch is left out if its gradient holds a NaN or an Inf, or if its weight is 0. A window in
 which all are left out makes no step. The clock goes on: every `every`-th call ends a window.
 
-The mean is formed in float32 whatever the gradients' type, in a way that overflows no sooner than
-the mean itself. `total` is n/every times the mean of the n micro-batches so far, W their mean
-weight:
+The mean is formed in float32 whatever the gradients' type, as
 
-    n′ = n + 1,   W′ = W + (w − W)/n′,   total ← (W/W′)·total + (w/W′)·g/every
+    total·every/(n·W),   total = Σ wᵢ·gᵢ/every
 
-Without weights both ratios are 1.
+with n the micro-batches of the window that are not left out and W their mean weight. Without
+weights this sum of shares overflows no sooner than the mean itself.
 """
 
 from typing import Any, NamedTuple
@@ -24,7 +23,6 @@ import jax.numpy as jnp
 import optax
 
 from optlab import _checks
-from optlab._arithmetic import narrowed
 from optlab._tree import Leaves, aligned, as_array, is_none, leaves_of
 from optlab._types import Array, ArrayLike, DTypeLike, Tree
 from optlab.wrappers._common import (
@@ -47,14 +45,14 @@ class AccumulateState(NamedTuple):
 
     Attributes:
         inner: the state of the wrapped transformation.
-        total: n/every times the mean gradient of the n micro-batches that this window holds so far;
-            like the parameters, but at least float32 or in `accumulator_dtype`; −0.0 for n = 0.
+        total: Σ w·g/every over the micro-batches that this window holds so far; like the
+            parameters, but at least float32 or in `accumulator_dtype`; −0.0 where there is none.
         micro_step: () int32; calls in this window, from 0 to every − 1; 0 once a window has ended.
-        finite: () int32; n, the calls of this window that were not left out.
+        finite: () int32; n, the number of those micro-batches.
         skipped: () int32; micro-batches so far that were lost: the gradient was not finite, the
             weight was negative or not finite, or a wrapper around dropped the window; it stops at
             2³¹ − 1.
-        weight: () float; the mean weight of those n, 0 for n = 0.
+        weight: () float; W, their mean weight; 0 where there is none.
     """
 
     inner: Any
@@ -113,8 +111,9 @@ def accumulate(
     Args:
         tx: the transformation of the mean gradients.
         every: micro-batches in a step, ≥ 1.
-        accumulator_dtype: floating-point type in which gradients are accumulated; None for the
-            parameters' type, but at least float32. Complex gradients keep theirs.
+        accumulator_dtype: floating-point type of the accumulated gradients; None for the
+            parameters' type, but at least float32. Complex gradients keep theirs. In float16 a sum
+            weighted by thousands of tokens overflows; bfloat16 has the range of float32.
 
     Returns:
         A transformation with state `AccumulateState`. A gradient that is None in the call that
@@ -183,19 +182,21 @@ def accumulate(
         _checks.check_state_kind(who, state, AccumulateState)
         updates = jax.tree.map(as_array, updates)
         _check_fit(who, leaves_of(updates), state.total)
-        weight, counts, is_lost = _weighed(who, weight, all_finite(updates), state.weight.dtype)
+        own, counts, is_lost = _weighed(who, weight, all_finite(updates), state.weight.dtype)
         finite = jnp.where(counts, optax.safe_increment(state.finite), state.finite)
         # `finite` is 0 only where the micro-batch is left out, or `vmap` forms both outcomes.
         number = jnp.maximum(finite, 1)
-        mean_weight = state.weight + (weight - state.weight) / number.astype(weight.dtype)
-        old_share, own_share = state.weight / mean_weight, weight / mean_weight
+        mean_weight = state.weight + (own - state.weight) / number.astype(own.dtype)
+        mean_weight = jnp.where(counts, mean_weight, state.weight)
 
         def add(g: Array | None, total: Any) -> Any:
             if g is None:
                 return total
             dtype = wide(total.dtype)
-            share = scaled(g.astype(dtype) / every, own_share)
-            new = narrowed(scaled(total.astype(dtype), old_share) + share, total.dtype)
+            share = g.astype(dtype) / every
+            if weight is not None:
+                share = scaled(share, own)
+            new = (total.astype(dtype) + share).astype(total.dtype)
             return jnp.where(counts, sharded_like(new, total), total)
 
         total = jax.tree.map(add, updates, state.total, is_leaf=is_none)
@@ -205,9 +206,11 @@ def accumulate(
             def mean_of(g: Array | None, total: Any) -> Any:
                 if g is None:
                     return None
-                # The factor is exactly 1 unless micro-batches were left out.
-                factor = every / number.astype(jnp.finfo(total.dtype).dtype)
-                return scaled(total.astype(wide(total.dtype)), factor)
+                total = total.astype(wide(total.dtype))
+                dtype = jnp.finfo(total.dtype).dtype
+                average = jnp.where(finite > 0, mean_weight, 1).astype(dtype)
+                # The factor is exactly 1 without weights, unless micro-batches were left out.
+                return scaled(total, every / number.astype(dtype) / average)
 
             mean = jax.tree.map(mean_of, updates, total, is_leaf=is_none)
             new_updates, inner = tx.update(mean, state.inner, params, **extra_args)
@@ -232,7 +235,7 @@ def accumulate(
             micro_step=jnp.where(ends, 0, state.micro_step + 1),
             finite=jnp.where(ends, 0, finite),
             skipped=_plus(state.skipped, jnp.where(is_lost, 1, 0)),
-            weight=jnp.where(ends, 0, jnp.where(counts, mean_weight, state.weight)),
+            weight=jnp.where(ends, 0, mean_weight),
         )
         return new_updates, new_state
 
