@@ -233,11 +233,12 @@ def _origin(state: Any) -> str:
 
 def check_same_shape(who: str, path: Any, update: Array, other: Array, what: str) -> None:
     """Require that a gradient has the shape of the parameter or slot it belongs to."""
-    if update.shape != other.shape:
+    if jnp.shape(update) != jnp.shape(other):
         fail(
             who,
-            f"the gradient at {path_text(path)} must have the shape {other.shape} of the {what}",
-            f"{update.shape}",
+            f"the gradient at {path_text(path)} must have the shape {jnp.shape(other)} of the "
+            f"{what}",
+            f"{jnp.shape(update)}",
         )
 
 

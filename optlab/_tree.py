@@ -7,8 +7,9 @@ The sum is accumulated in float32 (float64 where a leaf is float64). Squares ove
 elements times a power of two, which is exact.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,14 +32,86 @@ def is_none(x: object) -> bool:
 
 
 def as_array(x: object) -> Array:
-    """Return an array; arrays, traced ones and descriptions of arrays stay as they are."""
+    """Return an array; leave traced and abstract ones (`jax.ShapeDtypeStruct`) as they are."""
     return x if isinstance(x, jax.Array | jax.ShapeDtypeStruct) else jnp.asarray(x)
+
+
+class Leaves(NamedTuple):
+    """A tree taken apart, with a None in it as a leaf.
+
+    Attributes:
+        tree: the tree itself.
+        values: its leaves.
+        paths: the path of each leaf.
+        structure: what puts leaves together to such a tree.
+    """
+
+    tree: Tree
+    values: list[Any]
+    paths: list[Any]
+    structure: jax.tree_util.PyTreeDef
+
+
+def leaves_of(tree: Tree) -> Leaves:
+    """Take a tree apart."""
+    with_paths, structure = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_none)
+    return Leaves(
+        tree, [leaf for _, leaf in with_paths], [path for path, _ in with_paths], structure
+    )
+
+
+def aligned(
+    who: str,
+    what: str,
+    gradients: Leaves,
+    tree: Tree,
+    is_absent: Callable[[Any], bool] = lambda part: False,
+) -> list[Any]:
+    """Return the part of another tree that belongs to each leaf of the gradients, in their order.
+
+    It is a leaf of the same shape, but any subtree where the gradient is None.
+
+    Args:
+        who: the public name that errors begin with.
+        what: the name of the other tree in errors, "parameters" or "state's mu", say.
+        gradients: the leaves of the gradients.
+        tree: the other tree.
+        is_absent: whether a part stands for no array, and needs no shape.
+
+    Raises:
+        ValueError: the trees differ in structure, or a gradient has another shape.
+    """
+    remedy = "call init with the parameters that the gradients are taken of"
+    try:
+        parts = gradients.structure.flatten_up_to(tree)
+    except ValueError:
+        _checks.fail_structure(who, what, gradients.tree, tree, remedy)
+    for path, gradient, part in zip(gradients.paths, gradients.values, parts, strict=True):
+        if gradient is None or is_absent(part):
+            continue
+        if not jax.tree_util.all_leaves([part]):
+            _checks.fail_structure(who, what, gradients.tree, tree, remedy)
+        _checks.check_same_shape(who, path, gradient, part, what)
+    return parts
 
 
 def compute_dtype(*dtypes: DTypeLike) -> jnp.dtype:
     """Return the real type to compute in: float64 if any part is double, else float32."""
     double = any(jnp.finfo(dtype).bits == 64 for dtype in dtypes)
     return jnp.dtype(jnp.float64 if double else jnp.float32)
+
+
+def update_dtype(gradient: Any, param: Any) -> jnp.dtype:
+    """Return the type in which an update is returned.
+
+    It is the gradient's, or the parameter's where that is wider, so that the update of a float32
+    parameter is not rounded to the type of a bfloat16 gradient.
+    """
+    own = gradient.dtype if hasattr(gradient, "dtype") else jnp.result_type(gradient)
+    other = getattr(param, "dtype", own)
+    kinds = (jnp.floating, jnp.complexfloating)
+    alike = any(all(jnp.issubdtype(dtype, kind) for dtype in (own, other)) for kind in kinds)
+    return other if alike and jnp.finfo(other).bits > jnp.finfo(own).bits else own
 
 
 @jax.jit  # so that eager calls, too, find it compiled
@@ -134,22 +207,18 @@ def global_norm(tree: Tree) -> Array:
     number count as zero where the device takes them for it. NaN and Inf propagate.
 
     Args:
-        tree: a pytree of floating-point or complex arrays of any shapes; None holds no elements.
+        tree: a pytree of arrays of any shapes; integers count as floats, None holds no elements.
 
     Returns:
         The norm, a float32 scalar (float64 if any leaf is double); 0 for an empty tree.
-
-    Raises:
-        ValueError: a leaf is an integer.
 
     Example:
         >>> import jax.numpy as jnp
         >>> print(global_norm({"w": jnp.array([3e30, 4e30])}))
         5e+30
     """
-    leaves = []
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        leaves.append(as_array(leaf))
-        _checks.check_inexact("global_norm", "leaves", path, leaves[-1])
-    norm, scale = scaled_norm(leaves)
+    leaves = [as_array(leaf) for leaf in jax.tree.leaves(tree)]
+    norm, scale = scaled_norm(
+        [x if jnp.issubdtype(x.dtype, jnp.inexact) else x.astype(jnp.float32) for x in leaves]
+    )
     return norm / scale

@@ -40,10 +40,6 @@ PARAMS = {"w": jnp.ones((2, 2)), "b": jnp.ones(2)}
             "sgd: the value of learning_rate's schedule must be a scalar, got shape",
         ),
         (
-            lambda: optlab.global_norm({"n": jnp.ones(2, int)}),
-            "global_norm: leaves must be floating",
-        ),
-        (
             lambda: optlab.adamw(0.1, mask={"w": True}).init(PARAMS),
             r"adamw: gradients and mask must be trees .*\['b'\].*; give the mask as a function",
         ),

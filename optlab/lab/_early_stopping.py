@@ -59,7 +59,7 @@ class EarlyStopping:
     Attributes:
         should_stop: () bool; whether to stop.
         improved: () bool; whether the last check improved.
-        last_value: () float; the value of the last check, NaN before the first.
+        last_value: () float; the value of the last check, 0 before the first.
         best_value: () float; the value of the best check; until there is one, ∞ in mode "min" and
             −∞ in mode "max".
         best_check: () int32; the number of the best check, from 1; 0 before there is one.
@@ -104,7 +104,7 @@ class EarlyStopping:
         best_params: Tree | None = None,
         stop_on_nonfinite: bool = True,
     ):
-        _checks.check_count(_WHO, "patience", patience, 1)
+        patience = _checks.check_count(_WHO, "patience", patience, 1)
         if not _is_number(min_delta) or not 0 <= min_delta < math.inf:
             _checks.fail(_WHO, "min_delta must be a number >= 0", f"min_delta={min_delta!r}")
         if mode not in ("min", "max"):
@@ -113,13 +113,13 @@ class EarlyStopping:
             got = f"stop_on_nonfinite={stop_on_nonfinite!r}"
             _checks.fail(_WHO, "stop_on_nonfinite must be True or False", got)
         self._set(
-            patience=int(patience),
+            patience=patience,
             min_delta=float(min_delta),
             mode=mode,
             stop_on_nonfinite=stop_on_nonfinite,
             should_stop=jnp.zeros((), bool),
             improved=jnp.zeros((), bool),
-            last_value=jnp.full((), jnp.nan, float),
+            last_value=jnp.zeros((), float),
             best_value=jnp.full((), jnp.inf if mode == "min" else -jnp.inf, float),
             best_check=jnp.zeros((), jnp.int32),
             num_checks=jnp.zeros((), jnp.int32),

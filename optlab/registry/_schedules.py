@@ -40,7 +40,7 @@ SCHEDULES: Mapping[str, ScheduleRow] = {
             samples=({"init_value": 0.1, "factor": 0.5, "every": 30},),
             errors=(
                 bad("every", 0, STEPS, init_value=1.0, factor=0.1),
-                bad("factor", 1.5, "in [0, 1]", init_value=1.0, every=5),
+                bad("factor", -0.5, NONNEGATIVE, init_value=1.0, every=5),
             ),
             endless=True,
         ),
@@ -71,7 +71,7 @@ SCHEDULES: Mapping[str, ScheduleRow] = {
             constructor=schedules.exponential,
             reference=reference.exponential,
             samples=({"init_value": 0.1, "decay_rate": 0.01},),
-            errors=(bad("decay_rate", -0.1, NONNEGATIVE, init_value=1.0),),
+            errors=(bad("decay_rate", float("nan"), "finite", init_value=1.0),),
             endless=True,
         ),
         ScheduleRow(
@@ -120,7 +120,7 @@ SCHEDULES: Mapping[str, ScheduleRow] = {
             ),
             errors=(
                 bad("decay_steps", 0, STEPS, init_value=1.0),
-                bad("decay_steps", 10.0, STEPS, init_value=1.0),
+                bad("decay_steps", 10.5, STEPS, init_value=1.0),
                 bad("end_value", float("nan"), "finite", init_value=1.0, decay_steps=10),
             ),
         ),

@@ -64,7 +64,7 @@ WRAPPERS: Mapping[str, Row] = {
             wraps=ADAM.constructor,
             reference=ADAM.reference,
             hyperparams=ADAM.hyperparams,
-            errors=(bad("max_consecutive", 0, STEPS), bad("max_consecutive", 2.0, STEPS)),
+            errors=(bad("max_consecutive", 0, STEPS), bad("max_consecutive", 2.5, STEPS)),
             exempt=_SKIPS | {"the_counter_saturates": "`consecutive` starts anew with each step"},
         ),
         Row(

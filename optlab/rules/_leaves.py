@@ -5,9 +5,10 @@ from typing import Any, NoReturn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from optlab import _checks
-from optlab._tree import as_array, is_none
+from optlab._tree import aligned, as_array, is_none, leaves_of
 from optlab._types import Mask, Tree
 from optlab.rules._leaf import path_names
 
@@ -25,10 +26,9 @@ class Leaves:
     """
 
     def __init__(self, who: str, what: str, tree: Tree):
-        with_paths, self.structure = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_none)
-        self._who, self._what, self._tree = who, what, tree
-        self.paths = [path for path, _ in with_paths]
-        self.arrays: list[Any] = [leaf for _, leaf in with_paths]
+        self._who, self._what, self._all = who, what, leaves_of(tree)
+        self._tree, self.arrays, self.paths, self.structure = self._all
+        self.arrays: list[Any] = list(self.arrays)
         self.present = [index for index, leaf in enumerate(self.arrays) if leaf is not None]
 
     def check(self) -> None:
@@ -71,20 +71,19 @@ class Leaves:
             self._fail_structure(what, tree)
 
     def align(self, what: str, tree: Tree | None, touched: list[bool] | None = None) -> list[Any]:
-        """Return the leaves of a tree of arrays of the same shapes; Nones if there is no tree."""
+        """Return the leaves of a tree of arrays of the same shapes; Nones if there is no tree.
+
+        Leaves that are not touched may be absent, as `MaskedNode`.
+        """
         if tree is None:
             return [None] * len(self.arrays)
-        others = self.beside(what, tree)
+        parts = aligned(self._who, what, self._all, tree, _is_masked)
         for index in self.present:
-            if touched is not None and not touched[index]:
-                continue
-            if not jax.tree_util.all_leaves([others[index]]):
+            if not _is_masked(parts[index]):
+                parts[index] = as_array(parts[index])
+            elif touched is None or touched[index]:
                 self._fail_structure(what, tree)
-            others[index] = as_array(others[index])
-            _checks.check_same_shape(
-                self._who, self.paths[index], self.arrays[index], others[index], what
-            )
-        return others
+        return parts
 
     def check_slot(self, index: int, what: str, expected: Any, slot: Any) -> None:
         """Require a slot of one leaf in the structure and the shapes that `init` gives it."""
@@ -167,6 +166,10 @@ class Leaves:
 
     def _fail_structure(self, what: str, tree: Tree) -> NoReturn:
         _checks.fail_structure(self._who, what, self._tree, tree, _REMEDY)
+
+
+def _is_masked(part: Any) -> bool:
+    return isinstance(part, optax.MaskedNode)
 
 
 def _is_array_like(leaf: Any) -> bool:

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import optax
 
 from optlab import _checks
-from optlab._tree import as_array, compute_dtype, is_none
+from optlab._tree import as_array, compute_dtype, is_none, update_dtype
 from optlab._types import Array, DTypeLike, Tree
 from optlab.rules._arithmetic import narrowed, round_to
 from optlab.rules._leaf import AxesOf, leaf_facts
@@ -129,7 +129,7 @@ def lift(*rules: Rule, axes: AxesOf | None = None) -> optax.GradientTransformati
             for index in leaves.present:
                 gradient, parameter = leaves.arrays[index], parameters[index]
                 numbers = tuple(number for number in segment if steps[number].touches(index))
-                dtype = _update_dtype(gradient, parameter) if final else None
+                dtype = update_dtype(gradient, parameter) if final else None
                 if not numbers and not final:
                     continue
                 arrays = (
@@ -450,15 +450,6 @@ def _dtype_within(gradient: Array, parameter: Array | None) -> jnp.dtype:
     return compute_dtype(gradient.dtype, gradient.dtype if parameter is None else parameter.dtype)
 
 
-def _update_dtype(gradient: Array, parameter: Array | None) -> jnp.dtype:
-    """Return the type of an update: the gradient's, or the parameter's where that is wider."""
-    if parameter is None or jnp.finfo(parameter.dtype).bits <= jnp.finfo(gradient.dtype).bits:
-        return gradient.dtype
-    if jnp.iscomplexobj(gradient):
-        return jnp.promote_types(gradient.dtype, parameter.dtype)
-    return jnp.finfo(parameter.dtype).dtype
-
-
 def _run_stacked(
     run: Callable[..., Any], key: tuple[Any, ...], batch: list[tuple[int, Any, Any]]
 ) -> list[tuple[int, Array, list[Any]]]:
@@ -480,7 +471,7 @@ def _run_stacked(
 def _run_leaf(
     rules: Sequence[Rule],
     static: Sequence[tuple[Hashable, ...]],
-    update_dtype: DTypeLike | None,
+    out_dtype: DTypeLike | None,
     gradient: Array,
     parameter: Array | None,
     slots: Sequence[Any],
@@ -491,7 +482,7 @@ def _run_leaf(
     Args:
         rules: those that touch the leaf.
         static: what each of them knows of it besides its arrays.
-        update_dtype: the type of the update; None for the one that is computed in.
+        out_dtype: the type of the update; None for the one that is computed in.
         gradient: what enters the first rule.
         parameter: the parameter, or None.
         slots: a NamedTuple for each rule.
@@ -512,9 +503,7 @@ def _run_leaf(
             if p is not None:
                 p = take(p)
                 if rule.after_update:
-                    p = round_to(
-                        p + round_to(update, update_dtype or gradient.dtype), parameter.dtype
-                    )
+                    p = round_to(p + round_to(update, out_dtype or gradient.dtype), parameter.dtype)
             taken = jax.tree.map(take, old)
             result = rule.leaf(update, taken, own, p, *facts)
             update, new = _checked_result(rule, result, update, taken)
@@ -526,7 +515,7 @@ def _run_leaf(
     else:
         update, new_slots = run(lambda x: x)
     new_slots = jax.tree.map(lambda new, old: narrowed(new, old.dtype), new_slots, list(slots))
-    return update if update_dtype is None else update.astype(update_dtype), new_slots
+    return update if out_dtype is None else update.astype(out_dtype), new_slots
 
 
 def _is_complex(x: Array) -> bool:

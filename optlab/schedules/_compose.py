@@ -12,7 +12,7 @@ import numpy as np
 
 from optlab import _checks
 from optlab._types import ArrayLike, Schedule
-from optlab.schedules._curve import Curve, as_float, check_values, describe
+from optlab.schedules._curve import Curve, as_float, check_value, describe
 from optlab.schedules._decay import check_ascending
 from optlab.schedules._warmup import check_schedule
 
@@ -24,7 +24,7 @@ def join(schedules: Sequence[Schedule], boundaries: Sequence[int]) -> Curve:
 
     Args:
         schedules: at least two, ours or Optax's.
-        boundaries: steps ≥ 1, strictly ascending, one less than there are schedules.
+        boundaries: steps ≥ 1, strictly ascending; as many as there are schedules, less one.
 
     Raises:
         ValueError: something is not a schedule, or the boundaries are out of order or too few.
@@ -50,7 +50,8 @@ def join(schedules: Sequence[Schedule], boundaries: Sequence[int]) -> Curve:
     def function(step):
         value = as_float(schedules[0](step))
         for start, schedule in zip(boundaries, schedules[1:], strict=True):
-            value = jnp.where(step < start, value, schedule(jnp.maximum(step - start, 0)))
+            later = as_float(schedule(jnp.maximum(step - start, 0)))
+            value = jnp.where(step < start, value, later)
         return value
 
     knots = set(starts)
@@ -77,7 +78,7 @@ def scale(schedule: Schedule, factor: ArrayLike) -> Curve:
         0.25
     """
     check_schedule("scale", schedule)
-    check_values("scale", factor=factor)
+    factor = check_value("scale", "factor", factor)
     return Curve(
         describe("scale", schedule=schedule, factor=factor),
         lambda step: as_float(factor) * as_float(schedule(step)),
@@ -88,7 +89,7 @@ def scale(schedule: Schedule, factor: ArrayLike) -> Curve:
 def clamp(
     schedule: Schedule, min_value: ArrayLike | None = None, max_value: ArrayLike | None = None
 ) -> Curve:
-    """Return a schedule kept between two bounds, update by update.
+    """Return a schedule whose values are clipped to lie between two bounds.
 
     Args:
         schedule: any function of the step.
@@ -107,12 +108,14 @@ def clamp(
     """
     check_schedule("clamp", schedule)
     bounds = {"min_value": min_value, "max_value": max_value}
-    given = {name: value for name, value in bounds.items() if value is not None}
-    if not given:
+    if min_value is None and max_value is None:
         _checks.fail("clamp", "min_value or max_value must be given", "neither")
-    check_values("clamp", **given)
-    known = all(isinstance(value, int | float | np.number) for value in bounds.values())
-    if known and min_value > max_value:
+    bounds = {
+        name: None if value is None else check_value("clamp", name, value)
+        for name, value in bounds.items()
+    }
+    both_are_known = all(isinstance(value, int | float | np.number) for value in bounds.values())
+    if both_are_known and min_value > max_value:
         _checks.fail(
             "clamp",
             "min_value must not exceed max_value",
@@ -127,10 +130,12 @@ def clamp(
 
 
 def epochs_to_steps(epochs: float, num_examples: int, batch_size: int) -> int:
-    """Return how many optimizer updates a number of epochs is, the last batch of each included.
+    """Return the number of optimizer updates in a number of epochs.
+
+    The last batch of an epoch counts as an update, however few examples it holds.
 
     Args:
-        epochs: passes over the data, ≥ 0; parts of one are rounded to the nearest update.
+        epochs: passes over the data, ≥ 0, not always whole; the result is rounded.
         num_examples: examples in the training set, ≥ 1.
         batch_size: examples an update, ≥ 1.
 
@@ -144,7 +149,8 @@ def epochs_to_steps(epochs: float, num_examples: int, batch_size: int) -> int:
         >>> epochs_to_steps(10, num_examples=1000, batch_size=64)
         160
     """
-    _checks.check_number("epochs_to_steps", "epochs", epochs, _checks.NONNEGATIVE)
-    _checks.check_count("epochs_to_steps", "num_examples", num_examples, 1)
-    _checks.check_count("epochs_to_steps", "batch_size", batch_size, 1)
+    who = "epochs_to_steps"
+    epochs = _checks.check_number(who, "epochs", epochs, _checks.NONNEGATIVE)
+    num_examples = _checks.check_count(who, "num_examples", num_examples, 1)
+    batch_size = _checks.check_count(who, "batch_size", batch_size, 1)
     return round(float(epochs) * -(-num_examples // batch_size))

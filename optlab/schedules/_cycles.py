@@ -17,6 +17,7 @@ Smith & Topin, arXiv:1708.07120 (2018) for the one cycle.
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -26,13 +27,14 @@ from optlab.schedules._curve import (
     LAST_STEP,
     Curve,
     as_float,
-    check_steps,
-    check_values,
+    check_value,
     describe,
     half_cosines,
     mix,
+    plus,
     power,
     shares,
+    times,
 )
 
 _MOST_CYCLES = 10_000
@@ -83,10 +85,11 @@ def triangular(
         Smith, WACV (2017).
     """
     who = "triangular"
-    check_values(who, min_value=min_value, max_value=max_value)
-    check_steps(who, 1, half_cycle_steps=half_cycle_steps)
-    check_steps(who, 1, **{"2·half_cycle_steps": 2 * half_cycle_steps})
-    _checks.check_number(who, "gamma", gamma, _checks.SHARE)
+    min_value = check_value(who, "min_value", min_value)
+    max_value = check_value(who, "max_value", max_value)
+    half_cycle_steps = _checks.check_count(who, "half_cycle_steps", half_cycle_steps, 1)
+    _checks.check_count(who, "2·half_cycle_steps", 2 * half_cycle_steps, 1)
+    gamma = check_value(who, "gamma", gamma, _checks.SHARE)
     if form not in _FORMS:
         _checks.fail(who, f"form must be one of {', '.join(_FORMS)}", f"form={form!r}")
 
@@ -129,7 +132,7 @@ def cosine_restarts(
         decay_steps: length of the first cycle, ≥ 1, in optimizer updates.
         end_value: what each cycle falls towards.
         cycle_factor: how much longer each cycle is than the one before, ≥ 1; lengths are rounded.
-        peak_factor: how high each peak is above `end_value` beside the one before, in [0, 1].
+        peak_factor: height of each peak above `end_value`, divided by that of the peak before, ≥ 0.
         num_cycles: how many, ≥ 1; None for ever.
 
     Raises:
@@ -144,12 +147,13 @@ def cosine_restarts(
         Loshchilov & Hutter, ICLR (2017).
     """
     who = "cosine_restarts"
-    check_values(who, init_value=init_value, end_value=end_value)
-    check_steps(who, 1, decay_steps=decay_steps)
-    _checks.check_number(who, "cycle_factor", cycle_factor, _checks.AT_LEAST_ONE)
-    _checks.check_number(who, "peak_factor", peak_factor, _checks.UNIT)
+    init_value = check_value(who, "init_value", init_value)
+    end_value = check_value(who, "end_value", end_value)
+    decay_steps = _checks.check_count(who, "decay_steps", decay_steps, 1)
+    cycle_factor = _checks.check_number(who, "cycle_factor", cycle_factor, _checks.AT_LEAST_ONE)
+    peak_factor = check_value(who, "peak_factor", peak_factor, _checks.NONNEGATIVE)
     if num_cycles is not None:
-        check_steps(who, 1, num_cycles=num_cycles)
+        num_cycles = _checks.check_count(who, "num_cycles", num_cycles, 1)
     if cycle_factor == 1:
         ends = None
         last = None if num_cycles is None else num_cycles * decay_steps
@@ -168,10 +172,14 @@ def cosine_restarts(
             lengths = np.diff([0, *ends]).astype(np.float64)
             done = as_float(step - jnp.asarray(starts)[cycle])
             left = 1 - done / as_float(lengths)[cycle]
-        weight = half_cosines(left, left)[0] * power(peak_factor, cycle)
+        weight = half_cosines(left, left)[0]
         if last is not None and last <= LAST_STEP:
             weight = jnp.where(step >= last, 0, weight)
-        return mix((weight, 1 - weight), init_value, end_value)
+        ratio = power(peak_factor, cycle)
+        # Halves, as the difference of two large numbers would overflow.
+        height = times(as_float(init_value) / 2 - as_float(end_value) / 2, 2 * ratio)
+        peak = jnp.where(ratio == 1, as_float(init_value), plus(end_value, height))
+        return mix((weight, 1 - weight), peak, end_value)
 
     text = describe(
         who,
@@ -227,29 +235,29 @@ def one_cycle(
         Smith & Topin, arXiv:1708.07120 (2018); the half cosines are fastai's.
     """
     who = "one_cycle"
-    check_values(who, peak_value=peak_value)
-    check_steps(who, 1, total_steps=total_steps)
-    _checks.check_number(who, "peak_fraction", peak_fraction, _checks.INSIDE)
-    _checks.check_number(who, "div_factor", div_factor, _checks.POSITIVE)
-    _checks.check_number(who, "final_div_factor", final_div_factor, _checks.POSITIVE)
+    peak_value = check_value(who, "peak_value", peak_value)
+    total_steps = _checks.check_count(who, "total_steps", total_steps, 1)
+    peak_fraction = _checks.check_number(who, "peak_fraction", peak_fraction, _checks.INSIDE)
+    div_factor = _checks.check_number(who, "div_factor", div_factor, _checks.POSITIVE)
+    final_div_factor = _checks.check_number(
+        who, "final_div_factor", final_div_factor, _checks.POSITIVE
+    )
     if not isinstance(momentum, tuple | list) or len(momentum) != 2:
         _checks.fail(who, "momentum must be a pair (m_max, m_min)", f"momentum={momentum!r}")
-    for value in momentum:
-        check_values(who, momentum=value)
-        _checks.check_number(who, "momentum", np.float32(value), _checks.DECAY)
-    if momentum[0] < momentum[1]:
-        _checks.fail(who, "momentum must be (m_max, m_min)", f"momentum={momentum!r}")
-    check_values(
-        who,
-        **{
-            "peak_value/div_factor": peak_value / div_factor,
-            "peak_value/final_div_factor": peak_value / final_div_factor,
-        },
+    momentum = tuple(
+        _checks.check_number(who, "momentum", value, _checks.DECAY, dtype=jnp.float32)
+        for value in momentum
     )
+    traced = any(isinstance(value, jax.core.Tracer) for value in momentum)
+    if not traced and momentum[0] < momentum[1]:
+        _checks.fail(who, "momentum must be (m_max, m_min)", f"momentum={momentum!r}")
+    first = check_value(who, "peak_value/div_factor", peak_value / div_factor)
+    last = check_value(who, "peak_value/final_div_factor", peak_value / final_div_factor)
     peak = peak_fraction * total_steps
 
     def coupled(name, first, top, last):
         def function(step):
+            step = as_float(step)  # the peak need not be at a whole step
             rise = half_cosines(*shares(step, 0, peak))
             fall = half_cosines(*shares(step, peak, total_steps))
             return jnp.where(step <= peak, mix(rise, first, top), mix(fall, top, last))
@@ -263,13 +271,11 @@ def one_cycle(
         peak_fraction=peak_fraction,
         div_factor=div_factor,
         final_div_factor=final_div_factor,
-        momentum=tuple(momentum),
+        momentum=momentum,
     )
     high, low = momentum
     return OneCycle(
-        coupled(
-            "learning_rate", peak_value / div_factor, peak_value, peak_value / final_div_factor
-        ),
+        coupled("learning_rate", first, peak_value, last),
         coupled("momentum", high, low, high),
     )
 

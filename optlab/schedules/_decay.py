@@ -1,4 +1,4 @@
-"""Schedules that hold or lower a value.
+"""Schedules that hold a value, or lower it from step to step.
 
     constant         α(t) = α₀
     step decay       α(t) = α₀ · factor^⌊t/every⌋
@@ -10,8 +10,9 @@
     inverse root     α(t) = α₀/√(t + 1), or with warm-up α₀ · min(t/W, √(W/t))
 
 t is the step, 0 at the first update; k is `decay_rate`, W `warmup_steps`, T `transition_steps` or
-`decay_steps`, all in updates. What ends at T is constant past it. The first update that uses α_end
-is the one after T others, so a loop of n updates reaches it in its last with T = n − 1.
+`decay_steps`, all in updates. A schedule that ends at T stays at α_end from there on. The first
+update that uses α_end is the one after T others, so a loop of n updates reaches it in its last with
+T = n − 1. A factor above 1, or a decay rate below 0, makes a value grow, as far as its type goes.
 
 Reference: Loshchilov & Hutter, ICLR (2017) for the cosine, without its restarts; Vaswani et al.,
 NeurIPS (2017) for the inverse root.
@@ -20,21 +21,23 @@ NeurIPS (2017) for the inverse root.
 from collections.abc import Sequence
 from itertools import pairwise
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from optlab import _checks
-from optlab._types import ArrayLike
+from optlab._types import Array, ArrayLike
 from optlab.schedules import _curve
 from optlab.schedules._curve import (
     Curve,
     as_float,
-    check_steps,
-    check_values,
+    check_value,
     describe,
+    growth,
     half_cosines,
     mix,
     shares,
+    times,
 )
 
 
@@ -51,7 +54,7 @@ def constant(value: ArrayLike) -> Curve:
         >>> constant(0.1)(1000)
         Array(0.1, dtype=float32)
     """
-    check_values("constant", value=value)
+    value = check_value("constant", "value", value)
     return Curve(describe("constant", value=value), lambda step: as_float(value), (0,))
 
 
@@ -62,8 +65,8 @@ def step_decay(init_value: ArrayLike, factor: ArrayLike, every: int) -> Curve:
 
     Args:
         init_value: α₀.
-        factor: in [0, 1], typically 0.1 to 0.5.
-        every: updates between two steps down, ≥ 1.
+        factor: ≥ 0, typically 0.1 to 0.5; above 1 the value grows.
+        every: updates between two changes, ≥ 1.
 
     Raises:
         ValueError: a value is out of its range.
@@ -73,13 +76,13 @@ def step_decay(init_value: ArrayLike, factor: ArrayLike, every: int) -> Curve:
         >>> [float(schedule(step)) for step in (0, 9, 10, 20)]
         [1.0, 1.0, 0.5, 0.25]
     """
-    check_values("step_decay", init_value=init_value)
-    _checks.check_number("step_decay", "factor", factor, _checks.UNIT)
-    check_steps("step_decay", 1, every=every)
+    init_value = check_value("step_decay", "init_value", init_value)
+    factor = check_value("step_decay", "factor", factor, _checks.NONNEGATIVE)
+    every = _checks.check_count("step_decay", "every", every, 1)
     text = describe("step_decay", init_value=init_value, factor=factor, every=every)
     return Curve(
         text,
-        lambda step: as_float(init_value) * _curve.power(factor, step // every),
+        lambda step: times(init_value, _curve.power(factor, step // every)),
         (0, every),
     )
 
@@ -91,7 +94,7 @@ def multistep(init_value: ArrayLike, factor: ArrayLike, milestones: Sequence[int
 
     Args:
         init_value: α₀.
-        factor: in [0, 1], typically 0.1.
+        factor: ≥ 0, typically 0.1; above 1 the value grows.
         milestones: steps, ≥ 1, strictly ascending; at least one.
 
     Raises:
@@ -103,12 +106,12 @@ def multistep(init_value: ArrayLike, factor: ArrayLike, milestones: Sequence[int
         [1.0, 0.1, 0.01]
     """
     who = "multistep"
-    check_values(who, init_value=init_value)
-    _checks.check_number(who, "factor", factor, _checks.UNIT)
+    init_value = check_value(who, "init_value", init_value)
+    factor = check_value(who, "factor", factor, _checks.NONNEGATIVE)
     milestones = check_ascending(who, "milestones", milestones)
 
     def function(step):
-        values = jnp.stack([as_float(init_value * factor**i) for i in range(len(milestones) + 1)])
+        values = _multiples(init_value, factor, len(milestones))
         return values[jnp.searchsorted(np.asarray(milestones, np.int32), step, side="right")]
 
     text = describe(who, init_value=init_value, factor=factor, milestones=list(milestones))
@@ -118,11 +121,11 @@ def multistep(init_value: ArrayLike, factor: ArrayLike, milestones: Sequence[int
 def exponential(init_value: ArrayLike, decay_rate: ArrayLike) -> Curve:
     """Return the schedule that decays by the same share at each update, α₀e^(−kt).
 
-    The first update uses `init_value`; the value halves every ln 2/k updates, and never ends.
+    The first update uses `init_value`; the value halves every ln 2/k updates, without end.
 
     Args:
         init_value: α₀.
-        decay_rate: k ≥ 0, per update: a rate, not Optax's factor.
+        decay_rate: k, per update: a rate, not Optax's factor e^(−k); below 0 the value grows.
 
     Raises:
         ValueError: a value is out of its range.
@@ -131,11 +134,11 @@ def exponential(init_value: ArrayLike, decay_rate: ArrayLike) -> Curve:
         >>> float(exponential(1.0, decay_rate=0.001)(1000))  # 1/e
         0.3678794503211975
     """
-    check_values("exponential", init_value=init_value)
-    _checks.check_number("exponential", "decay_rate", decay_rate, _checks.NONNEGATIVE)
+    init_value = check_value("exponential", "init_value", init_value)
+    decay_rate = check_value("exponential", "decay_rate", decay_rate)
     return Curve(
         describe("exponential", init_value=init_value, decay_rate=decay_rate),
-        lambda step: as_float(init_value) * jnp.exp(-as_float(decay_rate) * as_float(step)),
+        lambda step: times(init_value, growth(-as_float(decay_rate) * as_float(step))),
         (0,),
     )
 
@@ -158,8 +161,9 @@ def linear(init_value: ArrayLike, end_value: ArrayLike, transition_steps: int) -
         >>> [round(float(schedule(step)), 3) for step in (0, 5, 10, 11)]
         [1.0, 0.5, 0.0, 0.0]
     """
-    check_values("linear", init_value=init_value, end_value=end_value)
-    check_steps("linear", 1, transition_steps=transition_steps)
+    init_value = check_value("linear", "init_value", init_value)
+    end_value = check_value("linear", "end_value", end_value)
+    transition_steps = _checks.check_count("linear", "transition_steps", transition_steps, 1)
     text = describe(
         "linear", init_value=init_value, end_value=end_value, transition_steps=transition_steps
     )
@@ -192,9 +196,10 @@ def polynomial(
         [1.0, 0.25, 0.0]
     """
     who = "polynomial"
-    check_values(who, init_value=init_value, end_value=end_value)
-    _checks.check_number(who, "power", power, _checks.POSITIVE)
-    check_steps(who, 1, transition_steps=transition_steps)
+    init_value = check_value(who, "init_value", init_value)
+    end_value = check_value(who, "end_value", end_value)
+    power = check_value(who, "power", power, _checks.POSITIVE)
+    transition_steps = _checks.check_count(who, "transition_steps", transition_steps, 1)
 
     def function(step):
         left, _ = shares(step, 0, transition_steps)
@@ -232,8 +237,9 @@ def cosine(init_value: ArrayLike, decay_steps: int, end_value: ArrayLike = 0.0) 
     Reference:
         Loshchilov & Hutter, ICLR (2017).
     """
-    check_values("cosine", init_value=init_value, end_value=end_value)
-    check_steps("cosine", 1, decay_steps=decay_steps)
+    init_value = check_value("cosine", "init_value", init_value)
+    end_value = check_value("cosine", "end_value", end_value)
+    decay_steps = _checks.check_count("cosine", "decay_steps", decay_steps, 1)
     text = describe("cosine", init_value=init_value, decay_steps=decay_steps, end_value=end_value)
     return Curve(
         text,
@@ -265,8 +271,8 @@ def inverse_sqrt(value: ArrayLike, warmup_steps: int = 0) -> Curve:
     Reference:
         Vaswani et al., NeurIPS (2017).
     """
-    check_values("inverse_sqrt", value=value)
-    check_steps("inverse_sqrt", 0, warmup_steps=warmup_steps)
+    value = check_value("inverse_sqrt", "value", value)
+    warmup_steps = _checks.check_count("inverse_sqrt", "warmup_steps", warmup_steps, 0)
     text = describe("inverse_sqrt", value=value, warmup_steps=warmup_steps)
     if warmup_steps == 0:
         return Curve(text, lambda step: as_float(value) / jnp.sqrt(as_float(step) + 1), (0,))
@@ -279,6 +285,17 @@ def inverse_sqrt(value: ArrayLike, warmup_steps: int = 0) -> Curve:
     return Curve(text, function, (0, warmup_steps))
 
 
+def _multiples(init_value: ArrayLike, factor: ArrayLike, most: int) -> Array:
+    """Return init_value·factor^i for i from 0 to `most`, a (most + 1,) array of finite numbers."""
+    if not all(isinstance(x, int | float | np.number) for x in (init_value, factor)):
+        return jnp.stack([times(init_value, _curve.power(factor, i)) for i in range(most + 1)])
+    # In double, so that each value is rounded once.
+    with np.errstate(over="ignore"):
+        exact = np.minimum(np.float64(factor) ** np.arange(most + 1), np.finfo(np.float64).max)
+        largest = float(jnp.finfo(jax.dtypes.canonicalize_dtype(float)).max)
+        return as_float(np.clip(np.float64(init_value) * exact, -largest, largest))
+
+
 def check_ascending(who: str, name: str, steps: Sequence[int]) -> tuple[int, ...]:
     """Require at least one step, all integers ≥ 1, strictly ascending."""
     if not isinstance(steps, Sequence | np.ndarray):
@@ -286,8 +303,7 @@ def check_ascending(who: str, name: str, steps: Sequence[int]) -> tuple[int, ...
     steps = tuple(steps)
     if not steps:
         _checks.fail(who, f"{name} must hold at least one step", "none")
-    for step in steps:
-        _checks.check_count(who, f"each of {name}", step, 1)
+    steps = tuple(_checks.check_count(who, f"each of {name}", step, 1) for step in steps)
     if any(later <= earlier for earlier, later in pairwise(steps)):
         _checks.fail(who, f"{name} must be strictly ascending", str(list(steps)))
     return steps

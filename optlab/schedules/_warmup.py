@@ -19,8 +19,7 @@ from optlab._types import ArrayLike, Schedule
 from optlab.schedules._curve import (
     Curve,
     as_float,
-    check_steps,
-    check_values,
+    check_value,
     describe,
     half_cosines,
     mix,
@@ -59,8 +58,8 @@ def warmup(schedule: Schedule, warmup_steps: int, init_value: ArrayLike = 0.0) -
         Goyal et al., arXiv:1706.02677 (2017).
     """
     check_schedule("warmup", schedule)
-    check_steps("warmup", 0, warmup_steps=warmup_steps)
-    check_values("warmup", init_value=init_value)
+    warmup_steps = _checks.check_count("warmup", "warmup_steps", warmup_steps, 0)
+    init_value = check_value("warmup", "init_value", init_value)
     return _warmup(
         describe("warmup", schedule=schedule, warmup_steps=warmup_steps, init_value=init_value),
         schedule,
@@ -97,9 +96,11 @@ def warmup_cosine(
         [0.0, 0.0005, 0.001, 0.000883, 0.00025, 0.0]
     """
     who = "warmup_cosine"
-    check_values(who, peak_value=peak_value, init_value=init_value, end_value=end_value)
-    check_steps(who, 0, warmup_steps=warmup_steps)
-    check_steps(who, 1, decay_steps=decay_steps)
+    peak_value = check_value(who, "peak_value", peak_value)
+    init_value = check_value(who, "init_value", init_value)
+    end_value = check_value(who, "end_value", end_value)
+    warmup_steps = _checks.check_count(who, "warmup_steps", warmup_steps, 0)
+    decay_steps = _checks.check_count(who, "decay_steps", decay_steps, 1)
     if decay_steps <= warmup_steps:
         _checks.fail(
             who,
@@ -154,11 +155,14 @@ def wsd(
     Reference:
         Hu et al., arXiv:2404.06395 (2024); Hägele et al., NeurIPS (2024).
     """
-    check_values("wsd", peak_value=peak_value, init_value=init_value, end_value=end_value)
-    check_steps("wsd", 0, warmup_steps=warmup_steps, stable_steps=stable_steps)
-    check_steps("wsd", 1, decay_steps=decay_steps)
+    peak_value = check_value("wsd", "peak_value", peak_value)
+    init_value = check_value("wsd", "init_value", init_value)
+    end_value = check_value("wsd", "end_value", end_value)
+    warmup_steps = _checks.check_count("wsd", "warmup_steps", warmup_steps, 0)
+    stable_steps = _checks.check_count("wsd", "stable_steps", stable_steps, 0)
+    decay_steps = _checks.check_count("wsd", "decay_steps", decay_steps, 1)
     whole = warmup_steps + stable_steps + decay_steps
-    check_steps("wsd", 1, **{"warmup_steps + stable_steps + decay_steps": whole})
+    _checks.check_count("wsd", "warmup_steps + stable_steps + decay_steps", whole, 1)
     if not isinstance(shape, str) or shape not in _DECAYS:
         _checks.fail("wsd", f"shape must be one of {', '.join(_DECAYS)}", f"shape={shape!r}")
     text = describe(

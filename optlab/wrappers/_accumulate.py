@@ -1,12 +1,19 @@
 """Average the gradients of several micro-batches, and make one step of them.
 
-    n ← n + 1, total ← total + g / every       for each finite gradient g of a window
-    u = tx(total · every / n)                  on every `every`-th call, which ends the window
-    u = −0.0                                   on the calls between
+    g = Σ wᵢ·gᵢ / Σ wᵢ     over the micro-batches of a window that are not left out
+    u = tx(g)              on every `every`-th call, which ends the window
+    u = −0.0               on the calls between
 
-The mean is formed in float32 whatever the gradients' type, as a sum of shares that overflows no
-sooner than the mean itself. A gradient with a NaN or an Inf is left out of its window's mean; a
-window with no finite gradient makes no step. The clock stays: every `every`-th call ends a window.
+wᵢ is `weight`, the number of tokens or examples in a micro-batch; 1 for all if it is not given.
+A micro-batch is left out if its gradient holds a NaN or an Inf, or if its weight is 0. A window in
+which all are left out makes no step. The clock goes on: every `every`-th call ends a window.
+
+The mean is formed in float32 whatever the gradients' type, as
+
+    total·every/(n·W),   total = Σ wᵢ·gᵢ/every
+
+with n the micro-batches of the window that are not left out and W their mean weight. Without
+weights this sum of shares overflows no sooner than the mean itself.
 """
 
 from typing import Any, NamedTuple
@@ -16,16 +23,19 @@ import jax.numpy as jnp
 import optax
 
 from optlab import _checks
-from optlab._tree import as_array, compute_dtype, is_none
-from optlab._types import Array, ArrayLike, Tree
+from optlab._tree import Leaves, aligned, as_array, is_none, leaves_of
+from optlab._types import Array, ArrayLike, DTypeLike, Tree
 from optlab.wrappers._common import (
     all_finite,
     in_layout,
-    in_types,
+    in_update_types,
     init_inner,
+    is_sharded,
     keep,
     no_update,
     nothing,
+    scaled,
+    sharded_like,
     wide,
 )
 
@@ -35,12 +45,14 @@ class AccumulateState(NamedTuple):
 
     Attributes:
         inner: the state of the wrapped transformation.
-        total: Σ g/every over the finite gradients of this window, like the parameters, but at
-            least float32; −0.0 where there is none.
-        micro_step: () int32; calls in this window, from 0 to every − 1; 0 after the last of one.
-        finite: () int32; those of them whose gradients were finite.
-        skipped: () int32; micro-batches so far whose gradients took part in no step: they were not
-            finite, or a wrapper around dropped their window; it stops at 2³¹ − 1.
+        total: Σ w·g/every over the micro-batches that this window holds so far; like the
+            parameters, but at least float32 or in `accumulator_dtype`; −0.0 where there is none.
+        micro_step: () int32; calls in this window, from 0 to every − 1; 0 once a window has ended.
+        finite: () int32; n, the number of those micro-batches.
+        skipped: () int32; micro-batches so far that were lost: the gradient was not finite, the
+            weight was negative or not finite, or a wrapper around dropped the window; it stops at
+            2³¹ − 1.
+        weight: () float; W, their mean weight; 0 where there is none.
     """
 
     inner: Any
@@ -48,12 +60,16 @@ class AccumulateState(NamedTuple):
     micro_step: Array
     finite: Array
     skipped: Array
+    weight: Array
 
     def settled(self, made: Array, sound: Array, old: "AccumulateState") -> "AccumulateState":
-        """Return this state, or the old one, as a wrapper around judged (`_common.settle`)."""
+        """Return this state or the old one, as a wrapper around this one decides.
+
+        If finite gradients completed the window and the step was not made, the window is closed.
+        """
         at_fault = sound & (self.micro_step == 0)
-        window, old_window = ((s.total, s.micro_step, s.finite) for s in (self, old))
-        total, micro_step, finite = keep(made | at_fault, sound, window, old_window)
+        window, old_window = ((s.total, s.micro_step, s.finite, s.weight) for s in (self, old))
+        total, micro_step, finite, weight = keep(made | at_fault, sound, window, old_window)
         lost = _plus(_plus(old.skipped, old.finite), 1)
         return AccumulateState(
             inner=keep(made, at_fault, self.inner, old.inner),
@@ -61,24 +77,33 @@ class AccumulateState(NamedTuple):
             micro_step=micro_step,
             finite=finite,
             skipped=jnp.where(made, self.skipped, jnp.where(at_fault, lost, old.skipped)),
+            weight=weight,
         )
 
 
 def accumulate(
-    tx: optax.GradientTransformation, every: int
+    tx: optax.GradientTransformation, every: int, *, accumulator_dtype: DTypeLike | None = None
 ) -> optax.GradientTransformationExtraArgs:
     """Make one step of the mean gradient of `every` micro-batches, and no step in between.
 
-    If each micro-batch's loss is a mean over as many examples, this is as one batch of them all.
-    Everything inside `tx` counts steps, not calls: schedules, averages, `add_decayed_weights`.
-    `tx` is given the mean in float32, and the extra arguments of the call that ends the window; its
-    updates return in the gradients' type.
+    If the loss of each micro-batch is a mean over the same number of examples, the step is that of
+    one large batch. If the numbers differ, as those of tokens do, give each call its own as
+    `update(gradients, state, params, weight=num_tokens)`: the step is then made of the mean over
+    all tokens. A weight is a real scalar ≥ 0. A micro-batch of weight 0 is left out, whatever its
+    gradient. A weight that is negative or not finite is an error, or, where it is traced, costs the
+    window that micro-batch. `tx` does not see the weights.
 
-    A gradient that is not finite costs its window one micro-batch; to have the next one take its
-    place write `skip_nonfinite(accumulate(tx, every))`, which drops a whole window where the step
-    made of finite gradients is not finite. `dynamic_loss_scale`, `master_params`, `kahan_summation`
-    and `stochastic_rounding` go around it. With bfloat16 parameters a `params_ema` within averages
-    them as they are before the last rounding: put `master_params` around, or the average outside.
+    Everything inside `tx` counts steps, not calls: schedules, averages, `add_decayed_weights`.
+    `tx` is given the mean, in the accumulator's type but at least float32, and the other extra
+    arguments of the call that ends the window. An update returns in the type of its gradient, or of
+    its parameter where that is wider.
+
+    A gradient that is not finite costs its window one micro-batch. To have the next one take its
+    place write `skip_nonfinite(accumulate(tx, every))`, which drops a whole window if its gradients
+    are finite but the step made of them is not. `dynamic_loss_scale`, `master_params`,
+    `kahan_summation` and `stochastic_rounding` go around `accumulate`. With bfloat16 parameters a
+    `params_ema` inside averages them as they are before the last rounding: put `master_params`
+    around, or the average outside.
 
     Under `vmap`, where lanes may differ, `tx` runs in every call. Without `jit` it runs, and checks
     its arguments, only when a window ends.
@@ -86,15 +111,19 @@ def accumulate(
     Args:
         tx: the transformation of the mean gradients.
         every: micro-batches in a step, ≥ 1.
+        accumulator_dtype: floating-point type of the accumulated gradients; None for the
+            parameters' type, but at least float32. Complex gradients keep theirs. In float16 a sum
+            weighted by thousands of tokens overflows; bfloat16 has the range of float32.
 
     Returns:
-        A transformation with state `AccumulateState`; a gradient that is None in the call that
+        A transformation with state `AccumulateState`. A gradient that is None in the call that
         ends a window takes no part in the step.
 
     Raises:
-        ValueError: `tx` is no transformation, or `every` no integer ≥ 1; at init, `tx` holds a
-            `dynamic_loss_scale`, which belongs around it; at update, the gradients do not fit the
-            state, or `tx` changes the structure of its state.
+        ValueError: `tx` is no transformation, `every` no integer ≥ 1, or `accumulator_dtype` no
+            floating-point type; at init, `tx` holds a `dynamic_loss_scale`, which belongs around
+            it; at update, the gradients do not fit the state, the weight is no number ≥ 0, or `tx`
+            changes the structure of its state.
 
     Example:
         8 micro-batches of 16 examples, in 2 steps of 4:
@@ -118,57 +147,83 @@ def accumulate(
     """
     who = "accumulate"
     _checks.check_transformation(who, tx)
-    _checks.check_count(who, "every", every, 1)
+    every = _checks.check_count(who, "every", every, 1)
+    _checks.check_float_dtype(who, "accumulator_dtype", accumulator_dtype)
     tx = optax.with_extra_args_support(tx)
 
     def init(params: Tree) -> AccumulateState:
         params = jax.tree.map(as_array, params)
         for path, leaf in jax.tree_util.tree_leaves_with_path(params):
             _checks.check_inexact(who, "parameters", path, leaf)
+
+        def empty(param: Array) -> Array:
+            dtype = wide(param.dtype)
+            if accumulator_dtype is not None and not jnp.iscomplexobj(param):
+                dtype = jnp.dtype(accumulator_dtype)
+            return jnp.full_like(param, nothing(dtype), dtype)
+
         return AccumulateState(
             inner=init_inner(who, tx, params),
-            total=jax.tree.map(_nothing_like, params),
+            total=jax.tree.map(empty, params),
             micro_step=jnp.zeros((), jnp.int32),
             finite=jnp.zeros((), jnp.int32),
             skipped=jnp.zeros((), jnp.int32),
+            weight=jnp.zeros((), float),
         )
 
     def update(
-        updates: Tree, state: AccumulateState, params: Tree | None = None, **extra_args: Any
+        updates: Tree,
+        state: AccumulateState,
+        params: Tree | None = None,
+        *,
+        weight: ArrayLike | None = None,
+        **extra_args: Any,
     ) -> tuple[Tree, AccumulateState]:
         _checks.check_state_kind(who, state, AccumulateState)
         updates = jax.tree.map(as_array, updates)
-        _check_fit(who, updates, state.total)
-        counts = all_finite(updates)
+        _check_fit(who, leaves_of(updates), state.total)
+        own, counts, is_lost = _weighed(who, weight, all_finite(updates), state.weight.dtype)
+        finite = jnp.where(counts, optax.safe_increment(state.finite), state.finite)
+        # `finite` is 0 only where the micro-batch is left out, or `vmap` forms both outcomes.
+        number = jnp.maximum(finite, 1)
+        mean_weight = state.weight + (own - state.weight) / number.astype(own.dtype)
+        mean_weight = jnp.where(counts, mean_weight, state.weight)
 
         def add(g: Array | None, total: Any) -> Any:
             if g is None:
                 return total
-            return jnp.where(counts, total + g.astype(total.dtype) / every, total)
+            dtype = wide(total.dtype)
+            share = g.astype(dtype) / every
+            if weight is not None:
+                share = scaled(share, own)
+            new = (total.astype(dtype) + share).astype(total.dtype)
+            return jnp.where(counts, sharded_like(new, total), total)
 
         total = jax.tree.map(add, updates, state.total, is_leaf=is_none)
-        finite = jnp.where(counts, optax.safe_increment(state.finite), state.finite)
         ends = state.micro_step >= every - 1
 
         def step() -> tuple[Tree, Any, Tree]:
-            # `finite` is 0 only where `vmap` forms both outcomes.
-            count = jnp.maximum(finite, 1)
-
             def mean_of(g: Array | None, total: Any) -> Any:
                 if g is None:
                     return None
-                # The factor is exactly 1 unless gradients were left out.
-                return total * (every / count.astype(compute_dtype(total.dtype)))
+                total = total.astype(wide(total.dtype))
+                dtype = jnp.finfo(total.dtype).dtype
+                average = jnp.where(finite > 0, mean_weight, 1).astype(dtype)
+                # The factor is exactly 1 without weights, unless micro-batches were left out.
+                return scaled(total, every / number.astype(dtype) / average)
 
             mean = jax.tree.map(mean_of, updates, total, is_leaf=is_none)
             new_updates, inner = tx.update(mean, state.inner, params, **extra_args)
             inner = in_layout(who, inner, state.inner)
-            return in_types(new_updates, updates), inner, no_update(total)
+            return in_update_types(who, new_updates, updates, params), inner, no_update(total)
 
         def wait() -> tuple[Tree, Any, Tree]:
-            return no_update(updates), state.inner, total
+            unchanged = in_update_types(who, no_update(updates), updates, params)
+            if is_sharded((updates, state, params)):
+                unchanged = jax.tree.map(sharded_like, unchanged, jax.eval_shape(step)[0])
+            return unchanged, state.inner, total
 
-        # Where a window ends without a finite gradient, its total is what it was at the start.
+        # Where a window ends without a gradient, its total is what it was at the start.
         steps = ends & (finite > 0)
         if isinstance(steps, jax.core.Tracer):
             new_updates, inner, total = jax.lax.cond(steps, step, wait)
@@ -179,11 +234,34 @@ def accumulate(
             total=total,
             micro_step=jnp.where(ends, 0, state.micro_step + 1),
             finite=jnp.where(ends, 0, finite),
-            skipped=_plus(state.skipped, jnp.where(counts, 0, 1)),
+            skipped=_plus(state.skipped, jnp.where(is_lost, 1, 0)),
+            weight=jnp.where(ends, 0, mean_weight),
         )
         return new_updates, new_state
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _weighed(
+    who: str, weight: ArrayLike | None, finite: Array, dtype: DTypeLike
+) -> tuple[Array, Array, Array]:
+    """Return the weight of a micro-batch, whether it counts, and whether it is lost.
+
+    The weight is 1 where the micro-batch does not count.
+
+    Args:
+        who: the public name that errors begin with.
+        weight: the weight, None for 1.
+        finite: whether its gradient is finite, a () bool.
+        dtype: the type of weights.
+    """
+    if weight is None:
+        return jnp.ones((), dtype), finite, ~finite
+    weight = _checks.check_number(who, "weight", weight, _checks.NONNEGATIVE, dtype=dtype)
+    weight = jnp.asarray(weight, dtype)
+    sound = finite & jnp.isfinite(weight) & (weight >= 0)
+    counts = sound & (weight > 0)
+    return jnp.where(counts, weight, 1), counts, ~sound & (weight != 0)
 
 
 def _plus(count: Array, more: ArrayLike) -> Array:
@@ -191,23 +269,9 @@ def _plus(count: Array, more: ArrayLike) -> Array:
     return jnp.minimum(count, jnp.iinfo(jnp.int32).max - more) + more
 
 
-def _nothing_like(param: Array) -> Array:
-    dtype = wide(param.dtype)
-    return jnp.full_like(param, nothing(dtype), dtype)
-
-
-def _check_fit(who: str, updates: Tree, total: Tree) -> None:
+def _check_fit(who: str, gradients: Leaves, total: Tree) -> None:
     """Require gradients like the parameters given to `init`, or None."""
-    remedy = "call init with the parameters that the gradients are taken of"
-    with_paths, structure = jax.tree_util.tree_flatten_with_path(updates, is_leaf=is_none)
-    try:
-        totals = structure.flatten_up_to(total)
-    except ValueError:
-        _checks.fail_structure(who, "parameters", updates, total, remedy)
-    for (path, g), own in zip(with_paths, totals, strict=True):
-        if g is None:
-            continue
-        if not jax.tree_util.all_leaves([own]):
-            _checks.fail_structure(who, "parameters", updates, total, remedy)
-        _checks.check_inexact(who, "gradients", path, g)
-        _checks.check_same_shape(who, path, g, own, "parameters")
+    aligned(who, "parameters", gradients, total)
+    for path, g in zip(gradients.paths, gradients.values, strict=True):
+        if g is not None:
+            _checks.check_inexact(who, "gradients", path, g)

@@ -14,15 +14,16 @@ import numpy as np
 import optax
 
 from optlab import _checks
-from optlab._tree import as_array, compute_dtype
+from optlab._tree import aligned, as_array, compute_dtype, leaves_of, update_dtype
 from optlab._types import Array, DTypeLike, Tree
 
 
 def init_inner(who: str, tx: optax.GradientTransformation, params: Tree) -> Any:
-    """Return the state of the wrapped transformation, which must not need to see NaN and Inf.
+    """Return the state of the wrapped transformation, which must not react to NaN and Inf.
 
-    A wrapper that keeps them from it, or takes back what it made of them, would leave a loss scale
-    too high for ever. The class of such a state says so with `adapts_to_nonfinite`.
+    A wrapper keeps them from it, or restores the state that it had before it saw them, and so would
+    leave a loss scale too high for ever. A state that reacts to them is of a class with the
+    attribute `adapts_to_nonfinite`.
     """
     state = tx.init(params)
 
@@ -40,25 +41,25 @@ def init_inner(who: str, tx: optax.GradientTransformation, params: Tree) -> Any:
     return state
 
 
-def settle(given: Tree, updates: Tree, new: Any, old: Any) -> tuple[Array, Tree, Any]:
-    """Judge a step, and take it back where it is not to be made.
+def settle(inputs: Tree, updates: Tree, new: Any, old: Any) -> tuple[Array, Tree, Any]:
+    """Decide whether a step is made, and undo it if not.
 
-    It is made if no number is NaN or Inf in what was given nor in the updates, and none in the
-    state has become so. (One that was so before stays allowed, as the best value of a plateau
-    starts at Inf.) If not, the updates change nothing and the state is the old one; where it is not
-    for what was given, windows of `accumulate` that end with this step are over all the same, or
-    what they gathered would spoil every later step too.
+    A step is made if its inputs and its updates are finite and no finite number of the state became
+    NaN or Inf. (A number that was not finite before may stay so: the best value of a plateau starts
+    at Inf.) Otherwise the updates are −0.0 and the state is the old one. There is one exception: if
+    the inputs are finite, a window of `accumulate` that this step completes is closed, as its
+    gradients would spoil every later step too.
 
     Args:
-        given: what goes into the step: the gradients, and extra arguments that matter.
-        updates: what it makes of them, in the types in which they are returned.
+        inputs: what goes into the step: the gradients, and extra arguments that matter.
+        updates: what comes out of it, in the types in which they are returned.
         new: the state after the step, in the layout of the old one.
         old: the state before it.
 
     Returns:
         (whether the step is made, a () bool; the updates; the state).
     """
-    sound = all_finite(given)
+    sound = all_finite(inputs)
     made = sound & all_finite(updates) & _stay_finite(new, old)
     return made, _update_if(made, updates), keep(made, sound, new, old)
 
@@ -66,7 +67,13 @@ def settle(given: Tree, updates: Tree, new: Any, old: Any) -> tuple[Array, Tree,
 def keep(made: Array, sound: Array, new: Any, old: Any) -> Any:
     """Return the new state if the step is made, else the old one, as `settle` describes.
 
-    Leaves may be random keys too. A part of the state with a method `settled` chooses for itself.
+    Leaves may be random keys. A part of the state with a method `settled` decides for itself.
+
+    Args:
+        made: whether the step is made, a () bool.
+        sound: whether its inputs are finite, a () bool.
+        new: the state after the step, in the layout of the old one.
+        old: the state before it.
     """
 
     def choose(n: Any, o: Any) -> Any:
@@ -84,33 +91,72 @@ def all_finite(*trees: Tree) -> Array:
 
 
 def nothing(dtype: DTypeLike) -> np.ndarray:
-    """Return the scalar that changes no number of this type when added to it."""
+    """Return the scalar of a type that changes no number when it is added."""
     if jnp.issubdtype(dtype, jnp.complexfloating):
         return np.asarray(complex(-0.0, -0.0), dtype)
     return np.asarray(-0.0 if jnp.issubdtype(dtype, jnp.inexact) else 0, dtype)
 
 
 def no_update(tree: Tree) -> Tree:
-    """Return updates in the structure and the types of a tree that change nothing."""
+    """Return updates that change nothing, in the structure, types and shardings of a tree."""
     return _map_numbers(lambda x: jnp.full_like(x, nothing(x.dtype)), tree)
 
 
 def in_layout(who: str, new: Any, old: Any) -> Any:
-    """Return the new state in the types of the old one, whose structure it must have."""
+    """Return the new state in the types and shardings of the old one.
+
+    Both must be of one structure.
+    """
     if jax.tree.structure(new) != jax.tree.structure(old):
         _checks.fail(
             who,
             "tx must keep the structure of its state",
             f"{jax.tree.structure(new)} after {jax.tree.structure(old)}",
         )
-    return in_types(new, old)
+
+    def like(x: Array, o: Any) -> Array:
+        return sharded_like(x.astype(jnp.result_type(o)), o) if _is_number(o) else x
+
+    return _map_numbers(like, new, old)
 
 
-def in_types(tree: Tree, other: Tree) -> Tree:
-    """Return a tree with its numbers as arrays of the types that they have in the other."""
+def sharded_like(x: Array, other: Any) -> Array:
+    """Return an array in the sharding of another of its shape, on a mesh of explicit axes.
+
+    There two arrays that a condition chooses from must be sharded alike. On other meshes the
+    compiler sees to it.
+    """
+    own, wanted = jax.typeof(x).sharding, jax.typeof(other).sharding
+    if own.spec == wanted.spec or wanted.mesh.empty:
+        return x
+    return jax.sharding.reshard(x, wanted)
+
+
+def is_sharded(tree: Tree) -> bool:
+    """Whether an array of a tree is sharded over an explicit axis of a mesh."""
+    return any(any(jax.typeof(x).sharding.spec) for x in jax.tree.leaves(tree) if _is_number(x))
+
+
+def in_update_types(who: str, updates: Tree, gradients: Tree, params: Tree | None) -> Tree:
+    """Return updates in the types of `update_dtype`."""
+    leaves = leaves_of(gradients)
+    parts = [None] * len(leaves.values)
+    if params is not None:
+        parts = aligned(who, "parameters", leaves, params)
+    dtypes = [
+        None if gradient is None else update_dtype(gradient, part)
+        for gradient, part in zip(leaves.values, parts, strict=True)
+    ]
     return _map_numbers(
-        lambda x, o: x.astype(jnp.result_type(o)) if _is_number(o) else x, tree, other
+        lambda x, dtype: x.astype(dtype), updates, leaves.structure.unflatten(dtypes)
     )
+
+
+def scaled(x: Array, factor: Array) -> Array:
+    """Return a real or complex array times a real scalar, in the type of the array."""
+    if jnp.iscomplexobj(x):
+        return jax.lax.complex(scaled(x.real, factor), scaled(x.imag, factor))
+    return x * factor.astype(x.dtype)
 
 
 def map_inexact(function: Callable[[Array], Array], tree: Tree) -> Tree:
@@ -124,7 +170,7 @@ def wide(dtype: DTypeLike) -> jnp.dtype:
 
 
 def _stay_finite(new: Any, old: Any) -> Array:
-    """Return whether no finite number of the old state is NaN or Inf in the new one, a () bool."""
+    """Return whether all finite numbers of the old state are finite in the new one, a () bool."""
     stay = [
         (jnp.isfinite(n) | ~jnp.isfinite(o)).all()
         for n, o in zip(jax.tree.leaves(new), jax.tree.leaves(old), strict=True)
@@ -134,7 +180,7 @@ def _stay_finite(new: Any, old: Any) -> Array:
 
 
 def _update_if(made: Array, updates: Tree) -> Tree:
-    """Return the updates, or such as change nothing."""
+    """Return the updates, or if the step is not made, updates that change nothing."""
     return _map_numbers(lambda x: jnp.where(made, x, nothing(x.dtype)), updates)
 
 
@@ -143,7 +189,7 @@ def _settles(node: Any) -> bool:
 
 
 def _map_numbers(function: Callable[..., Array], tree: Tree, *others: Tree) -> Tree:
-    """Map over arrays of numbers; JAX's gradients of integers, float0, are none, nor are keys."""
+    """Map over the numbers of a tree as arrays, leaving random keys and float0 as they are."""
     return jax.tree.map(
         lambda x, *o: function(as_array(x), *o) if _is_number(x) else x, tree, *others
     )

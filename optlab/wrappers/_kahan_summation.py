@@ -1,4 +1,4 @@
-"""Kahan summation: beside each low-precision parameter, what rounding took from it.
+"""Kahan summation: beside each low-precision parameter, the part of it that rounding lost.
 
     θ = p + c + u(g, p + c)   in float32
     p ← round(θ)
@@ -6,14 +6,14 @@
 
 p are the parameters, in bfloat16 or float16, and c is `compensation`, in the same type. u is the
 update of the wrapped transformation, which sees p + c and float32 gradients in place of p and g.
-Since c is small, p and c together hold twice as many digits as p. Rounding c errs by up to |p|·2⁻¹⁷
-in bfloat16, where many equal updates of less come to a stop, and the sum of somewhat larger ones is
-off by some percent; in float16 by up to |p|·2⁻²³, or 2⁻²⁵ if that is more.
+Since c is small, p and c together hold twice as many digits as p. The error of rounding c is up to
+|p|·2⁻¹⁷ in bfloat16: equal updates smaller than that stop having an effect, and the sum of somewhat
+larger ones is off by some percent. In float16 it is up to |p|·2⁻²³, or 2⁻²⁵ if that is more.
 
 The update returned is round(θ) − p. Where p's type cannot hold it (never if p/2 ≤ round(θ) ≤ 2p),
-p lands beside round(θ), and c is what is missing from there, until the next update, be that of a
-step skipped inside. round(θ) is the nearest number of p's type, of two equally near rather p; where
-that would be infinite, the largest finite one.
+p lands beside round(θ) and c is the distance from there to θ; the next update, even if its step is
+skipped inside, makes up for it. round(θ) is the nearest number of p's type, p itself if it is one
+of two equally near; where that would be infinite, the largest finite one.
 
 References: Kahan, "Further remarks on reducing truncation errors", Comm. ACM 8 (1965); for training
 in bfloat16, Zamirai et al., "Revisiting BFloat16 training", arXiv:2010.06192 (2020).
@@ -34,8 +34,8 @@ class KahanSummationState(NamedTuple):
 
     Attributes:
         inner: state of the wrapped transformation, made from float32 parameters.
-        compensation: c, like the parameters and in their types; None in place of those that are not
-            narrower than float32.
+        compensation: c, like the parameters and in their types; `optax.MaskedNode()` in place of
+            those that are not narrower than float32.
     """
 
     inner: Any
@@ -58,7 +58,8 @@ def kahan_summation(tx: optax.GradientTransformation) -> optax.GradientTransform
 
     Returns:
         A transformation with state `KahanSummationState`. Its `update` needs the parameters, passes
-        extra arguments on, and returns updates in the gradients' types.
+        extra arguments on, and returns an update in the type of its gradient, or of its parameter
+        where that is wider.
 
     Raises:
         ValueError: `tx` is no transformation; at init, a parameter has less than 16 bits, or `tx`
@@ -94,12 +95,12 @@ def kahan_summation(tx: optax.GradientTransformation) -> optax.GradientTransform
         return KahanSummationState(_rounding.init_inner(who, inner, params), compensation)
 
     def near(theta: Array, p: Array, dtype: DTypeLike, index: int) -> Array:
-        # Rounding may make c half the way to p's neighbour, and nothing shall move p by itself.
+        # Rounding may leave c half the way to p's neighbour, and without an update p must not move.
         target = _rounding.nearest(theta, dtype)
         return jnp.where(jnp.abs(theta - p) == jnp.abs(theta - target), p, target)
 
     def lost(theta: Array, landed: Array, dtype: DTypeLike) -> Array:
-        # ∞ − ∞ would make an infinite parameter NaN, and stay when it is replaced.
+        # For an infinite parameter ∞ − ∞ is NaN, and would stay after the parameter is replaced.
         difference = jnp.where(jnp.isfinite(landed), theta - landed, 0)
         return _rounding.nearest(difference, dtype).astype(dtype)
 
@@ -114,9 +115,9 @@ def kahan_summation(tx: optax.GradientTransformation) -> optax.GradientTransform
             state.inner,
             params,
             extra_args,
-            kept=state.compensation,
+            own=state.compensation,
             see=lambda p, c: p + c.astype(jnp.float32),
-            keep=lost,
+            store=lost,
             aim=near,
         )
         return updates, KahanSummationState(inner_state, compensation)

@@ -6,7 +6,7 @@
     scale ← scale / factor, and the step skipped  if g, or what is made of it, is not finite
 
 float16 ends at 65504 and below 6e-8 holds nothing but 0, where many gradients lie. The scale moves
-them up as a whole, and is taken back where there is room; as a power of two it costs no digit. It
+them all up. A scale that is a power of two costs no digit. It
 stays within [`min_scale`, `max_scale`].
 
 Reference: Micikevicius et al., Mixed Precision Training, ICLR 2018.
@@ -21,7 +21,7 @@ import optax
 
 from optlab import _checks
 from optlab._types import Array, ArrayLike, Tree
-from optlab.wrappers._common import in_types, init_inner, map_inexact, wide
+from optlab.wrappers._common import in_update_types, init_inner, map_inexact, wide
 from optlab.wrappers._skip_nonfinite import SkipNonfiniteState, skip_nonfinite
 
 
@@ -98,12 +98,14 @@ def dynamic_loss_scale(
     who = "dynamic_loss_scale"
     _checks.check_transformation(who, tx)
     bounds = {"min_scale": min_scale, "initial_scale": initial_scale, "max_scale": max_scale}
-    for name, value in bounds.items():
-        _checks.check_number(who, name, value, _checks.POSITIVE, dtype=jnp.float32)
-    _checks.check_number(who, "factor", factor, _checks.ABOVE_ONE, dtype=jnp.float32)
-    _checks.check_count(who, "growth_interval", growth_interval, 1)
+    bounds = {
+        name: _checks.check_number(who, name, value, _checks.POSITIVE, dtype=jnp.float32)
+        for name, value in bounds.items()
+    }
+    factor = _checks.check_number(who, "factor", factor, _checks.ABOVE_ONE, dtype=jnp.float32)
+    growth_interval = _checks.check_count(who, "growth_interval", growth_interval, 1)
     if max_consecutive is not None:
-        _checks.check_count(who, "max_consecutive", max_consecutive, 1)
+        max_consecutive = _checks.check_count(who, "max_consecutive", max_consecutive, 1)
     traced = any(isinstance(value, jax.core.Tracer) for value in bounds.values())
     if not traced and not min_scale <= initial_scale <= max_scale:
         _checks.fail(
@@ -117,7 +119,7 @@ def dynamic_loss_scale(
         guarded = optax.GradientTransformation(partial(init_inner, who, tx), tx.update)
         return DynamicLossScaleState(
             inner=skip_nonfinite(guarded).init(params),
-            loss_scale=jnp.array(initial_scale, jnp.float32),
+            loss_scale=jnp.array(bounds["initial_scale"], jnp.float32),
             since_change=jnp.zeros((), jnp.int32),
         )
 
@@ -127,9 +129,9 @@ def dynamic_loss_scale(
         _checks.check_state_kind(who, state, DynamicLossScaleState)
 
         def narrow_update(gradients: Tree, *args: Any, **extra_args: Any) -> tuple[Tree, Any]:
-            # Within what is skipped, for an update finite in float32 may not be so in float16.
+            # Inside `skip_nonfinite`, as an update that is finite in float32 may be Inf in float16.
             new_updates, inner = tx.update(gradients, *args, **extra_args)
-            return in_types(new_updates, updates), inner
+            return in_update_types(who, new_updates, updates, params), inner
 
         guarded = skip_nonfinite(
             optax.GradientTransformationExtraArgs(tx.init, narrow_update), max_consecutive
@@ -138,14 +140,18 @@ def dynamic_loss_scale(
         new_updates, inner = guarded.update(gradients, state.inner, params, **extra_args)
         made = inner.consecutive == 0
         grow = made & (state.since_change >= growth_interval - 1)
+        step, low, high = (
+            jnp.asarray(value, jnp.float32)
+            for value in (factor, bounds["min_scale"], bounds["max_scale"])
+        )
         scale = jnp.where(
             made,
-            jnp.where(grow, jnp.minimum(state.loss_scale * factor, max_scale), state.loss_scale),
-            jnp.maximum(state.loss_scale / factor, min_scale),
+            jnp.where(grow, jnp.minimum(state.loss_scale * step, high), state.loss_scale),
+            jnp.maximum(state.loss_scale / step, low),
         )
         new_state = DynamicLossScaleState(
             inner=inner,
-            loss_scale=scale.astype(jnp.float32),
+            loss_scale=scale,
             since_change=jnp.where(made & ~grow, state.since_change + 1, 0),
         )
         return new_updates, new_state
@@ -197,5 +203,8 @@ def _is_ours(node: Any) -> bool:
 
 
 def _unscale(g: Array, scale: Array) -> Array:
-    # In the gradients' own type the quotient would vanish again.
-    return g.astype(wide(g.dtype)) / scale
+    # In the gradient's own type the quotient would vanish again.
+    g = g.astype(wide(g.dtype))
+    if jnp.iscomplexobj(g):
+        return jax.lax.complex(_unscale(g.real, scale), _unscale(g.imag, scale))
+    return g / scale.astype(g.dtype)

@@ -5,20 +5,19 @@
 
 p are the parameters of the model, in bfloat16 or float16, θ is `master`. u is the update of the
 wrapped transformation, which sees θ and float32 gradients in place of p and g. A bfloat16 parameter
-moves only if its update is above |p|·2⁻⁹ (float16: |p|·2⁻¹²); what is below gathers in θ.
+moves only if its update is above |p|·2⁻⁹ (float16: |p|·2⁻¹²); smaller updates gather in θ.
 
-θ is the truth: the update returned is round(θ) − p, which takes p to round(θ) if its type can hold
-it (always where p/2 ≤ round(θ) ≤ 2p), and else close to it, and there with the next update, be that
-of a step skipped inside. So the parameters cannot be changed from outside: the next update puts
-them back where θ is. round(θ) is the nearest number of p's type; where that would be infinite, the
-largest finite one.
+The update returned is round(θ) − p. It takes p to round(θ) if p's type can hold it (always where
+p/2 ≤ round(θ) ≤ 2p). Else p lands close to round(θ), and the next update takes it there, even if
+its step is skipped inside. θ alone decides where p is: a parameter that is changed from outside is
+put back by the next update. round(θ) is the nearest number of p's type, or the largest finite one
+where that would be infinite.
 
 Reference: Micikevicius et al., "Mixed precision training", ICLR 2018, section 3.1.
 """
 
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 import optax
 
 from optlab import _checks
@@ -31,7 +30,8 @@ class MasterParamsState(NamedTuple):
 
     Attributes:
         inner: state of the wrapped transformation, made from the master parameters.
-        master: θ, float32, like the parameters; None in place of those that are not narrower.
+        master: θ, float32, like the parameters; `optax.MaskedNode()` in place of those that are not
+            narrower than float32.
     """
 
     inner: Any
@@ -54,7 +54,8 @@ def master_params(tx: optax.GradientTransformation) -> optax.GradientTransformat
 
     Returns:
         A transformation with state `MasterParamsState`. Its `update` needs the parameters, passes
-        extra arguments on, and returns updates in the gradients' types.
+        extra arguments on, and returns an update in the type of its gradient, or of its parameter
+        where that is wider.
 
     Raises:
         ValueError: `tx` is no transformation; at init, a parameter has less than 16 bits, or `tx`
@@ -86,9 +87,9 @@ def master_params(tx: optax.GradientTransformation) -> optax.GradientTransformat
 
     def init(params: Tree) -> MasterParamsState:
         _rounding.check_types(who, params)
-        master = _rounding.start(lambda p: p.astype(jnp.float32), params)
-        # The inner state may hold on to the parameters it is given, so they are not these copies:
-        # a state with one buffer in two places could not be donated.
+        master = _rounding.start(_rounding.float32, params)
+        # Copies of its own, as the inner state may keep the parameters that it is given, and a
+        # state with one buffer in two places cannot be donated.
         return MasterParamsState(_rounding.init_inner(who, inner, params), master)
 
     def update(
@@ -102,9 +103,9 @@ def master_params(tx: optax.GradientTransformation) -> optax.GradientTransformat
             state.inner,
             params,
             extra_args,
-            kept=state.master,
+            own=state.master,
             see=lambda p, master: master,
-            keep=lambda moved, landed, dtype: moved,
+            store=lambda moved, landed, dtype: moved,
         )
         return updates, MasterParamsState(inner_state, master)
 

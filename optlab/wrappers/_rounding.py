@@ -7,12 +7,13 @@ that takes the parameter p to a target, a value of p's type:
     u = target − p, rounded to p's type; −0.0 where target = p
 
 By Sterbenz' lemma u is exact in p's type where p/2 ≤ target ≤ 2p, and p + u is the target.
-Elsewhere u is rounded, and p + u may land beside the target. It is rounded for float32 gradients
-too: a wrapper around this one that widens them, as `dynamic_loss_scale` and `accumulate` do, casts
-u to their first type, and p must land where it is said to. −0.0 changes no bit of p, where +0.0
-would make +0.0 of −0.0; where the inner update is zero besides, nothing kept changes a bit either.
+Elsewhere u is rounded, and p + u may land beside the target. u is rounded to p's type even if it is
+returned in float32: `dynamic_loss_scale` and `accumulate`, which may be around this wrapper, cast u
+back to the type that the gradient had before them, and p must land at the same number. −0.0 changes
+no bit of p, where +0.0 would turn −0.0 into +0.0. If the inner update is zero too, no bit of the
+wrapper's own state changes either.
 
-All other leaves pass to the inner transformation as they are, and back.
+All other leaves pass to the inner transformation and back unchanged.
 
 Reference: Sterbenz, Floating-Point Computation, Prentice-Hall (1974), theorem 4.3.1.
 """
@@ -25,9 +26,10 @@ import jax.numpy as jnp
 import optax
 
 from optlab import _checks
-from optlab._tree import as_array, is_none
+from optlab._tree import aligned, as_array, is_none, leaves_of, update_dtype
 from optlab._types import Array, DTypeLike, Tree
 from optlab.rules._arithmetic import round_to
+from optlab.wrappers._common import sharded_like, wide
 
 
 def is_narrow(x: Any) -> bool:
@@ -39,7 +41,7 @@ def is_narrow(x: Any) -> bool:
 def nearest(x: Array, dtype: DTypeLike) -> Array:
     """Round to the nearest value of a narrower type, keeping x's own; finite elements stay finite.
 
-    An overflow would be for ever: the way back from an infinite parameter is ∞ − ∞.
+    An infinite parameter would stay so: the update back to a finite number is −∞, and ∞ − ∞ is NaN.
     """
     return jnp.where(jnp.isinf(x), x, _clip(round_to(x, dtype), dtype))
 
@@ -59,13 +61,13 @@ def stochastic(x: Array, bits: Array, dtype: DTypeLike) -> Array:
         The rounded elements, in float32.
     """
     narrow = jnp.finfo(dtype)
-    # Bit patterns grow with the size of a number, through all its binades. So the bits to drop are
-    # the distance from the neighbour towards zero, and a carry out of them leads to the other one.
+    # The bit pattern of a float, read as an integer, grows with its size. So the bits to drop are
+    # the distance from the neighbour towards zero, and a carry out of them gives the other one.
     dropped = 23 - narrow.nmant
     pattern = jax.lax.bitcast_convert_type(x, jnp.uint32) + (bits >> (32 - dropped))
     rounded = jax.lax.bitcast_convert_type((pattern >> dropped) << dropped, jnp.float32)
     if narrow.minexp > jnp.finfo(x.dtype).minexp:
-        # Subnormal numbers are the multiples of the smallest, a power of two: all this is exact.
+        # Subnormal numbers are the multiples of the smallest one, a power of two, so all is exact.
         unit = float(narrow.smallest_subnormal)
         multiple = jnp.abs(x) / unit
         whole = jnp.floor(multiple)
@@ -76,20 +78,19 @@ def stochastic(x: Array, bits: Array, dtype: DTypeLike) -> Array:
 
 
 def _clip(x: Array, dtype: DTypeLike) -> Array:
-    # Not by `clip`, which takes subnormal numbers for zero on some devices.
+    # `clip` turns subnormal numbers into zero on some devices.
     largest = float(jnp.finfo(dtype).max)
     return jnp.where(jnp.abs(x) > largest, jnp.copysign(largest, x), x)
 
 
 def step_to(target: Array, p: Array, param_dtype: DTypeLike, dtype: DTypeLike) -> tuple[Any, Any]:
-    """Return the update that takes a narrow parameter to `target`, and where that lands.
+    """Return the update that takes a narrow parameter to `target`, and the number it lands at.
 
-    The latter is what `optax.apply_updates` will make of the parameter. Both are in float32 at
-    least, and the update is a value of `param_dtype` and of `dtype`, that of the gradients.
+    That number is what `optax.apply_updates` will make of the parameter. Both are float32 or wider,
+    and the update is a value of `param_dtype` and of `dtype`, the type in which it is returned.
     """
-    wide = jnp.promote_types(jnp.float32, dtype)
-    target, p = target.astype(wide), p.astype(wide)
-    # The comparison also spares an infinite parameter that stays so ∞ − ∞, which is NaN.
+    target, p = target.astype(wide(dtype)), p.astype(wide(dtype))
+    # The comparison also keeps an infinite parameter that stays infinite from ∞ − ∞, which is NaN.
     update = jnp.where(target == p, -0.0, target - p)
     # Rounded before the cast, which XLA may leave out where the update is used in the same `jit`.
     update = nearest(update, param_dtype)
@@ -118,10 +119,10 @@ def check_types(who: str, params: Tree) -> None:
 def init_inner(who: str, inner: optax.GradientTransformation, params: Tree) -> Any:
     """Return the state of the inner transformation, made from float32 copies of the narrow leaves.
 
-    One of these wrappers inside another would find nothing to do. The class of such a state says so
-    with `keeps_narrow`.
+    Of these wrappers none may be inside another, where it would see no narrow leaf. Their states
+    are of classes with the attribute `keeps_narrow`.
     """
-    state = inner.init(jax.tree.map(lambda p: _float32(p) if is_narrow(p) else p, params))
+    state = inner.init(jax.tree.map(lambda p: float32(p) if is_narrow(p) else p, params))
 
     def idle(node: Any) -> bool:
         return getattr(node, "keeps_narrow", False)
@@ -138,12 +139,23 @@ def init_inner(who: str, inner: optax.GradientTransformation, params: Tree) -> A
 
 
 def start(slot: Callable[[Array], Array], params: Tree) -> Tree:
-    """Return `slot` of each narrow leaf, and None in place of the others."""
-    return jax.tree.map(lambda p: slot(as_array(p)) if is_narrow(p) else None, params)
+    """Return `slot` of each narrow leaf, and `optax.MaskedNode()` in place of the others."""
+    return jax.tree.map(lambda p: slot(as_array(p)) if is_narrow(p) else optax.MaskedNode(), params)
 
 
-def _float32(x: Any) -> Array:
-    # Of a parameter computed in the same `jit`, XLA may hand on digits that its type does not hold.
+def is_absent(part: Any) -> bool:
+    """Whether a part of a tree made by `start` holds no array."""
+    return part is None or isinstance(part, optax.MaskedNode)
+
+
+def float32(x: Any) -> Any:
+    """Return a narrow leaf in float32, an abstract one if it is abstract.
+
+    XLA may compute a parameter with more digits than its type holds, where the parameter comes from
+    the same `jit`. These are dropped.
+    """
+    if isinstance(x, jax.ShapeDtypeStruct):
+        return x.update(dtype=jnp.float32)
     return round_to(as_array(x).astype(jnp.float32), x.dtype)
 
 
@@ -155,12 +167,12 @@ def update_narrow(
     params: Tree | None,
     extra_args: Mapping[str, Any],
     *,
-    kept: Tree,
+    own: Tree,
     see: Callable[[Array, Any], Array],
-    keep: Callable[[Array, Array, DTypeLike], Any],
+    store: Callable[[Array, Array, DTypeLike], Any],
     aim: Callable[[Array, Array, DTypeLike, int], Array] = lambda x, p, dtype, i: nearest(x, dtype),
 ) -> tuple[Tree, Any, Tree]:
-    """Run the inner transformation in float32, and round what comes of it to the parameters' types.
+    """Run the inner transformation in float32, and round the new parameters to their types.
 
     Args:
         who: the public name that errors begin with.
@@ -169,51 +181,70 @@ def update_narrow(
         inner_state: its state.
         params: the parameters.
         extra_args: its extra arguments.
-        kept: what is kept beside the narrow parameters, a tree made by `start`; None for nothing.
-        see: (parameter in float32, what is kept beside it) → what the inner transformation sees.
-        keep: (that plus the inner update, where the parameter lands, its type) → what is kept.
-        aim: (that plus the inner update, the parameter in float32, its type, the leaf's index) →
-            where to land.
+        own: the wrapper's own tree beside the parameters, made by `start`; None if it has none.
+        see: (parameter in float32, its leaf of `own`) → what the inner transformation sees.
+        store: (the number seen plus the inner update, the number at which the parameter lands, its
+            type) → its new leaf of `own`.
+        aim: (the number seen plus the inner update, the parameter in float32, its type, the leaf's
+            index) → the number to land at.
 
     Returns:
-        (the updates in the gradients' types, the inner state, what is kept).
+        (the updates in the types of `update_dtype`, the inner state, the new `own`).
     """
-    leaves = _Leaves(who, updates, params, kept)
+    if params is None:
+        _checks.fail(
+            who,
+            "update must be given the parameters",
+            "params=None",
+            "call update(gradients, state, params)",
+        )
+    check_types(who, params)
+    gradients = leaves_of(updates)
+    params_of = aligned(who, "parameters", gradients, params)
+    owns = list(params_of)
+    if own is not None:
+        _check_own(who, params, own)
+        owns = aligned(who, "state", gradients, own, is_absent)
 
     def shown(param: Any, own: Any) -> Any:
-        return see(_float32(param), own) if is_narrow(param) else param
+        return see(float32(param), own) if is_narrow(param) else param
 
     # Over trees, as a gradient of None may stand for a whole subtree of parameters.
     seen = [
         jax.tree.map(shown, param, own, is_leaf=is_none)
-        for param, own in zip(leaves.params, leaves.kept, strict=True)
+        for param, own in zip(params_of, owns, strict=True)
     ]
-    gradients = list(leaves.gradients)
-    for index in leaves.narrow:
-        wide = jnp.promote_types(jnp.float32, gradients[index].dtype)
-        gradients[index] = gradients[index].astype(wide)
-    unflatten = leaves.structure.unflatten
-    new, inner_state = inner.update(
-        unflatten(gradients), inner_state, unflatten(seen), **extra_args
-    )
+    narrow = [
+        index
+        for index, gradient in enumerate(gradients.values)
+        if gradient is not None and is_narrow(params_of[index])
+    ]
+    given = list(gradients.values)
+    for index in narrow:
+        gradient = as_array(given[index])
+        _checks.check_inexact(who, "gradients", gradients.paths[index], gradient)
+        given[index] = gradient.astype(wide(gradient.dtype))
+    unflatten = gradients.structure.unflatten
+    new, inner_state = inner.update(unflatten(given), inner_state, unflatten(seen), **extra_args)
 
-    new = leaves.structure.flatten_up_to(new)
-    for index in leaves.narrow:
-        param, dtype = leaves.params[index], leaves.gradients[index].dtype
-        moved = (seen[index] + new[index]).astype(jnp.float32)
-        p = _float32(param)
+    new = gradients.structure.flatten_up_to(new)
+    for index in narrow:
+        param, step = params_of[index], new[index].astype(jnp.float32)
+        dtype = update_dtype(gradients.values[index], param)
+        moved = seen[index] + step
+        p = sharded_like(float32(param), moved)
         target = aim(moved, p, param.dtype, index)
         update, landed = step_to(target, p, param.dtype, dtype)
-        if kept is not None:
-            still = (new[index] == 0) & (update == 0)
-            own = leaves.kept[index]
-            leaves.kept[index] = jnp.where(still, own, keep(moved, landed, param.dtype))
+        if own is not None:
+            still, old = (step == 0) & (update == 0), owns[index]
+            changed = sharded_like(store(moved, landed, param.dtype), old)
+            owns[index] = jnp.where(sharded_like(still, old), old, changed)
         new[index] = update.astype(dtype)
-    return unflatten(new), inner_state, None if kept is None else unflatten(leaves.kept)
+    return unflatten(new), inner_state, None if own is None else unflatten(owns)
 
 
-def _check_kept(who: str, params: Tree, kept: Tree) -> None:
-    """Require parameters like those that what is kept was made from."""
+def _check_own(who: str, params: Tree, own: Tree) -> None:
+    """Require parameters like those that `own` was made from."""
 
     def require(equal: bool, what: str, got: Any, path: Any = ()) -> None:
         if not equal:
@@ -224,64 +255,13 @@ def _check_kept(who: str, params: Tree, kept: Tree) -> None:
                 "call init with these parameters",
             )
 
-    with_paths, structure = jax.tree_util.tree_flatten_with_path(params, is_leaf=is_none)
-    owns, at_init = jax.tree.flatten(kept, is_leaf=is_none)
+    with_paths, structure = jax.tree_util.tree_flatten_with_path(params, is_leaf=is_absent)
+    owns, at_init = jax.tree.flatten(own, is_leaf=is_absent)
     require(structure == at_init, "structure", structure)
-    for (path, param), own in zip(with_paths, owns, strict=True):
+    for (path, param), leaf in zip(with_paths, owns, strict=True):
         dtype = getattr(param, "dtype", type(param).__name__)
-        require(is_narrow(param) == (own is not None), "types", dtype, path)
-        if own is not None:
+        require(is_narrow(param) == (not is_absent(leaf)), "types", dtype, path)
+        if not is_absent(leaf):
             # Float32 copies fit any narrow type.
-            require(own.dtype in (dtype, jnp.float32), "types", dtype, path)
-            require(own.shape == param.shape, "shapes", param.shape, path)
-
-
-class _Leaves:
-    """The leaves of the gradients, and beside them the parameters and what is kept of them.
-
-    Attributes:
-        structure: that of the gradients, a None among them being a leaf.
-        gradients: arrays where the parameters are narrow.
-        params: a leaf beside each gradient that is not None.
-        kept: as the parameters; None where nothing is kept.
-        narrow: the indices of narrow parameters that have gradients.
-    """
-
-    def __init__(self, who: str, updates: Tree, params: Tree | None, kept: Tree):
-        if params is None:
-            _checks.fail(
-                who,
-                "update must be given the parameters",
-                "params=None",
-                "call update(gradients, state, params)",
-            )
-        check_types(who, params)
-        with_paths, self.structure = jax.tree_util.tree_flatten_with_path(updates, is_leaf=is_none)
-        self.gradients = [gradient for _, gradient in with_paths]
-        self.params = self._beside(who, "parameters", updates, params)
-        self.kept = list(self.params)
-        if kept is not None:
-            self.kept = self._beside(who, "state", updates, kept)
-        self.narrow = []
-        for index, (path, gradient) in enumerate(with_paths):
-            param = self.params[index]
-            if gradient is not None and is_narrow(param):
-                gradient = as_array(gradient)
-                _checks.check_inexact(who, "gradients", path, gradient)
-                _checks.check_same_shape(who, path, gradient, param, "parameters")
-                self.gradients[index] = gradient
-                self.narrow.append(index)
-        if kept is not None:
-            _check_kept(who, params, kept)
-
-    def _beside(self, who: str, what: str, updates: Tree, tree: Tree) -> list[Any]:
-        """Return the parts of a tree in the order of the gradients."""
-        remedy = "call init with the parameters that the gradients are taken of"
-        try:
-            parts = self.structure.flatten_up_to(tree)
-        except ValueError:
-            _checks.fail_structure(who, what, updates, tree, remedy)
-        for gradient, part in zip(self.gradients, parts, strict=True):
-            if gradient is not None and not jax.tree_util.all_leaves([part], is_leaf=is_none):
-                _checks.fail_structure(who, what, updates, tree, remedy)
-        return parts
+            require(leaf.dtype in (dtype, jnp.float32), "types", dtype, path)
+            require(leaf.shape == param.shape, "shapes", param.shape, path)

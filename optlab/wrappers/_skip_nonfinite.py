@@ -112,7 +112,7 @@ def skip_nonfinite(
     who = "skip_nonfinite"
     _checks.check_transformation(who, tx)
     if max_consecutive is not None:
-        _checks.check_count(who, "max_consecutive", max_consecutive, 1)
+        max_consecutive = _checks.check_count(who, "max_consecutive", max_consecutive, 1)
     tx = optax.with_extra_args_support(tx)
 
     def init(params: Tree) -> SkipNonfiniteState:

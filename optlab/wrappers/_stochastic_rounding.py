@@ -5,8 +5,8 @@
 
 p are the parameters, in bfloat16 or float16; ⌊θ⌋ and ⌈θ⌉ are the numbers of their type next to θ,
 and p = θ where θ is such a number. u is the update of the wrapped transformation, which sees p and
-g in float32. So E[p] = θ: an update too small for p's type moves p seldom, but far enough to make
-up for it. The price is noise: after n updates, a standard deviation of up to ½√n steps of p.
+g in float32. So E[p] = θ: an update too small for p's type seldom moves p, but then by a whole step
+of its type. The price is noise: after n updates, a standard deviation of up to ½√n such steps.
 
 The random bits of update t and leaf i are drawn with the key fold_in(fold_in(key, t), i), with t
 from 0 and i in the order of the leaves (a None among the gradients is one): the same key gives the
@@ -36,12 +36,12 @@ class StochasticRoundingState(NamedTuple):
 
     Attributes:
         inner: state of the wrapped transformation, made from float32 parameters.
-        count: () int32; updates made.
+        draw: () int32; number of updates made, by which the next random bits are drawn.
         key: the data of the random key, which stays the same; (2,) uint32 for JAX's default kind.
     """
 
     inner: Any
-    count: Array
+    draw: Array
     key: Array
 
     keeps_narrow = True
@@ -50,14 +50,14 @@ class StochasticRoundingState(NamedTuple):
 def stochastic_rounding(
     tx: optax.GradientTransformation, key: Array
 ) -> optax.GradientTransformationExtraArgs:
-    """Round what updates make of bfloat16 and float16 parameters at random, right on average.
+    """Round updated bfloat16 and float16 parameters up or down at random, right on average.
 
     Wrap the whole chain, so that nothing changes the updates behind it. Leaves that are float32 or
     wider pass as they are. Steps that are skipped inside count: where they must leave no trace in
     the random bits, put `skip_nonfinite` around.
 
-    Costs no memory beyond a key. Where there is some, `kahan_summation` and `master_params` lose as
-    little without noise.
+    Costs no memory beyond a key. `kahan_summation` and `master_params`, which cost some, lose as
+    little and add no noise.
 
     Args:
         tx: the optimizer, any `optax.GradientTransformation`.
@@ -68,7 +68,8 @@ def stochastic_rounding(
 
     Returns:
         A transformation with state `StochasticRoundingState`. Its `update` needs the parameters,
-        passes extra arguments on, and returns updates in the gradients' types.
+        passes extra arguments on, and returns an update in the type of its gradient, or of its
+        parameter where that is wider.
 
     Raises:
         ValueError: `tx` is no transformation or `key` no key; at init, a parameter has less than 16
@@ -102,7 +103,7 @@ def stochastic_rounding(
         _rounding.check_types(who, params)
         return StochasticRoundingState(
             inner=_rounding.init_inner(who, inner, params),
-            count=jnp.zeros((), jnp.int32),
+            draw=jnp.zeros((), jnp.int32),
             key=jnp.array(given, copy=True),  # so that donating the state leaves the caller's key
         )
 
@@ -112,10 +113,16 @@ def stochastic_rounding(
         _checks.check_state_kind(who, state, StochasticRoundingState)
         # Typed keys cannot be pickled, and many tools for trees of arrays fail on them.
         key = jax.random.wrap_key_data(state.key, impl=implementation)
-        key = jax.random.fold_in(key, state.count)
+        key = jax.random.fold_in(key, state.draw)
 
         def rounded(theta: Array, p: Array, dtype: DTypeLike, index: int) -> Array:
-            bits = jax.random.bits(jax.random.fold_in(key, index), theta.shape, jnp.uint32)
+            leaf_key, sharding = jax.random.fold_in(key, index), jax.typeof(theta).sharding
+            bits = jax.random.bits(
+                leaf_key,
+                theta.shape,
+                jnp.uint32,
+                out_sharding=sharding if any(sharding.spec) else None,
+            )
             return _rounding.stochastic(theta, bits, dtype)
 
         updates, inner_state, _ = _rounding.update_narrow(
@@ -125,13 +132,13 @@ def stochastic_rounding(
             state.inner,
             params,
             extra_args,
-            kept=None,
+            own=None,
             see=lambda p, _: p,
-            keep=lambda theta, landed, dtype: None,
+            store=lambda theta, landed, dtype: None,
             aim=rounded,
         )
-        count = optax.safe_increment(state.count)
-        return updates, StochasticRoundingState(inner_state, count, state.key)
+        draw = optax.safe_increment(state.draw)
+        return updates, StochasticRoundingState(inner_state, draw, state.key)
 
     return optax.GradientTransformationExtraArgs(init, update)
 

@@ -178,7 +178,7 @@ TAKES_COSINE = "(it takes init_value, decay_steps, end_value=0.0)"
         ("cosine(init_value=1, init_value=2)", "cosine: init_value is given twice"),
         ("cosine(**{'init_value': 1})", "cosine: arguments must be written out, got **\"{'init_v"),
         ("cosine(1e-3, 0)", "cosine: decay_steps must be an integer >= 1, got decay_steps=0"),
-        ("cosine(1e-3, 1e3)", "cosine: decay_steps must be an integer >= 1, got decay_steps=1000"),
+        ("cosine(1e-3, 1.5)", "cosine: decay_steps must be an integer >= 1, got decay_steps=1.5"),
         ("constant(1e999)", "constant: value must be finite, got value=inf"),
         ("constant(True)", "constant: value must be a number or a scalar array, got value="),
         ("warmup(0.1, 10)", "warmup: schedule must be a function of the step, got 0.1"),

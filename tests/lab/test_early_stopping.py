@@ -285,7 +285,7 @@ def test_its_leaves_have_names():
     ("options", "message"),
     [
         ({"patience": 0}, "patience must be an integer >= 1, got patience=0"),
-        ({"patience": 2.0}, "patience must be an integer >= 1, got patience=2.0"),
+        ({"patience": 2.5}, "patience must be an integer >= 1, got patience=2.5"),
         ({"min_delta": -0.1}, "min_delta must be a number >= 0, got min_delta=-0.1"),
         ({"min_delta": NAN}, "min_delta must be a number >= 0, got min_delta=nan"),
         ({"min_delta": INF}, "min_delta must be a number >= 0, got min_delta=inf"),
@@ -340,3 +340,17 @@ def test_wrong_parameters_are_told(params, message):
 def test_the_reason_of_a_traced_stopper_is_told_to_be_read_outside():
     with pytest.raises(ValueError, match="reason must be read outside of jit, scan and vmap"):
         jax.eval_shape(lambda stopper: stopper.reason, EarlyStopping())
+
+
+def test_a_whole_number_of_checks_may_be_a_float():
+    stopper = EarlyStopping(patience=np.float64(2))
+    assert stopper.patience == 2
+    assert jax.tree.structure(stopper) == jax.tree.structure(EarlyStopping(patience=2))
+
+
+def test_it_runs_where_jax_raises_at_a_nan():
+    with jax.debug_nans(True):
+        stopper = after([0.9, 0.5, 0.6, 0.5, 0.75])
+        fresh = EarlyStopping()
+    assert facts(stopper) == (True, 0.5, 2, 5, 3)
+    assert (float(fresh.last_value), int(fresh.num_checks)) == (0.0, 0)

@@ -5,6 +5,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import optlab
@@ -82,6 +83,16 @@ def test_clipping_and_its_norm_survive_squares_out_of_range(size):
     np.testing.assert_allclose(clipped["b"], -size / 4, rtol=4 * EPS)
     if size < 1e38:
         np.testing.assert_allclose(optlab.global_norm(g), 2 * size, rtol=4 * EPS)
+
+
+@pytest.mark.parametrize("x64", [False, True])
+def test_integers_in_a_norm_count_as_floats(x64):
+    tree = {"n": np.array([3, -4]), "flag": np.array([True, False]), "w": np.zeros(2, np.float32)}
+    with jax.enable_x64(x64):
+        norm, of_integers = optlab.global_norm(tree), optlab.global_norm([3, 4])
+        assert norm.dtype == of_integers.dtype == jnp.float32
+        np.testing.assert_allclose(norm, 26**0.5, rtol=EPS)
+        np.testing.assert_allclose(optax.tree.norm(tree["n"]), of_integers, rtol=EPS)
 
 
 def test_half_precision_norms_do_not_overflow():

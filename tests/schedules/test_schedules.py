@@ -1,5 +1,7 @@
 """Every schedule against its float64 reference, at its knots, and at the end of the integers."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -191,3 +193,153 @@ def test_optax_optimizers_take_our_schedules_and_ours_take_theirs():
         for _ in range(4):
             update, state = tx.update(grad, state)
         np.testing.assert_allclose(update, -0.7, rtol=1e-6)
+
+
+# Arguments as people write them
+
+COUNTS = {
+    "every",
+    "milestones",
+    "transition_steps",
+    "decay_steps",
+    "warmup_steps",
+    "stable_steps",
+    "half_cycle_steps",
+    "num_cycles",
+    "total_steps",
+    "boundaries",
+}
+
+
+def with_counts(options, change):
+    """The arguments with every number of updates changed."""
+    return {
+        name: ([change(count) for count in value] if isinstance(value, list) else change(value))
+        if name in COUNTS
+        else value
+        for name, value in options.items()
+    }
+
+
+COUNTING = [case for case in CASES if COUNTS & set(case.values[1])]
+
+
+@pytest.mark.parametrize(
+    "change", [float, np.float64, np.array, jnp.float32], ids=lambda f: f.__name__
+)
+@pytest.mark.parametrize(("row", "options"), COUNTING)
+def test_whole_numbers_of_updates_may_be_of_any_type(row, options, change):
+    schedule, same = row.constructor(**options), row.constructor(**with_counts(options, change))
+    assert repr(same) == repr(schedule)
+    assert same.knots == schedule.knots
+    assert [float(same(step)) for step in (1, 7)] == [float(schedule(step)) for step in (1, 7)]
+
+
+@pytest.mark.parametrize(("row", "options"), COUNTING)
+def test_parts_of_an_update_are_refused(row, options):
+    with pytest.raises(ValueError, match=r"must be an integer >= [01], got .*\.5"):
+        row.constructor(**with_counts(options, lambda count: count + 0.5))
+
+
+def test_epochs_of_whole_numbers_of_any_type():
+    to_steps = optlab.schedules.epochs_to_steps
+    steps = to_steps(np.array([3.0]), num_examples=100.0, batch_size=np.float64(32))
+    assert steps == 12
+    assert type(steps) is int
+    with pytest.raises(ValueError, match=r"epochs_to_steps: batch_size must be an integer >= 1"):
+        to_steps(1, num_examples=10, batch_size=2.5)
+
+
+@pytest.mark.parametrize("form", [np.array, jnp.array], ids=["numpy", "jax"])
+@pytest.mark.parametrize(("row", "options"), CASES)
+def test_values_may_be_arrays_of_one_element(row, options, form):
+    arrays = {
+        name: form([value]) if isinstance(value, float) else value
+        for name, value in options.items()
+    }
+    schedule, same = row.constructor(**options), row.constructor(**arrays)
+    for step in (0, 7, 1000):
+        assert same(step).shape == ()
+        np.testing.assert_allclose(same(step), schedule(step), rtol=1e-5)  # arrays are float32
+
+
+GROWING = {
+    "step_decay": (
+        optlab.schedules.step_decay(0.1, 1.1, 5),
+        optax.exponential_decay(0.1, 5, 1.1, staircase=True),
+    ),
+    "multistep": (
+        optlab.schedules.multistep(0.1, 3.0, [4, 20, 21]),
+        optax.piecewise_constant_schedule(0.1, {4: 3.0, 20: 3.0, 21: 3.0}),
+    ),
+    "exponential": (
+        optlab.schedules.exponential(0.1, -np.log(1.1)),
+        optax.exponential_decay(0.1, 1, 1.1),
+    ),
+    "cosine_restarts": (
+        optlab.schedules.cosine_restarts(0.1, 10, 0.05, peak_factor=1.5, num_cycles=3),
+        optax.sgdr_schedule(
+            [
+                {
+                    "init_value": peak,
+                    "peak_value": peak,
+                    "warmup_steps": 0,
+                    "decay_steps": 10,
+                    "end_value": 0.05,
+                }
+                for peak in (0.1, 0.125, 0.1625)
+            ]
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", GROWING)
+def test_a_factor_above_one_grows_as_in_optax(case):
+    ours, theirs = GROWING[case]
+    for step in (0, 3, 4, 5, 9, 12, 19, 20, 21, 27):
+        # Optax's powers are those of the factor rounded to float32.
+        np.testing.assert_allclose(ours(step), theirs(step), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda s, one: s.step_decay(1e3 * one, 1.1, 5),
+        lambda s, one: s.step_decay(1e3, 1.1 * one, 5),
+        lambda s, one: s.step_decay(-1e3, 1 + 1e-6, 1),
+        lambda s, one: s.step_decay(0.0, 3e38, 1),
+        lambda s, one: s.multistep(1e3, 1e30, [5, 10, 15]),
+        lambda s, one: s.multistep(1e3 * one, 1e30 * one, [5, 10, 15]),
+        lambda s, one: s.exponential(1e3, -0.5),
+        lambda s, one: s.exponential(-1e3 * one, -3e30 * one),
+        lambda s, one: s.cosine_restarts(3e38, 3, -3e38, peak_factor=10.0),
+    ],
+)
+def test_growth_ends_before_it_overflows(make):
+    steps = jnp.array([0, 5, 1000, 10**6, LAST - 1, LAST])
+    for value in (np.float64(1), jnp.float32(1)):
+        values = jax.vmap(make(optlab.schedules, value))(steps)
+        assert jnp.isfinite(values).all()
+        assert float(values[-1]) == pytest.approx(float(values[-2]), rel=1e-6) or "cosine" in repr(
+            make(optlab.schedules, value)
+        )
+
+
+@functools.cache
+def usual_values(name):
+    row = registry.SCHEDULES[name]
+    return [float(row.constructor(**row.samples[-1])(step)) for step in (0, 7, LAST)]
+
+
+@pytest.mark.parametrize("row", registry.SCHEDULES.values(), ids=lambda row: row.name)
+def test_every_schedule_runs_under_every_setting_of_jax(row, jax_setting):
+    wanted = usual_values(row.name)
+    with jax_setting():
+        schedule = row.constructor(**row.samples[-1])
+        for number in (int, np.int64, np.uint8, jnp.uint32, jnp.int32):
+            assert float(schedule(number(7))) == pytest.approx(wanted[1], rel=1e-6)
+        # A double has digits that a float32 does not.
+        values = [float(schedule(step)) for step in (0, 7, LAST)]
+        np.testing.assert_allclose(values, wanted, rtol=1e-6, atol=1e-16)
+        assert float(jax.jit(schedule)(7)) == pytest.approx(wanted[1], rel=1e-6)

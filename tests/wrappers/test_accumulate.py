@@ -441,6 +441,163 @@ def test_master_params_around_it_lose_nothing_between_steps():
     assert float(p) == 0.98828125
 
 
+# Weights
+
+
+WEIGHTS = (1, 9, 0.5, 300, 7, 2)
+
+
+def weighted_mean(gradients, weights):
+    return jax.tree.map(
+        lambda *g: np.average(np.float64(g), axis=0, weights=weights).astype(np.float32), *gradients
+    )
+
+
+def weighing(tx):
+    def step(g, params, state, weight):
+        updates, state = tx.update(g, state, params, weight=weight)
+        return optax.apply_updates(params, updates), state
+
+    return step
+
+
+def test_the_step_is_made_of_the_mean_over_all_tokens():
+    tx = optlab.accumulate(optax.sgd(1.0), 2)
+    state = tx.init(jnp.zeros(()))
+    for gradient, tokens in ((10.0, 1), (0.0, 9)):
+        update, state = tx.update(jnp.array(gradient), state, weight=tokens)
+    assert float(update) == -1.0
+
+
+@pytest.mark.parametrize("number", [float, np.float32, jnp.array, lambda w: np.array([w])])
+def test_weighted_windows_equal_large_batches(number):
+    tx = optlab.accumulate(chain(), 3)
+    state, params = tx.init(PARAMS), PARAMS
+    for step in (weighing(tx), jax.jit(weighing(tx))):
+        for g, weight in zip(GRADIENTS[:3], WEIGHTS[:3], strict=True):
+            params, state = step(g, params, state, number(weight))
+    large = weighted_mean(GRADIENTS[:3], WEIGHTS[:3])
+    want, want_state = run(chain(), plain(), [large, large])
+    assert_close((params, state.inner), (want, want_state))
+    assert (float(state.weight), int(state.skipped)) == (0.0, 0)
+
+
+def test_weights_of_one_change_no_bit():
+    tx, step = compiled()
+    params, state = run(tx, step, GRADIENTS[:5])
+    others, other_state = PARAMS, tx.init(PARAMS)
+    for g, weight in zip(GRADIENTS, (None, 1, 1.0, None, jnp.ones(())), strict=False):
+        others, other_state = jax.jit(weighing(tx))(g, others, other_state, weight)
+    assert_same_bits((params, state), (others, other_state))
+
+
+def test_a_call_without_a_weight_counts_as_one_example():
+    tx = optlab.accumulate(optax.sgd(1.0), 2)
+    state = tx.init(jnp.zeros(()))
+    _, state = tx.update(jnp.array(10.0), state)
+    update, _ = tx.update(jnp.array(0.0), state, weight=9)
+    assert float(update) == -1.0
+
+
+def test_a_micro_batch_of_no_tokens_is_left_out_whatever_its_gradient():
+    tx = optlab.accumulate(optax.sgd(1.0), 3)
+    for zero in (0, jnp.zeros(())):
+        state = tx.init(PARAMS)
+        for g, weight in ((GRADIENTS[0], 2), (spoiled(GRADIENTS[1]), zero), (GRADIENTS[2], 6)):
+            updates, state = jax.jit(tx.update)(g, state, PARAMS, weight=weight)
+        want = weighted_mean((GRADIENTS[0], GRADIENTS[2]), (2, 6))
+        assert_close(updates, jax.tree.map(jnp.negative, want))
+        assert int(state.skipped) == 0
+
+
+def test_a_window_of_no_tokens_makes_no_step():
+    tx = optlab.accumulate(chain(), 2)
+    state, params = tx.init(PARAMS), PARAMS
+    for g in GRADIENTS[:2]:
+        params, state = jax.jit(weighing(tx))(g, params, state, 0)
+    assert_same_bits((params, state), (PARAMS, tx.init(PARAMS)))
+
+
+@pytest.mark.parametrize(
+    ("weight", "message"),
+    [
+        (-1.0, "finite and >= 0 in float32"),
+        (np.nan, "finite and >= 0"),
+        (np.inf, "finite and >= 0"),
+        ("9", "a number or a scalar array"),
+        (jnp.ones(2), "a scalar"),
+        (1j, "real"),
+    ],
+    ids=repr,
+)
+def test_what_is_no_weight_is_an_error_or_costs_the_micro_batch(weight, message):
+    tx = optlab.accumulate(optax.sgd(1.0), 2)
+    state = tx.init(PARAMS)
+    with pytest.raises(ValueError, match=f"^accumulate: weight must be {message[:15]}"):
+        tx.update(GRADIENTS[0], state, PARAMS, weight=weight)
+    if not isinstance(weight, float):
+        return
+    for g, w in zip(GRADIENTS[:2], (weight, 3.0), strict=True):
+        updates, state = jax.jit(tx.update)(g, state, PARAMS, weight=w)
+    assert_close(updates, jax.tree.map(jnp.negative, GRADIENTS[1]))
+    assert int(state.skipped) == 1
+
+
+def test_the_wrapped_transformation_does_not_see_the_weight():
+    def update(updates, state, params=None, **extra_args):
+        assert set(extra_args) == {"value"}
+        return updates, state
+
+    tx = optax.GradientTransformationExtraArgs(lambda params: (), update)
+    tx = optlab.master_params(optlab.skip_nonfinite(optlab.accumulate(tx, 1)))
+    updates, _ = tx.update(GRADIENTS[0], tx.init(PARAMS), PARAMS, weight=3, value=1.0)
+    assert_close(updates, GRADIENTS[0])
+
+
+def test_lanes_weigh_for_themselves():
+    tx = optlab.accumulate(optax.sgd(1.0), 2)
+    weights = jnp.array([[1.0, 9.0], [1.0, 1.0], [0.0, 0.0], [0.0, 2.0]])
+
+    def lane(weights):
+        state = tx.init(jnp.zeros(()))
+        for g, weight in zip((10.0, 0.0), weights, strict=True):
+            update, state = tx.update(jnp.array(g), state, weight=weight)
+        return update
+
+    np.testing.assert_array_equal(jax.jit(jax.vmap(lane))(weights), [-1.0, -5.0, 0.0, 0.0])
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
+def test_the_type_of_the_accumulated_gradients_can_be_chosen(dtype):
+    keep_mean = optax.GradientTransformation(
+        lambda params: params, lambda updates, state, params=None: (updates, updates)
+    )
+    tx = optlab.accumulate(keep_mean, 2, accumulator_dtype=dtype)
+    params = {"w": jnp.zeros(3), "z": jnp.zeros(3, jnp.complex64)}
+    state = tx.init(params)
+    for g, tokens in ((1.0, 100), (3.0, 300)):
+        gradient = jax.tree.map(lambda p, g=g: jnp.full_like(p, g), params)
+        updates, state = jax.jit(tx.update)(gradient, state, params, weight=tokens)
+        assert (state.total["w"].dtype, state.total["z"].dtype) == (dtype, jnp.complex64)
+    np.testing.assert_array_equal(updates["w"], 2.5)
+    np.testing.assert_array_equal(updates["z"], 2.5)
+    assert state.inner["w"].dtype == jnp.float32
+
+
+def test_a_type_that_is_no_float_is_refused_for_accumulation():
+    with pytest.raises(ValueError, match=r"^accumulate: accumulator_dtype must be a floating"):
+        optlab.accumulate(optax.sgd(1.0), 2, accumulator_dtype=jnp.int32)
+
+
+def test_a_wrapper_around_drops_weighted_windows_too():
+    tx = optlab.skip_nonfinite(optlab.accumulate(optax.scale(1e38), 2))
+    state = tx.init(jnp.ones(()))
+    for g, weight in ((1e3, 1), (1e3, 5)):  # the update overflows
+        update, state = jax.jit(tx.update)(jnp.array(g), state, jnp.ones(()), weight=weight)
+    assert (float(state.inner.weight), int(state.inner.finite)) == (0.0, 0)
+    assert (float(update), int(state.inner.skipped)) == (0.0, 2)
+
+
 # Trees and errors
 
 
@@ -474,7 +631,7 @@ def test_what_cannot_be_wrapped_is_refused():
         optlab.accumulate(0.1, 2)
 
 
-@pytest.mark.parametrize("every", [0, -3, 2.0, True, None, 2**31])
+@pytest.mark.parametrize("every", [0, -3, 2.5, True, None, 2**31])
 def test_a_window_is_a_positive_integer(every):
     with pytest.raises(ValueError, match=r"^accumulate: every must be "):
         optlab.accumulate(optlab.sgd(0.1), every)
