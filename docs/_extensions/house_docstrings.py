@@ -6,8 +6,8 @@ joined, |x| a substitution and * an emphasis. `as_restructured_text` marks the b
 escapes the rest. Signatures come from the source, where types have short names such as `Hyperparam`
 that Sphinx would write out in full.
 
-The directive `module-pages` shows the docstring of each module of a package under the public names
-that the module defines: the page of each rule.
+The directive `module-pages` shows the docstring of each module of a package under the public
+functions that the module defines: the page of each rule.
 """
 
 import ast
@@ -92,7 +92,7 @@ def _escaped_text(text: str) -> str:
 
 
 class ModulePages(Directive):
-    """Show the docstring of each module of a package under the public names it defines."""
+    """Show the docstring of each module of a package under the public functions it defines."""
 
     required_arguments = 1
 
@@ -100,12 +100,13 @@ class ModulePages(Directive):
         """Return a section for each module, in the order of their names."""
         package = importlib.import_module(self.arguments[0])
         public = {name: getattr(package, name) for name in package.__all__}
+        functions = {name: obj for name, obj in public.items() if inspect.isfunction(obj)}
         sections = []
         for entry in pkgutil.iter_modules(package.__path__):
-            module = importlib.import_module(f"{package.__name__}.{entry.name}")
-            names = [name for name, obj in public.items() if obj.__module__ == module.__name__]
+            path = f"{package.__name__}.{entry.name}"
+            names = [name for name, obj in functions.items() if obj.__module__ == path]
             if names:
-                sections.append(self._section(module, names))
+                sections.append(self._section(importlib.import_module(path), names))
         return sections
 
     def _section(self, module: ModuleType, names: Sequence[str]) -> nodes.section:
