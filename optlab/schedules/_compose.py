@@ -111,8 +111,8 @@ def clamp(
     if not given:
         _checks.fail("clamp", "min_value or max_value must be given", "neither")
     check_values("clamp", **given)
-    known = all(isinstance(value, int | float | np.number) for value in bounds.values())
-    if known and min_value > max_value:
+    known = (int, float, np.integer, np.floating)
+    if isinstance(min_value, known) and isinstance(max_value, known) and min_value > max_value:
         _checks.fail(
             "clamp",
             "min_value must not exceed max_value",
