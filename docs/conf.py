@@ -22,6 +22,7 @@ html_css_files = ["optlab.css"]
 html_copy_source = False
 html_show_sphinx = False
 
+smartquotes = False  # "min" and "" are code, also where a docstring does not mark them
 default_role = "code"  # a name between single backquotes is code, as in Markdown
 autodoc_default_options = {"members": True}
 autodoc_member_order = "bysource"
