@@ -83,6 +83,30 @@ def test_a_wrong_example_of_a_page_is_seen(tmp_path):
     assert run_page(page)["y"] == 1
 
 
+def test_docstrings_become_restructured_text(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "docs" / "_extensions")
+    convert = importlib.import_module("restructured").as_restructured_text
+    formula = [
+        "A norm, |x|, of *all* a * b:",
+        "",
+        "    u = |x|",
+        "    v = 2 * u",
+        "",
+        "Reference: X.",
+    ]
+    assert convert(formula) == [
+        *(r"A norm, \|x\|, of *all* a \* b:", "", "::", "", "    u = |x|", "    v = 2 * u", ""),
+        *("Reference: X.", ""),
+    ]
+    arguments = ["Args:", "    x: in `|x| * 2`,", "        or more.", "", "        A block."]
+    assert convert(arguments)[:4] == [*arguments[:3], ""]
+    assert convert(arguments)[4:] == ["    ::", "", "        A block.", ""]
+    example = ["Example:", "    >>> 2 * 3", "    6"]
+    assert convert(example) == [*example, ""]
+    table = ["      rate", "adam    0.1"]
+    assert convert(table) == ["::", "", "          rate", "    adam    0.1", ""]
+
+
 def test_the_pages_list_every_row():
     from optlab import registry
 
