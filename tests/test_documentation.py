@@ -1,4 +1,4 @@
-"""What the documentation shows is true: doctests, and the README's example."""
+"""What the documentation shows is true: doctests, and the examples of the README and of `docs/`."""
 
 import doctest
 import importlib
@@ -11,12 +11,36 @@ import pytest
 
 import optlab
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
+ROOT = next(folder for folder in Path(__file__).parents if (folder / "pyproject.toml").exists())
+README = ROOT / "README.md"
+PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
 MODULES = ["optlab"] + [
     module.name
     for module in pkgutil.walk_packages(optlab.__path__, "optlab.")
     if not module.name.endswith("__main__")
 ]
+BLOCK = re.compile(r"^```(python|pycon)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+
+
+def blocks(page):
+    """Yield language, code and first line of each block of Python in a page."""
+    text = page.read_text()
+    for match in BLOCK.finditer(text):
+        yield *match.groups(), text.count("\n", 0, match.start(2))
+
+
+def run_page(page):
+    """Run the blocks of a page one after the other, as a reader would; return what they define."""
+    names = {"__name__": page.stem}
+    for language, code, line in blocks(page):
+        if language == "python":
+            exec(compile("\n" * line + code, page, "exec"), names)
+            continue
+        test = doctest.DocTestParser().get_doctest(code, names, page.name, str(page), line)
+        result = doctest.DocTestRunner().run(test, clear_globs=False)
+        names |= test.globs
+        assert result.failed == 0
+    return names
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -36,19 +60,57 @@ def test_most_public_functions_teach_by_example():
     assert len(with_examples & set(optlab.__all__)) >= 7
 
 
-def test_the_readmes_example_runs():
-    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    names = {}
-    exec(compile(code, "README.md", "exec"), names)
-    average = optlab.averaged_params(names["state"])
-    # What its last comment says; the schedule ends before the last digits settle.
-    np.testing.assert_allclose([*average["w"], average["b"]], [1, -2, 0.5, 3], atol=0.02)
+def as_parameter(page):
+    # The lab's page compiles eight training programs, which takes half a minute.
+    return pytest.param(page, id=page.stem, marks=[pytest.mark.slow] if page.stem == "lab" else [])
 
 
-def test_the_readmes_table_lists_every_row():
+@pytest.mark.parametrize("page", [as_parameter(page) for page in PAGES if any(blocks(page))])
+def test_examples_of_pages_run(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = run_page(page)
+    if page == README:
+        # What its last comment says; the schedule ends before the last digits settle.
+        np.testing.assert_allclose(names["w"], [1, -2, 0.5], atol=0.02)
+
+
+def test_a_wrong_example_of_a_page_is_seen(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("```python\nx = 1\n```\n\n```pycon\n>>> x + 1\n3\n```\n")
+    with pytest.raises(AssertionError):
+        run_page(page)
+    page.write_text("```python\nx = 1\n```\n\n```pycon\n>>> x + 1\n2\n>>> y = x\n```\n")
+    assert run_page(page)["y"] == 1
+
+
+def test_docstrings_become_restructured_text(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "docs" / "_extensions")
+    convert = importlib.import_module("restructured").as_restructured_text
+    formula = [
+        "A norm, |x|, of *all* a * b:",
+        "",
+        "    u = |x|",
+        "    v = 2 * u",
+        "",
+        "Reference: X.",
+    ]
+    assert convert(formula) == [
+        *(r"A norm, \|x\|, of *all* a \* b:", "", "::", "", "    u = |x|", "    v = 2 * u", ""),
+        *("Reference: X.", ""),
+    ]
+    arguments = ["Args:", "    x: in `|x| * 2`,", "        or more.", "", "        A block."]
+    assert convert(arguments)[:4] == [*arguments[:3], ""]
+    assert convert(arguments)[4:] == ["    ::", "", "        A block.", ""]
+    example = ["Example:", "    >>> 2 * 3", "    6"]
+    assert convert(example) == [*example, ""]
+    table = ["      rate", "adam    0.1"]
+    assert convert(table) == ["::", "", "          rate", "    adam    0.1", ""]
+
+
+def test_the_pages_list_every_row():
     from optlab import registry
 
-    listed = set(re.findall(r"`([a-z_0-9]+)", README))
+    listed = set(re.findall(r"`([a-z_0-9]+)", (ROOT / "docs" / "what_there_is.md").read_text()))
     rows = {*registry.OPTIMIZERS, *registry.TRANSFORMATIONS}
     rows |= {*registry.WRAPPERS, *registry.SCHEDULES}
     assert {name.split(".")[0] for name in rows} <= listed

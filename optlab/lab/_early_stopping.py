@@ -218,13 +218,13 @@ class EarlyStopping:
         for name, value in values.items():
             object.__setattr__(self, name, value)
 
-    def tree_flatten_with_keys(self) -> tuple[Sequence[tuple[GetAttrKey, Any]], tuple]:
+    def tree_flatten_with_keys(self) -> tuple[Sequence[tuple[Any, Any]], tuple[Any, ...]]:
         """Return the arrays with their names, and the static values, for JAX."""
         children = [(GetAttrKey(name), getattr(self, name)) for name in _DYNAMIC]
         return children, tuple(getattr(self, name) for name in _STATIC)
 
     @classmethod
-    def tree_unflatten(cls, static: tuple, children: Sequence[Any]) -> "EarlyStopping":
+    def tree_unflatten(cls, static: tuple[Any, ...], children: Sequence[Any]) -> "EarlyStopping":
         """Undo `tree_flatten_with_keys`; JAX may pass other objects in place of the arrays."""
         new = object.__new__(cls)
         new._set(**dict(zip(_STATIC, static, strict=True)))

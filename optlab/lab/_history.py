@@ -55,7 +55,7 @@ class History:
     score: str = "loss"
     maximize: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         """Turn sequences into arrays, and check that their lengths agree."""
         for name in ("loss", "steps", "learning_rate"):
             if getattr(self, name) is not None:

@@ -109,7 +109,7 @@ class Range:
             for name, value in entries.items()
         }
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         """Show how to write this range, without options that have their default."""
         entries = sorted(fields(self), key=lambda entry: entry.kw_only)
         options = [(entry.name, getattr(self, entry.name), entry.default) for entry in entries]
@@ -156,7 +156,7 @@ class _Reals(Range):
 
     domain: ClassVar[_checks.Domain]
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         """Check the bounds and make them Python's floats."""
         who = type(self).__name__
         self._check_traced()
@@ -168,10 +168,10 @@ class _Reals(Range):
             got = f"low={self.low}, high={self.high}"
             _checks.fail(who, "low must be below high, in float32", got)
 
-    def levels(self, n):
+    def levels(self, n: int) -> list[Scalar]:
         return [self.at(0.5)] if n == 1 else [self.at(i / (n - 1)) for i in range(n)]
 
-    def around(self, values, share):
+    def around(self, values: Sequence[Scalar], share: float) -> "Range":
         low, high = _around(self, values, share)
         # Two neighbouring float32 numbers are the narrowest valid range.
         return replace(self, low=low, high=high) if np.float32(low) < np.float32(high) else self
@@ -207,11 +207,11 @@ class LogUniform(_Reals):
     kind = "log_uniform"
     domain = _checks.POSITIVE
 
-    def at(self, position):
+    def at(self, position: float) -> float:
         self._check_position(position)
         return float(_clip(self.low * (self.high / self.low) ** position, self.low, self.high))
 
-    def position(self, value):
+    def position(self, value: Scalar) -> float:
         self._check_value(value)
         return _clip(math.log(value / self.low) / math.log(self.high / self.low), 0.0, 1.0)
 
@@ -236,11 +236,11 @@ class Uniform(_Reals):
     kind = "uniform"
     domain = _checks.FINITE
 
-    def at(self, position):
+    def at(self, position: float) -> float:
         self._check_position(position)
         return float(_clip(self.low + (self.high - self.low) * position, self.low, self.high))
 
-    def position(self, value):
+    def position(self, value: Scalar) -> float:
         self._check_value(value)
         return _clip((value - self.low) / (self.high - self.low), 0.0, 1.0)
 
@@ -272,7 +272,7 @@ class Integer(Range):
 
     kind = "integer"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         """Check the bounds and make them Python's integers."""
         self._check_traced()
         if not isinstance(self.log, bool):
@@ -285,10 +285,10 @@ class Integer(Range):
             _checks.fail("Integer", "low must be below high", got)
 
     @property
-    def size(self):
+    def size(self) -> int:
         return self.high - self.low + 1
 
-    def at(self, position):
+    def at(self, position: float) -> int:
         self._check_position(position)
         if self.log:
             first, last = self.low - 0.5, self.high + 0.5
@@ -297,7 +297,7 @@ class Integer(Range):
             number = math.floor(self.low + self.size * position)
         return int(_clip(number, self.low, self.high))
 
-    def position(self, value):
+    def position(self, value: Scalar) -> float:
         whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
         if not whole or not self.low <= value <= self.high:
             self._fail_value(value)
@@ -307,7 +307,7 @@ class Integer(Range):
         middle = (math.log(value - 0.5) + math.log(value + 0.5)) / 2
         return (middle - math.log(first)) / math.log(last / first)
 
-    def levels(self, n):
+    def levels(self, n: int) -> list[Scalar]:
         n = min(n, self.size)
         if n == 1:
             return [self.at(0.5)]
@@ -319,7 +319,7 @@ class Integer(Range):
             levels.append(max(math.floor(number + 0.5), levels[-1] + 1 if levels else self.low))
         return levels
 
-    def around(self, values, share):
+    def around(self, values: Sequence[Scalar], share: float) -> "Range":
         low, high = _around(self, values, share)
         return replace(
             self,
@@ -349,7 +349,7 @@ class Categorical(Range):
 
     kind = "categorical"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         """Check the choices and make them a tuple of Python's scalars."""
         self._check_traced()
         if not isinstance(self.choices, (list, tuple)) or not self.choices:
@@ -365,23 +365,23 @@ class Categorical(Range):
         object.__setattr__(self, "choices", choices)
 
     @property
-    def size(self):
+    def size(self) -> int:
         return len(self.choices)
 
-    def at(self, position):
+    def at(self, position: float) -> Scalar:
         self._check_position(position)
         return self.choices[min(int(self.size * position), self.size - 1)]
 
-    def position(self, value):
+    def position(self, value: Scalar) -> float:
         if value not in self.choices:
             self._fail_value(value)
         return (self.choices.index(value) + 0.5) / self.size
 
-    def levels(self, n):
+    def levels(self, n: int) -> list[Scalar]:
         del n
         return list(self.choices)
 
-    def around(self, values, share):
+    def around(self, values: Sequence[Scalar], share: float) -> "Range":
         _check_around(values, share)
         positions = {self.position(value) for value in values}
         choices = tuple(choice for choice in self.choices if self.position(choice) in positions)
