@@ -27,7 +27,7 @@ Reference: pytorch.org/docs/stable/optim.html, and the single-tensor functions i
 Trajectories are checked against PyTorch 2.13.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -422,17 +422,20 @@ def from_state_dict(
             _checks.fail(who, f"{name} must have step, as the other parameters", "none")
     no_count = "SGD keeps no count of its updates" if wanted else "the state is empty"
 
-    def settle(names: Iterable[str]) -> int:
-        """Return the number of updates that these parameters have made."""
-        own = {name: counts[name] for name in names if name in counts}
+    def settle(own: Mapping[str, Any]) -> int:
+        """Return the number of updates that parameters with these counts have made."""
         made = _carry.settle_step(who, own, step, no_count, _GROUPS)
         if wanted and not made:
             _checks.fail(who, "step must be at least 1 where there is a state", f"{made}")
         return made
 
     def step_of(nodes: list[Any]) -> int | None:
-        names = _wanted(who, nodes)
-        return settle(names) if names and counts else None
+        own = {name: counts[name] for name in _wanted(who, nodes) if name in counts}
+        return settle(own) if own else None
+
+    # Rules that keep nothing of the parameters have made as many updates as any parameter.
+    made = {name: settle({name: count}) for name, count in counts.items()}
+    latest = max(made.values()) if made else settle({})
 
     def slot(node: Any, field: str, tree: Tree) -> Tree:
         key, square = _KEYS[field], field in _carry.SQUARES
@@ -443,9 +446,7 @@ def from_state_dict(
 
         return jax.tree_util.tree_map_with_path(leaf, tree)
 
-    # Rules that keep nothing of the parameters have made as many updates as any parameter.
-    latest = max(counts, key=lambda name: float(counts[name]), default="")
-    return _carry.resume(who, tx, params, settle([latest]), slot, step_of)
+    return _carry.resume(who, tx, params, latest, slot, step_of)
 
 
 def to_state_dict(state: Any) -> dict[str, dict[str, np.ndarray]]:

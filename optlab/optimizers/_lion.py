@@ -46,8 +46,9 @@ def lion_rule(
     """
 
     def leaf(g, slots, h, p):
-        g = visibly_bounded(g)
-        return jnp.sign(average(h.b1, slots.mu, g)), (average(h.b2, slots.mu, g),)
+        # The sign of NaN is NaN, of Inf ±1: g − g shows an infinity, too.
+        direction = jnp.sign(average(h.b1, slots.mu, g)) + (g - g)
+        return direction, (average(h.b2, slots.mu, visibly_bounded(g)),)
 
     check_float_dtype(who, "mu_dtype", mu_dtype)
     return Rule(

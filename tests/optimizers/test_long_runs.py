@@ -141,7 +141,9 @@ def at_count(state, count):
 
 
 def counts(state):
-    return {int(x) for x in jax.tree.leaves(state) if x.dtype == jnp.int32 and x > LAST - 1000}
+    by_path = jax.tree_util.tree_leaves_with_path(state)
+    names = {".count", ".step"}
+    return {int(x) for path, x in by_path if jax.tree_util.keystr(path[-1:]) in names}
 
 
 # Of the samples of a row only one may read the count: the warm-up of an average.

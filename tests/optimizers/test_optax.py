@@ -281,7 +281,7 @@ def test_optax_schedules_drive_our_optimizers(name):
     for step, g in enumerate(GRADIENTS):
         updates, state = tx.update(g, state, params)
         params = optax.apply_updates(params, updates)
-        assert optax.tree_utils.tree_get(state, "learning_rate") == jnp.float32(schedule(step))
+        assert optlab.hyperparams(state)["learning_rate"] == jnp.float32(schedule(step))
         chex.assert_trees_all_close(params, expected[step], **COMPILED)
 
 
@@ -329,6 +329,11 @@ AGREEING = {
     "adam-amsgrad": (optlab.adam(0.01, b2=0.9, amsgrad=True), optax.amsgrad(0.01, b2=0.9)),
     "adamw": (optlab.adamw(0.01), optax.adamw(0.01, weight_decay=0.01)),
     "adamw-scheduled": (optlab.adamw(cut, weight_decay=0.5), optax.adamw(cut, weight_decay=0.5)),
+    "lion": (optlab.lion(0.01), optax.lion(0.01, weight_decay=0.0)),
+    "lion-decayed": (
+        optlab.lion(0.01, 0.8, 0.9, weight_decay=0.5),
+        optax.lion(0.01, 0.8, 0.9, weight_decay=0.5),
+    ),
     "clipped": (
         optax.chain(optlab.clip_by_global_norm(1.0), optlab.clip_by_value(0.2), optlab.sgd(0.01)),
         optax.chain(optax.clip_by_global_norm(1.0), optax.clip(0.2), optax.sgd(0.01)),
@@ -343,7 +348,7 @@ AGREEING = {
 @pytest.mark.parametrize(
     ("name", "x64"),
     [pytest.param(name, True, id=f"{name}-float64") for name in AGREEING]
-    + [pytest.param(name, False, id=f"{name}-float32") for name in OPTIMIZERS],
+    + [pytest.param(name, False, id=f"{name}-float32") for name in OPTIMIZERS if name in AGREEING],
 )
 def test_a_hundred_updates_agree_with_optax(name, x64):
     def path(tx, params, gradients):

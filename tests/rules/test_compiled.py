@@ -53,7 +53,7 @@ def test_a_leaf_is_traced_once_for_each_shape_and_type():
     params.append(jax.ShapeDtypeStruct((3,), jnp.bfloat16))
     tx = optlab.adamw(0.1)
     update = jax.make_jaxpr(tx.update)(params, jax.eval_shape(tx.init, params), params)
-    calls = [eqn.params["jaxpr"] for eqn in update.eqns if eqn.params.get("name") == "_run_leaf"]
+    calls = [eqn.params["jaxpr"] for eqn in update.eqns if eqn.params.get("name") == "run"]
     assert len(calls) == len(params)
     assert len({id(call) for call in calls}) == 3
 

@@ -105,7 +105,7 @@ def test_one_cycle_drives_momentum_sgd_and_adamw():
         state = tx.init(params)
         for step in range(11):
             _, state = tx.update(params, state, params)
-            in_force = optax.tree_utils.tree_get(state, name)
+            in_force = optlab.hyperparams(state)[name]
             assert float(in_force) == float(cycle.momentum(step))
         assert float(in_force) == pytest.approx(0.95)
 
