@@ -159,15 +159,18 @@ def _norm_by_branch(dtype: DTypeLike, *parts: Array) -> tuple[Array, Array]:
 def _packed(parts: Sequence[Array], dtype: DTypeLike) -> list[Array]:
     """Join the small arrays into one, since on a CPU every sum costs a kernel to compile and call.
 
-    Large ones stay where they are, as they would be copied, and sharded ones, which cannot join.
+    Large ones stay where they are, as they would be copied, and so do those of a size that only an
+    exported function's caller knows. Where there are several devices none joins: an array may be
+    spread over them without its type showing it, and joining would gather it on each.
     """
+    if jax.device_count("cpu") > 1:
+        return list(parts)
     alone, small = [], []
     for part in parts:
-        is_sharded = any(jax.typeof(part).sharding.spec)
-        if is_sharded or part.size > _SMALL:
-            alone.append(part)
-        else:
+        if isinstance(part.size, int) and part.size <= _SMALL:
             small.append(jax.lax.reshape(part, (part.size,)).astype(dtype))
+        else:
+            alone.append(part)
     return [jnp.concatenate(small), *alone] if small else alone
 
 

@@ -183,11 +183,12 @@ def adagrad(
 def _falling_rate(who: str, lr: Hyperparam, lr_decay: Hyperparam) -> Rule:
     """Return the rule of a rate that update t divides by 1 + (t − 1)·lr_decay."""
     rule = learning_rate_rule(who, lr)
-    return replace(
-        rule,
-        hyperparams={**rule.hyperparams, "lr_decay": number(lr_decay)},
-        once=lambda h, t: -(h.learning_rate / (1 + (t - 1) * h.lr_decay)),
-    )
+
+    def once(h: Any, t: Array) -> Array:
+        updates_before = (t - 1).astype(h.lr_decay.dtype)
+        return -(h.learning_rate / (1 + updates_before * h.lr_decay))
+
+    return replace(rule, hyperparams={**rule.hyperparams, "lr_decay": number(lr_decay)}, once=once)
 
 
 def rmsprop(

@@ -183,12 +183,14 @@ class Hyperparams:
                 continue
             beta, log = _decay(parameter.value, value)
             if parameter.has_product:
-                high, low = _add(next(products), log)
+                before = next(products)
+                high, low = _add(before, log)
                 new_products += [high, low]
-                beta = beta._replace(correction=-1 / jnp.expm1(high))
+                beta = beta._replace(correction=_correction(high, value, jnp.exp(before[0])))
             elif parameter.bias_corrected:
                 t = count.astype(value.dtype) + 1
-                beta = beta._replace(correction=-1 / jnp.expm1(t * log[0] + t * log[1]))
+                first = jnp.where(count == 0, jnp.ones_like(value), 0)
+                beta = beta._replace(correction=_correction(t * log[0] + t * log[1], value, first))
             seen[name] = beta
         return self._in_force(**seen), jnp.stack([*values, *arguments, *new_products])
 
@@ -218,9 +220,11 @@ def scheduled_mark(dtype: DTypeLike) -> float:
 
 def _decay(argument: Hyperparam, value: Array) -> tuple[Decay, tuple[Array, Array]]:
     """Return β in force, and log β as a (high, low) pair."""
-    log = jnp.maximum(jnp.log1p(-(1 - value)), _LOG_OF_ZERO).astype(value.dtype)
-    zero = jnp.zeros_like(value)
-    parts = (zero, 1 - value, log, zero)
+    complement, zero = 1 - value, jnp.zeros_like(value)
+    vanishes = complement == 1
+    log = jnp.log1p(-jnp.where(vanishes, 0.5, complement))
+    log = jnp.where(vanishes, _LOG_OF_ZERO, log)
+    parts = (zero, complement, log, zero)
     if isinstance(argument, int | float | np.number):
         # A Python number is known beyond the type's digits, unless the state's value replaces it.
         beta = float(argument)
@@ -236,6 +240,16 @@ def _decay(argument: Hyperparam, value: Array) -> tuple[Decay, tuple[Array, Arra
     is_short = value < 0.5
     weight = jnp.where(is_short, -value, complement)
     return Decay(value, residue, complement, is_short, weight), (high, low)
+
+
+def _correction(log: Array, beta: Array, others: Array) -> Array:
+    """Return 1/(1 − Πβ), given log Πβ, the last β, and the product of the others.
+
+    Where the last β is 0 its logarithm is no number, and has no derivative, but the product has.
+    """
+    vanishes = beta == 0
+    usual = -1 / jnp.expm1(jnp.where(vanishes, -1, log))
+    return jnp.where(vanishes, 1 / (1 - others * jnp.where(vanishes, beta, 0)), usual)
 
 
 def _split(number: float, dtype: jnp.dtype) -> tuple[np.ndarray, float]:

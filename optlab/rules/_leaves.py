@@ -179,28 +179,51 @@ def _is_array_like(leaf: Any) -> bool:
     return hasattr(leaf, "shape") and hasattr(leaf, "dtype")
 
 
-def placed_alike(arrays: Any) -> Any:
+def placed_alike(gradient: Any, parameter: Any, slots: Any) -> tuple[Any, Any, Any]:
     """Return arrays of one leaf with one sharding, where a mesh with explicit axes demands it.
 
-    A slot may be sharded where its parameter is not (ZeRO). Arithmetic on both then takes place on
-    the parts of the slot: to slice a replicated array moves no data.
+    A slot may be sharded where its parameter is not (ZeRO). Arithmetic on both takes place where
+    the slots are, so that these need not move.
     """
-    leaves, structure = jax.tree.flatten(arrays)
-    shape = leaves[0].shape
-    alike = [i for i, leaf in enumerate(leaves) if leaf.shape == shape]
+    leaves, structure = jax.tree.flatten((gradient, parameter, slots))
+    alike = [i for i, leaf in enumerate(leaves) if leaf.shape == gradient.shape]
     specs = {i: _spec(leaves[i]) for i in alike}
     if len(set(specs.values())) <= 1:
-        return arrays
-    axes = [
-        next((specs[i][axis] for i in alike if specs[i][axis] is not None), None)
-        for axis in range(len(shape))
-    ]
-    common = jax.sharding.PartitionSpec(*axes)
+        return gradient, parameter, slots
+    first_slot = 1 if parameter is None else 2
+    common = _joint_spec([specs[i] for i in alike if i >= first_slot] or list(specs.values()))
     for i in alike:
-        mesh = jax.typeof(leaves[i]).sharding.mesh
-        if specs[i] != tuple(axes):
-            leaves[i] = jax.sharding.reshard(leaves[i], jax.sharding.NamedSharding(mesh, common))
+        leaves[i] = _resharded(leaves[i], common)
     return structure.unflatten(leaves)
+
+
+def _joint_spec(specs: list[tuple[Any, ...]]) -> tuple[Any, ...]:
+    """Return the mesh axes that shard each axis of an array in any spec; the first ones go first.
+
+    No mesh axis is used twice.
+    """
+    joint: list[Any] = [None] * len(specs[0])
+    used: set[str] = set()
+    for spec in specs:
+        for axis, names in enumerate(spec):
+            own = {names} if isinstance(names, str) else set(names or ())
+            if own and joint[axis] is None and not own & used:
+                joint[axis] = names
+                used |= own
+    return tuple(joint)
+
+
+def kept_in_place(new: Any, old: Any) -> Any:
+    """Return new slots with the explicit shardings of the old ones."""
+    return jax.tree.map(lambda x, like: _resharded(x, _spec(like)), new, old)
+
+
+def _resharded(array: Any, spec: tuple[Any, ...]) -> Any:
+    if _spec(array) == spec:
+        return array
+    mesh = jax.typeof(array).sharding.mesh
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*spec))
+    return jax.sharding.reshard(array, sharding)
 
 
 def _spec(array: Any) -> tuple[Any, ...]:

@@ -28,8 +28,8 @@ from optlab._tree import as_array, compute_dtype, is_none, update_dtype
 from optlab._types import Array, DTypeLike, Tree
 from optlab.rules._arithmetic import narrowed, round_to
 from optlab.rules._leaf import AxesOf, leaf_facts
-from optlab.rules._leaves import Leaves, placed_alike
-from optlab.rules._rule import Rule, Slot
+from optlab.rules._leaves import Leaves, kept_in_place, placed_alike
+from optlab.rules._rule import Rule, Slot, joined
 from optlab.rules._state import RuleState
 
 
@@ -144,7 +144,7 @@ def lift(*rules: Rule, axes: AxesOf | None = None) -> optax.GradientTransformati
                 if rules[segment[0]].stacked and numbers:
                     batches[key, _layout(arrays)].append((index, arrays, own))
                     continue
-                new[index], slots = run_leaf(*key, *placed_alike(arrays), own)
+                new[index], slots = run_leaf(*key, *placed_alike(*arrays), own)
                 for number, kept in zip(numbers, slots, strict=True):
                     steps[number].store(index, kept)
             for (key, _), batch in batches.items():
@@ -411,8 +411,8 @@ class _Step:
         return self._rule.slot_type(*(leaves[index] for leaves in self._slots.values()))
 
     def store(self, index: int, new: Any) -> None:
-        for leaves, leaf in zip(self._slots.values(), new, strict=True):
-            leaves[index] = leaf
+        for leaves, slot in zip(self._slots.values(), new, strict=True):
+            leaves[index] = kept_in_place(slot, leaves[index])
 
     def new_state(self, counts: Mapping[str, Array]) -> Any:
         structure = self._leaves.structure
@@ -450,6 +450,11 @@ def _dtype_within(gradient: Array, parameter: Array | None) -> jnp.dtype:
     return compute_dtype(gradient.dtype, gradient.dtype if parameter is None else parameter.dtype)
 
 
+def _complex_dtype(real: DTypeLike) -> jnp.dtype:
+    """Return the complex type whose parts are float32 or float64."""
+    return jnp.dtype(jnp.complex128 if jnp.finfo(real).bits == 64 else jnp.complex64)
+
+
 def _run_stacked(
     run: Callable[..., Any], key: tuple[Any, ...], batch: list[tuple[int, Any, Any]]
 ) -> list[tuple[int, Array, list[Any]]]:
@@ -457,9 +462,9 @@ def _run_stacked(
     scalars = batch[0][2]
     if len(batch) == 1:
         index, arrays, _ = batch[0]
-        return [(index, *run(*key, *placed_alike(arrays), scalars))]
+        return [(index, *run(*key, *placed_alike(*arrays), scalars))]
     stacked = jax.tree.map(
-        lambda *xs: jnp.stack(xs), *(placed_alike(arrays) for _, arrays, _ in batch)
+        lambda *xs: jnp.stack(xs), *(placed_alike(*arrays) for _, arrays, _ in batch)
     )
     results = jax.vmap(lambda *arrays: run(*key, *arrays, scalars))(*stacked)
     return [
@@ -495,7 +500,7 @@ def _run_leaf(
             if not jnp.issubdtype(x.dtype, jnp.inexact):
                 return x
             x = part(x)
-            return x.astype(jnp.promote_types(dtype, jnp.complex64) if _is_complex(x) else dtype)
+            return x.astype(_complex_dtype(dtype) if _is_complex(x) else dtype)
 
         update, new_slots = take(gradient), []
         for rule, facts, old, own in zip(rules, static, slots, scalars, strict=True):
@@ -511,7 +516,7 @@ def _run_leaf(
         return update, new_slots
 
     if _is_complex(gradient) and all(rule.complex != "whole" for rule in rules):
-        update, new_slots = jax.tree.map(jax.lax.complex, run(jnp.real), run(jnp.imag))
+        update, new_slots = jax.tree.map(joined, run(jnp.real), run(jnp.imag))
     else:
         update, new_slots = run(lambda x: x)
     new_slots = jax.tree.map(lambda new, old: narrowed(new, old.dtype), new_slots, list(slots))

@@ -170,7 +170,7 @@ class Rule:
         if not jnp.issubdtype(param.dtype, jnp.complexfloating) or self.complex == "whole":
             return start(param, *static)
         return jax.tree.map(
-            jax.lax.complex,
+            joined,
             start(_part(param, jnp.real), *static),
             start(_part(param, jnp.imag), *static),
         )
@@ -185,6 +185,12 @@ class Rule:
             made = jax.eval_shape(lambda p: self.init_leaf(name, p, static), param)
             self.layouts[key] = optax.MaskedNode() if made is None else made
         return self.layouts[key]
+
+
+def joined(real: Array, imaginary: Array) -> Array:
+    """Return a complex array of its parts; those of half precision become single."""
+    dtype = compute_dtype(real.dtype)
+    return jax.lax.complex(real.astype(dtype), imaginary.astype(dtype))
 
 
 def _part(param: Any, part: Callable[[Array], Array]) -> Any:

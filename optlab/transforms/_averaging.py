@@ -166,7 +166,7 @@ def _copy_of(tree: Tree) -> Tree:
 
 
 def _copy(param: Any) -> Any:
-    dtype = jnp.promote_types(param.dtype, compute_dtype(param.dtype))
+    dtype = compute_dtype(param.dtype)
     if isinstance(param, jax.ShapeDtypeStruct):  # a description has no values to copy
         return jax.ShapeDtypeStruct(param.shape, dtype, sharding=param.sharding)
     # A buffer of its own, so that parameters and state can be donated together.

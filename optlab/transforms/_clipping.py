@@ -50,6 +50,8 @@ def clip_factors(
     """Return two numbers whose product, taken in this order, is min(1, c/(‖g‖ + eps))."""
     # ‖g‖ = norm/scale may be out of range while norm and scale are not.
     norm, scale = scaled_norm(updates)
+    if norm.dtype != max_norm.dtype:  # single-precision gradients where x64 is enabled
+        norm, scale = norm.astype(max_norm.dtype), scale.astype(max_norm.dtype)
     clips = (norm + eps * scale > max_norm * scale) & jnp.isfinite(norm)
     # The quotient that is not used must not be 0/0 or ∞/∞, whose derivative is NaN.
     factor = jnp.where(clips, max_norm, 1.0) / jnp.where(clips, norm + eps * scale, 1.0)
