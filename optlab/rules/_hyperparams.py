@@ -242,14 +242,23 @@ def _decay(argument: Hyperparam, value: Array) -> tuple[Decay, tuple[Array, Arra
     return Decay(value, residue, complement, is_short, weight), (high, low)
 
 
+@jax.custom_jvp
 def _correction(log: Array, beta: Array, others: Array) -> Array:
     """Return 1/(1 − Πβ), given log Πβ, the last β, and the product of the others.
 
-    Where the last β is 0 its logarithm is no number, and has no derivative, but the product has.
+    Where the last β is 0 its logarithm has no derivative, but the product has.
     """
+    return -1 / jnp.expm1(log)
+
+
+@_correction.defjvp
+def _correction_jvp(primals: tuple[Array, ...], tangents: tuple[Array, ...]) -> tuple[Array, Array]:
+    (log, beta, others), (log_tangent, beta_tangent, _) = primals, tangents
     vanishes = beta == 0
-    usual = -1 / jnp.expm1(jnp.where(vanishes, -1, log))
-    return jnp.where(vanishes, 1 / (1 - others * jnp.where(vanishes, beta, 0)), usual)
+    correction = _correction(log, beta, others)
+    usual = jnp.exp(jnp.where(vanishes, -1, log)) * correction**2
+    slope = jnp.where(vanishes, 0, usual * jnp.where(vanishes, 0, log_tangent))
+    return correction, slope + jnp.where(vanishes, others * beta_tangent, 0)
 
 
 def _split(number: float, dtype: jnp.dtype) -> tuple[np.ndarray, float]:

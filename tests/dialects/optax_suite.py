@@ -1,4 +1,6 @@
-"""Run Optax's own tests on `optlab.dialects.optax`: `python tests/dialects/optax_suite.py [SOURCE]`.
+"""Run Optax's own tests on `optlab.dialects.optax`.
+
+    python tests/dialects/optax_suite.py [SOURCE]
 
 SOURCE is a folder with Optax's source, such as an unpacked sdist; without it the sdist of the
 installed version is downloaded with pip. The tests are copied into a temporary folder. Behind their
@@ -98,7 +100,9 @@ def download(folder: Path) -> Path:
 
 def rewritten(text: str) -> str:
     """Return a test file whose names of Optax are replaced by stand-ins behind the imports."""
-    text = text.replace("from optax._src import alias_test", "import _src__alias_test as alias_test")
+    text = text.replace(
+        "from optax._src import alias_test", "import _src__alias_test as alias_test"
+    )
     names, last = [], 0
     for node in ast.parse(text).body:
         if not isinstance(node, ast.Import | ast.ImportFrom):
@@ -130,7 +134,16 @@ def write(source: Path, folder: Path, *, replace: bool) -> list[Path]:
 def run(path: Path) -> tuple[dict[str, str], int]:
     """Run one file; return {test: outcome}, and how many updates stand-ins have made."""
     report = path.with_suffix(".xml")
-    command = [sys.executable, "-m", "pytest", "--quiet", "-p", "no:cacheprovider", "-p", "no:xdist"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "--quiet",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "no:xdist",
+    ]
     command += ["-o", "addopts=", f"--junit-xml={report}", "--tb=short", path.name]
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{path.parent}"}
     done = subprocess.run(

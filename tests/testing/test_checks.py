@@ -14,7 +14,10 @@ ROWS = {**registry.OPTIMIZERS, **registry.TRANSFORMATIONS, **registry.WRAPPERS}
 OF_DIRECTIONS = ("matches_reference", "bad_hyperparameters_are_refused")
 """A direction is half of its optimizer, on which all other checks run."""
 
-ELSEWHERE = {"a_million_updates_keep_to_the_reference"}
+ELSEWHERE = {
+    "a_donated_step_needs_no_memory_beside_parameters_and_state",
+    "a_million_updates_keep_to_the_reference",
+}
 """Checks of rows that are tests of their own."""
 
 
