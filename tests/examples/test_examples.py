@@ -16,6 +16,7 @@ LINEN_TRAIN_STATE = "02_linen_train_state.py"
 ONE_CYCLE = "03_one_cycle.py"
 CNN = "04_cnn_start_to_finish.py"
 TRANSFORMER = "05_character_transformer.py"
+OWN_RULE = "06_write_a_rule.py"
 
 # Of ten classes chance is 0.1, logistic regression reaches 0.97 and these networks 0.98, with a
 # standard error of 0.007 from 450 test images: below 0.95 something is broken.
@@ -50,7 +51,7 @@ def numbers(pattern, text):
 
 
 def test_every_example_is_tested_here():
-    tested = {CHAIN_IN_NNX, LINEN_TRAIN_STATE, ONE_CYCLE, CNN, TRANSFORMER}
+    tested = {CHAIN_IN_NNX, LINEN_TRAIN_STATE, ONE_CYCLE, CNN, TRANSFORMER, OWN_RULE}
     assert {path.name for path in EXAMPLES.glob("*.py")} == tested
 
 
@@ -180,3 +181,15 @@ def test_transformer_learns_more_than_how_often_characters_occur():
     assert len(written) == 200
     # In the text it is 0.18, 0.12 of them outside of indentation.
     assert 0.05 < written.count(" ") / 200 < 0.5
+
+
+def test_a_rule_of_ones_own_learns_and_passes_the_checks():
+    text = printed(OWN_RULE)
+    assert len((EXAMPLES / OWN_RULE).read_text().splitlines()) <= 40
+    ((accuracy,),) = numbers(r"^validation accuracy (\S+)$", text)
+    assert accuracy >= ACCURACY_FLOOR
+    ((passed, failed, exempt),) = numbers(
+        r"^signum: (\d+) passed, (\d+) failed, (\d+) exempt", text
+    )
+    assert (failed, exempt) == (0, 1)
+    assert passed >= 40
