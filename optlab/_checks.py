@@ -150,6 +150,13 @@ def check_count(who: str, name: str, value: Any, minimum: int) -> int:
     return count
 
 
+def check_integer(who: str, name: str, value: Any, minimum: int) -> None:
+    """Require a Python or NumPy integer of at least `minimum`, as what indexes or counts runs."""
+    if not isinstance(value, int | np.integer):
+        fail(who, f"{name} must be an integer >= {minimum}", f"{name}={value!r}")
+    check_count(who, name, value, minimum)
+
+
 def _whole(value: Any) -> int | None:
     """Return a concrete whole number of any type as an int; None if it is none."""
     if isinstance(value, int):

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from optlab import _checks
 from optlab._types import Array, DTypeLike, Tree
@@ -107,11 +108,17 @@ def update_dtype(gradient: Any, param: Any) -> jnp.dtype:
     It is the gradient's, or the parameter's where that is wider, so that the update of a float32
     parameter is not rounded to the type of a bfloat16 gradient.
     """
-    own = gradient.dtype if hasattr(gradient, "dtype") else jnp.result_type(gradient)
-    other = getattr(param, "dtype", own)
+    own = _dtype(gradient)
+    other = _dtype(param) if hasattr(param, "dtype") else own
     kinds = (jnp.floating, jnp.complexfloating)
     alike = any(all(jnp.issubdtype(dtype, kind) for dtype in (own, other)) for kind in kinds)
     return other if alike and jnp.finfo(other).bits > jnp.finfo(own).bits else own
+
+
+def _dtype(x: Any) -> jnp.dtype:
+    """Return the type that a NumPy or JAX array or a Python float has as an array of JAX."""
+    dtype = getattr(x, "dtype", np.dtype(float))
+    return jax.dtypes.canonicalize_dtype(dtype, allow_extended_dtype=True)
 
 
 @jax.jit  # so that eager calls, too, find it compiled

@@ -87,7 +87,7 @@ class Bayes:
             from optuna.storages import BaseStorage
             from optuna.trial import TrialState
         self._space = checked_space(_WHO, space)
-        _checks.check_count(_WHO, "seed", seed, 0)
+        _checks.check_integer(_WHO, "seed", seed, 0)
         if not isinstance(storage, (str, BaseStorage, type(None))):
             required = "storage must be None, the URL of a database or one of Optuna's storages"
             _checks.fail(_WHO, required, repr(storage))
@@ -132,7 +132,7 @@ class Bayes:
         Raises:
             ValueError: the storage fails.
         """
-        _checks.check_count(_WHO, "n", n, 1)
+        _checks.check_integer(_WHO, "n", n, 1)
         for number in sorted(self._known.keys() & self._running):
             _, _, score, record = self._known[number]
             self.tell(number, score, record)

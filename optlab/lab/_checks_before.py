@@ -100,7 +100,7 @@ def check_initial_loss(task: Task, num_classes: int, *, seeds: int | Sequence[in
         False
     """
     who = "check_initial_loss"
-    _checks.check_count(who, "num_classes", num_classes, 2)
+    _checks.check_integer(who, "num_classes", num_classes, 2)
     seeds = checked_seeds(who, seeds)
     check_task(who, task)
     losses = np.asarray(jax.jit(jax.vmap(partial(_untrained, task)))(jnp.asarray(seeds)))
@@ -207,7 +207,7 @@ def check_overfits_small_batch(
         ValueError: an argument is out of its range, or the task is not one.
     """
     who = "check_overfits_small_batch"
-    _checks.check_count(who, "steps", steps, 1)
+    _checks.check_integer(who, "steps", steps, 1)
     if tx is not None:
         _checks.check_transformation(who, tx)
     check_task(who, task)

@@ -182,8 +182,8 @@ def compare(
         eval_every = task.eval_every or -(-num_steps // EVALUATIONS)
     seeds = checked_seeds("compare", seeds)
     rates = _checked_rates(rates)
-    _checks.check_count("compare", "num_steps", num_steps, 1)
-    _checks.check_count("compare", "eval_every", eval_every, 1)
+    _checks.check_integer("compare", "num_steps", num_steps, 1)
+    _checks.check_integer("compare", "eval_every", eval_every, 1)
     check_task("compare", task)
     if not optimizers:
         _checks.fail("compare", "optimizers must name at least one", "none")

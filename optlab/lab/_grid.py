@@ -141,12 +141,12 @@ def _first_loss(task: Task, seed: Array) -> Array:
 def checked_seeds(who: str, seeds: int | Sequence[int]) -> np.ndarray:
     """Return (seeds,) int: 0 … `seeds` − 1 for a number, or the listed seeds, which must differ."""
     if not isinstance(seeds, Sequence | np.ndarray):
-        _checks.check_count(who, "seeds", seeds, 1)
+        _checks.check_integer(who, "seeds", seeds, 1)
         return np.arange(seeds)
     if len(seeds) == 0:
         _checks.fail(who, "seeds must hold at least one", "none", "pass seeds such as [0, 1]")
     for seed in seeds:
-        _checks.check_count(who, "each of seeds", seed, 0)
+        _checks.check_integer(who, "each of seeds", seed, 0)
     if len(set(seeds)) < len(seeds):
         _checks.fail(who, "seeds must differ", str(list(seeds)))
     return np.asarray(seeds)

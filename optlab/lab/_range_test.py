@@ -321,7 +321,7 @@ def _checked_rates(min_lr: float, max_lr: float, steps: int, mode: str) -> np.nd
     _checks.check_number(_WHO, "max_lr", max_lr, _checks.POSITIVE, dtype=np.float32)
     if not min_lr < max_lr:
         _checks.fail(_WHO, f"max_lr must be above min_lr={min_lr:g}", f"max_lr={max_lr:g}")
-    _checks.check_count(_WHO, "steps", steps, LEAST_STEPS)
+    _checks.check_integer(_WHO, "steps", steps, LEAST_STEPS)
     if mode not in MODES:
         _checks.fail(_WHO, "mode must be 'exponential' or 'linear'", f"mode={mode!r}")
     space = np.geomspace if mode == "exponential" else np.linspace

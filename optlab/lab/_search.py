@@ -33,7 +33,7 @@ def check_search(who: str, search: Any, seed: Any) -> None:
         close = difflib.get_close_matches(str(search).lower(), SEARCHES)
         remedy = f"did you mean {close[0]!r}?" if close else ""
         _checks.fail(who, f"search must be one of {SEARCHES}", f"search={search!r}", remedy)
-    _checks.check_count(who, "seed", seed, 0)
+    _checks.check_integer(who, "seed", seed, 0)
 
 
 def points(

@@ -278,7 +278,7 @@ class Integer(Range):
         if not isinstance(self.log, bool):
             _checks.fail("Integer", "log must be True or False", f"log={self.log!r}")
         for name in ("low", "high"):
-            _checks.check_count("Integer", name, getattr(self, name), 1 if self.log else -(2**31))
+            _checks.check_integer("Integer", name, getattr(self, name), 1 if self.log else -(2**31))
             object.__setattr__(self, name, int(getattr(self, name)))
         if not self.low < self.high:
             got = f"low={self.low}, high={self.high}"

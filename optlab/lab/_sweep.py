@@ -325,18 +325,18 @@ def _checked_plan(
     lanes: int | None,
 ) -> _Plan:
     check_search(_WHO, search, seed)
-    _checks.check_count(_WHO, "trials", trials, 1)
-    _checks.check_count(_WHO, "repeats", repeats, 1)
-    _checks.check_count(_WHO, "seed + repeats", seed + repeats, 1)  # seeds of runs must be int32
+    _checks.check_integer(_WHO, "trials", trials, 1)
+    _checks.check_integer(_WHO, "repeats", repeats, 1)
+    _checks.check_integer(_WHO, "seed + repeats", seed + repeats, 1)  # seeds of runs must be int32
     if halving is not None:
-        _checks.check_count(_WHO, "halving", halving, 2)
+        _checks.check_integer(_WHO, "halving", halving, 2)
         if search == "bayes":
             required = "halving must be None with search='bayes', which learns from whole runs"
             _checks.fail(_WHO, required, f"halving={halving}", 'use "halton" or "random"')
     if lanes is None:
         lanes = LANES.get(jax.default_backend(), LANES_ELSEWHERE)
         lanes = min(lanes, BATCH) if search == "bayes" else lanes
-    _checks.check_count(_WHO, "lanes", lanes, 1)
+    _checks.check_integer(_WHO, "lanes", lanes, 1)
     space = checked_space(_WHO, space)
     if search == "grid":
         trials = len(grid(_WHO, space, trials))
@@ -345,11 +345,11 @@ def _checked_plan(
     first = recipe.make_task(example)
     check_task(_WHO, first)
     steps = first.num_steps if steps is None else steps
-    _checks.check_count(_WHO, "steps", steps, 1)
+    _checks.check_integer(_WHO, "steps", steps, 1)
     if eval_every is None:
         evaluations = EVALUATIONS if halving else FEW_EVALUATIONS
         eval_every = first.eval_every or math.ceil(steps / evaluations)
-    _checks.check_count(_WHO, "eval_every", eval_every, 1)
+    _checks.check_integer(_WHO, "eval_every", eval_every, 1)
     return _Plan(
         recipe=recipe,
         task=first,

@@ -82,7 +82,7 @@ class Sweep:
         """
         if best is None:
             best = max(3, math.ceil(len(self.trials) / 10))
-        _checks.check_count("Sweep.narrowed", "best", best, 1)
+        _checks.check_integer("Sweep.narrowed", "best", best, 1)
         self._check_any_converged("narrowed")
         good = [trial for trial in self.ranked()[:best] if trial.status != DIVERGED]
         numbers = [r for r in self.space.values() if not isinstance(r, Categorical)]
@@ -117,7 +117,7 @@ class Sweep:
             ValueError: `limit` is out of its range.
         """
         if limit is not None:
-            _checks.check_count("Sweep.table", "limit", limit, 1)
+            _checks.check_integer("Sweep.table", "limit", limit, 1)
         best_trials = self.ranked()[:limit]
         columns = {"trial": [str(trial.number) for trial in best_trials]}
         columns |= {name: [_value(t.values[name]) for t in best_trials] for name in self.space}

@@ -105,7 +105,7 @@ def shuffled_batches(data: Batch, batch_size: int) -> Callable[[Array, Array], B
     """
     data = jax.tree.map(jnp.asarray, data)
     (num_examples,) = {len(array) for array in jax.tree.leaves(data)}
-    _checks.check_count("shuffled_batches", "batch_size", batch_size, 1)
+    _checks.check_integer("shuffled_batches", "batch_size", batch_size, 1)
     if batch_size > num_examples:
         _checks.fail(
             "shuffled_batches",
@@ -149,9 +149,9 @@ def _check_fields(who: str, task: Task) -> None:
     for name in ("init", "loss", "batch", "evaluate"):
         if not callable(getattr(task, name)):
             _checks.fail(who, f"Task.{name} must be a function", repr(getattr(task, name)))
-    _checks.check_count(who, "Task.num_steps", task.num_steps, 1)
+    _checks.check_integer(who, "Task.num_steps", task.num_steps, 1)
     if task.eval_every is not None:
-        _checks.check_count(who, "Task.eval_every", task.eval_every, 1)
+        _checks.check_integer(who, "Task.eval_every", task.eval_every, 1)
     if task.target is not None:
         _checks.check_number(who, "Task.target", task.target, _checks.FINITE)
     if not isinstance(task.splits, Mapping):

@@ -151,7 +151,7 @@ def train(
     _check_options(task, early_stopping, callbacks, checkpoints)
     if eval_every is None:
         eval_every = task.eval_every or math.ceil(steps / EVALUATIONS)
-    _checks.check_count(_WHO, "eval_every", eval_every, 1)
+    _checks.check_integer(_WHO, "eval_every", eval_every, 1)
     # Python integers, because NumPy integers would compile the program a second time.
     steps, eval_every = int(steps), int(eval_every)
     began = time.perf_counter()
@@ -449,7 +449,7 @@ def _check_arguments(tx: optax.GradientTransformation, steps: int, key: Array) -
             repr(tx),
             "pass optlab.adam(1e-3), say, not the function optlab.adam",
         )
-    _checks.check_count(_WHO, "steps", steps, 1)
+    _checks.check_integer(_WHO, "steps", steps, 1)
     _loop.check_key(_WHO, key)
 
 

@@ -41,7 +41,7 @@ def digits_mlp(batch_size: int = 32, *, width: int = 128, dropout: ArrayLike | N
         ValueError: `batch_size` is larger than the training split, or another argument is out of
             its range.
     """
-    _checks.check_count("digits_mlp", "width", width, 2)
+    _checks.check_integer("digits_mlp", "width", width, 2)
     if dropout is not None:
         _checks.check_number("digits_mlp", "dropout", dropout, _checks.DECAY)
     with needs_extra("digits_mlp"):

@@ -50,7 +50,7 @@ def plot_schedules(
         'optimizer updates done'
     """
     who = "plot_schedules"
-    _checks.check_count(who, "steps", steps, 1)
+    _checks.check_integer(who, "steps", steps, 1)
     if steps > LAST_STEP:
         _checks.fail(who, f"steps must be at most 2³¹ − 1 = {LAST_STEP}", f"steps={steps}")
     if not schedules:

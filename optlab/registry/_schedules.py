@@ -328,7 +328,7 @@ SCHEDULES: Mapping[str, ScheduleRow] = {
         ),
         ScheduleRow(
             name="clamp",
-            summary="another schedule kept between two bounds",
+            summary="another schedule clipped to lie between two bounds",
             constructor=schedules.clamp,
             reference=lambda step, schedule, **bounds: reference.clamp(
                 step, schedule=_INNER_REFERENCE, **bounds

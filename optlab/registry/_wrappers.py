@@ -113,7 +113,7 @@ WRAPPERS: Mapping[str, Row] = {
         ),
         Row(
             name="kahan_summation",
-            summary="low-precision parameters with what their rounding takes, kept beside them",
+            summary="low-precision parameters, and beside them the digits lost to rounding",
             constructor=wrappers.kahan_summation,
             wraps=ADAMW.constructor,
             reference=ADAMW.reference,

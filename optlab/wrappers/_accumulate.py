@@ -91,7 +91,8 @@ def accumulate(
     `update(gradients, state, params, weight=num_tokens)`: the step is then made of the mean over
     all tokens. A weight is a real scalar ≥ 0. A micro-batch of weight 0 is left out, whatever its
     gradient. A weight that is negative or not finite is an error, or, where it is traced, costs the
-    window that micro-batch. `tx` does not see the weights.
+    window that micro-batch. `tx` does not see the weights, and a wrapper around `accumulate` checks
+    a gradient whatever its weight.
 
     Everything inside `tx` counts steps, not calls: schedules, averages, `add_decayed_weights`.
     `tx` is given the mean, in the accumulator's type but at least float32, and the other extra

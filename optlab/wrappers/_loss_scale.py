@@ -1,13 +1,13 @@
-"""Scale the loss so that float16 gradients do not vanish, by as much as they bear.
+"""Scale the loss so that float16 gradients do not vanish, as far as they do not overflow.
 
     loss′ = scale · loss                          g′ = ∂loss′/∂θ, by the user
     g = g′ / scale                                in float32
     scale ← scale · factor                        after `growth_interval` finite steps in a row
-    scale ← scale / factor, and the step skipped  if g, or what is made of it, is not finite
+    scale ← scale / factor, and the step skipped  if g, the update or the state is not finite
 
-float16 ends at 65504 and below 6e-8 holds nothing but 0, where many gradients lie. The scale moves
-them all up. A scale that is a power of two costs no digit. It
-stays within [`min_scale`, `max_scale`].
+float16 ends at 65504, and holds nothing but 0 below 6e-8, where many gradients lie. The scale moves
+them all up. Scales that are powers of two cost no digit. The scale stays within [`min_scale`,
+`max_scale`].
 
 Reference: Micikevicius et al., Mixed Precision Training, ICLR 2018.
 """
@@ -30,8 +30,9 @@ class DynamicLossScaleState(NamedTuple):
 
     Attributes:
         inner: the state of `skip_nonfinite` around the wrapped transformation.
-        loss_scale: () float32; what the next loss is to be multiplied by.
-        since_change: () int32; steps made since the scale last changed, or last tried to.
+        loss_scale: () float32; the factor for the next loss.
+        since_change: () int32; steps made since the scale was last raised or cut, or held at a
+            bound instead.
     """
 
     inner: SkipNonfiniteState
@@ -51,23 +52,24 @@ def dynamic_loss_scale(
     max_scale: ArrayLike = 2.0**24,
     max_consecutive: int | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Divide gradients of a scaled loss by the scale, and keep the scale as large as they bear.
+    """Divide gradients of a scaled loss by the scale, and keep the scale as large as possible.
 
     Multiply the loss, in float32, by `loss_scale(state)` before differentiating it. `tx` is given
-    gradients in float32, and its updates return in the gradients' type.
+    gradients in float32. An update returns in the type of its gradient, or of its parameter where
+    that is wider.
 
-    Steps are skipped, counted and given up as by `skip_nonfinite`, which is at work inside; one of
-    your own in `tx` would see no non-finite gradient, so give `max_consecutive` here. Nor may a
-    `skip_nonfinite` or an `accumulate` stand around, where they would keep from this wrapper the
-    overflow that it must answer: write `dynamic_loss_scale(accumulate(tx, every))`. `master_params`
-    and its like go around both. What stands before it in a chain sees scaled gradients: a clip, and
-    Optax's `zero_nans` and `apply_if_finite`, must stand inside.
+    This wrapper skips and counts steps as `skip_nonfinite` does, and takes the same
+    `max_consecutive`. A `skip_nonfinite` inside would never see a gradient that is not finite. A
+    `skip_nonfinite` or an `accumulate` around would hide the overflows that the scale must react
+    to: write `dynamic_loss_scale(accumulate(tx, every))`. `master_params`, `kahan_summation` and
+    `stochastic_rounding` go around both. A transformation before this one in a chain sees scaled
+    gradients: put a clip, and Optax's `zero_nans` and `apply_if_finite`, inside.
 
     Args:
         tx: the transformation of the true gradients.
         initial_scale: the first scale, best a power of two.
         growth_interval: finite steps in a row after which the scale is multiplied, ≥ 1.
-        factor: what the scale is multiplied and divided by, > 1, best a power of two.
+        factor: the scale is multiplied or divided by this number, > 1, best a power of two.
         min_scale: the least scale, > 0.
         max_scale: the largest scale.
         max_consecutive: skipped steps in a row that set `gave_up`, ≥ 1; None for never.
@@ -76,7 +78,7 @@ def dynamic_loss_scale(
         A transformation with state `DynamicLossScaleState`; `loss_scale` and `skip_counts` read it.
 
     Raises:
-        ValueError: an argument is out of its range; as `skip_nonfinite`.
+        ValueError: an argument is out of its range, or for a reason given at `skip_nonfinite`.
 
     Example:
         >>> import jax, jax.numpy as jnp, optlab
@@ -160,7 +162,7 @@ def dynamic_loss_scale(
 
 
 def loss_scale(state: Any) -> Array:
-    """Return what to multiply the next loss by, from a state that holds a `dynamic_loss_scale`.
+    """Return the factor for the next loss, from a state that holds a `dynamic_loss_scale`.
 
     Args:
         state: the state of a transformation in which it is nested anywhere: a chain, partition or
@@ -179,23 +181,23 @@ def loss_scale(state: Any) -> Array:
         1024.0
     """
     who = "loss_scale"
-    found = [node for node in jax.tree.leaves(state, is_leaf=_is_ours) if _is_ours(node)]
-    if not found:
+    states = [node for node in jax.tree.leaves(state, is_leaf=_is_ours) if _is_ours(node)]
+    if not states:
         _checks.fail(
             who,
             "the state must hold a dynamic_loss_scale",
             type(state).__name__,
             "wrap the transformation in optlab.dynamic_loss_scale",
         )
-    if len(found) > 1:
+    if len(states) > 1:
         _checks.fail(
             who,
             "the state must hold one dynamic_loss_scale",
-            f"{len(found)}",
+            f"{len(states)}",
             "wrap the whole chain in one",
         )
     # Flax NNX wraps the array in a variable.
-    return jax.tree.leaves(found[0].loss_scale)[0]
+    return jax.tree.leaves(states[0].loss_scale)[0]
 
 
 def _is_ours(node: Any) -> bool:

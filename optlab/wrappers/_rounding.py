@@ -1,8 +1,8 @@
 """Parameters narrower than float32: how their wrappers see them, and move them.
 
-A wrapper keeps for each bfloat16 or float16 parameter what its type cannot hold, shows the inner
-transformation float32 parameters and gradients, and turns the float32 update it gets back into one
-that takes the parameter p to a target, a value of p's type:
+A wrapper stores beside each bfloat16 or float16 parameter the digits that its type cannot hold. It
+shows the inner transformation float32 parameters and gradients, and turns the float32 update that
+comes back into one that takes the parameter p to a target, a value of p's type:
 
     u = target − p, rounded to p's type; −0.0 where target = p
 
@@ -200,8 +200,8 @@ def update_narrow(
         )
     check_types(who, params)
     gradients = leaves_of(updates)
-    params_of = aligned(who, "parameters", gradients, params)
-    owns = list(params_of)
+    parameters = aligned(who, "parameters", gradients, params)
+    owns = list(parameters)
     if own is not None:
         _check_own(who, params, own)
         owns = aligned(who, "state", gradients, own, is_absent)
@@ -212,24 +212,26 @@ def update_narrow(
     # Over trees, as a gradient of None may stand for a whole subtree of parameters.
     seen = [
         jax.tree.map(shown, param, own, is_leaf=is_none)
-        for param, own in zip(params_of, owns, strict=True)
+        for param, own in zip(parameters, owns, strict=True)
     ]
     narrow = [
         index
         for index, gradient in enumerate(gradients.values)
-        if gradient is not None and is_narrow(params_of[index])
+        if gradient is not None and is_narrow(parameters[index])
     ]
-    given = list(gradients.values)
+    wide_gradients = list(gradients.values)
     for index in narrow:
-        gradient = as_array(given[index])
+        gradient = as_array(wide_gradients[index])
         _checks.check_inexact(who, "gradients", gradients.paths[index], gradient)
-        given[index] = gradient.astype(wide(gradient.dtype))
+        wide_gradients[index] = gradient.astype(wide(gradient.dtype))
     unflatten = gradients.structure.unflatten
-    new, inner_state = inner.update(unflatten(given), inner_state, unflatten(seen), **extra_args)
+    new, inner_state = inner.update(
+        unflatten(wide_gradients), inner_state, unflatten(seen), **extra_args
+    )
 
     new = gradients.structure.flatten_up_to(new)
     for index in narrow:
-        param, step = params_of[index], new[index].astype(jnp.float32)
+        param, step = parameters[index], new[index].astype(jnp.float32)
         dtype = update_dtype(gradients.values[index], param)
         moved = seen[index] + step
         p = sharded_like(float32(param), moved)

@@ -1,4 +1,4 @@
-"""Skip the steps that hold a NaN or an Inf, whole.
+"""Skip every step that holds a NaN or an Inf, as a whole.
 
     u, s′ = tx(g, s, θ)
     made = g and u are finite everywhere, and so is s′ wherever s is
@@ -6,12 +6,12 @@
     s ← s′ if made else s
 
 A skipped step changes no bit: not the parameters, nor the moments, nor the count that schedules and
-bias corrections go by. Updates and state are judged as well as the gradients, for a rule can make
-infinities of finite gradients, and one kept in a moment would stop its coordinate for ever. Both
-outcomes are formed and one is selected, so that no device waits for the host, and each lane under
-`vmap` has its own.
+bias corrections go by. The updates and the state are checked as well as the gradients, for a rule
+can make infinities of finite gradients, and an infinite moment would freeze its coordinate for
+good. Both outcomes are computed and one is selected, so that no device waits for the host, and each
+lane under `vmap` has its own.
 
-Reference: Optax's `apply_if_finite`, which lets a step through after so many failures in a row.
+Reference: Optax's `apply_if_finite`, which lets a step through after a number of failures in a row.
 """
 
 from typing import Any, NamedTuple
@@ -26,7 +26,7 @@ from optlab.wrappers._common import in_layout, init_inner, settle
 
 
 class SkipCounts(NamedTuple):
-    """What `skip_counts` reads; of a vmapped state, one value a lane.
+    """The result of `skip_counts`; of a vmapped state, one value a lane.
 
     Attributes:
         skipped: () int32; steps skipped so far; it stops at 2³¹ − 1.
@@ -58,23 +58,24 @@ class SkipNonfiniteState(NamedTuple):
 def skip_nonfinite(
     tx: optax.GradientTransformation, max_consecutive: int | None = None
 ) -> optax.GradientTransformationExtraArgs:
-    """Skip every step whose gradients, or what is made of them, are not finite everywhere.
+    """Skip every step whose gradients, updates or new state are not finite everywhere.
 
-    A skipped step returns updates of −0.0 and leaves the state of `tx` as it was. Judged are the
-    gradients, the updates, the new state of `tx` wherever the old one is finite, and the numbers
-    among the extra arguments, used or not: with a `value` of NaN the step is skipped (so a
-    placeholder for one must be finite). Where finite gradients are skipped for what was made of
-    them at the end of a window of `accumulate` within, that window is dropped.
+    A skipped step returns updates of −0.0 and leaves the state of `tx` as it was. The wrapper
+    checks the gradients, the updates, the new state of `tx` wherever the old one is finite, and the
+    numbers among the extra arguments, used or not: a step with a `value` of NaN is skipped, so a
+    placeholder for a value must be finite. If finite gradients complete a window of an `accumulate`
+    inside, and the step made of them is skipped, that window is dropped.
 
-    Put it around the whole chain, so that all of it is skipped together: around
-    `stochastic_rounding`, or a skipped step advances its random bits; inside or around
-    `master_params` and `kahan_summation`. Around one group of `optax.partition` it judges and
-    skips that group alone, and under `shard_map` each device its own part, unless gradients are
-    averaged before; a `scan` there must start from a state made varying by `jax.lax.pcast`.
+    Put it around the whole chain, so that all of it is skipped together. It belongs around
+    `stochastic_rounding`, as a skipped step inside advances the random bits; with `master_params`
+    and `kahan_summation` it may be inside or around. Around one group of `optax.partition` it
+    checks and skips that group alone. Under `shard_map` each device checks and skips its own part,
+    unless gradients are averaged before; a `scan` there must start from a state made varying by
+    `jax.lax.pcast`.
 
-    Nothing stops by itself: once `max_consecutive` steps in a row were skipped, `gave_up` is set
-    and stays set, so that a loop that looks now and then will see it. Until the loop acts, the
-    wrapper goes on skipping what must be skipped, and making the other steps.
+    The wrapper does not stop the training. Once `max_consecutive` steps in a row were skipped,
+    `gave_up` is set and stays set, so that a loop that looks at it now and then will see it. Until
+    the loop acts, steps are skipped and made as before.
 
     Args:
         tx: the transformation to protect.
@@ -85,8 +86,8 @@ def skip_nonfinite(
 
     Raises:
         ValueError: `tx` is no transformation, or `max_consecutive` no integer ≥ 1; at init, `tx`
-            holds a `dynamic_loss_scale`, which must see what would be skipped; at update, `tx`
-            changes the structure of its state.
+            holds a `dynamic_loss_scale`, which must see the steps that would be skipped; at update,
+            `tx` changes the structure of its state.
 
     Example:
         A loop that goes back to the last good checkpoint when steps keep failing:
@@ -148,7 +149,7 @@ def skip_nonfinite(
 def skip_counts(state: Any) -> SkipCounts:
     """Return how many steps were skipped, from a state that holds a `skip_nonfinite`.
 
-    `dynamic_loss_scale` holds one too. Of one around another the outer counts.
+    `dynamic_loss_scale` holds one too. If one is around another, the counts are those of the outer.
 
     Args:
         state: the state of a transformation in which it is nested anywhere: a chain, partition or
@@ -169,23 +170,25 @@ def skip_counts(state: Any) -> SkipCounts:
         1 1 False
     """
     who = "skip_counts"
-    found = [node for node in jax.tree.leaves(state, is_leaf=_is_ours) if _is_ours(node)]
-    if not found:
+    states = [node for node in jax.tree.leaves(state, is_leaf=_is_ours) if _is_ours(node)]
+    if not states:
         _checks.fail(
             who,
             "the state must hold a skip_nonfinite or dynamic_loss_scale",
             type(state).__name__,
             "wrap the transformation in optlab.skip_nonfinite",
         )
-    if len(found) > 1:
+    if len(states) > 1:
         _checks.fail(
             who,
             "the state must hold one skip_nonfinite, or one around others",
-            f"{len(found)} side by side",
+            f"{len(states)} side by side",
             "pass a part of the state, as state.inner_states[label] of optax.partition",
         )
     # Flax NNX wraps the arrays in variables.
-    return SkipCounts(*(jax.tree.leaves(getattr(found[0], name))[0] for name in SkipCounts._fields))
+    return SkipCounts(
+        *(jax.tree.leaves(getattr(states[0], name))[0] for name in SkipCounts._fields)
+    )
 
 
 def _is_ours(node: Any) -> bool:

@@ -9,8 +9,8 @@ g in float32. So E[p] = θ: an update too small for p's type seldom moves p, but
 of its type. The price is noise: after n updates, a standard deviation of up to ½√n such steps.
 
 The random bits of update t and leaf i are drawn with the key fold_in(fold_in(key, t), i), with t
-from 0 and i in the order of the leaves (a None among the gradients is one): the same key gives the
-same run, however it is interrupted.
+from 0 and i in the order of the leaves, of which a None among the gradients is one. So the same key
+gives the same run, also after an interruption.
 
 The update returned is the rounded θ minus p. Where p's type cannot hold it (never if it leaves p
 between half and twice its size) it is rounded to nearest. Where ⌈θ⌉ would be infinite, p becomes
@@ -97,14 +97,15 @@ def stochastic_rounding(
     """
     who = "stochastic_rounding"
     inner = _rounding.checked(who, tx)
-    given, implementation = _key_data(who, key)
+    key_data, implementation = _key_data(who, key)
 
     def init(params: Tree) -> StochasticRoundingState:
         _rounding.check_types(who, params)
         return StochasticRoundingState(
             inner=_rounding.init_inner(who, inner, params),
             draw=jnp.zeros((), jnp.int32),
-            key=jnp.array(given, copy=True),  # so that donating the state leaves the caller's key
+            # A copy, so that donating the state leaves the caller's key.
+            key=jnp.array(key_data, copy=True),
         )
 
     def update(

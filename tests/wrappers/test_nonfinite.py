@@ -524,7 +524,7 @@ def test_a_maximum_is_a_positive_integer(count):
 
 
 def test_a_traced_count_is_told_to_be_a_python_int():
-    remedy = r"got {}=.*; pass a Python int \(inject_hyperparams: name it in static_args\)$"
+    remedy = r"got {}=.*; pass a Python int \(inject_hyperparams: name it in static_args\)"
     tx = optlab.sgd(0.1)
     for make, name in (
         (optlab.skip_nonfinite, "max_consecutive"),

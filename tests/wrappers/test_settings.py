@@ -231,3 +231,31 @@ def test_optax_reads_and_maps_the_states(wrap):
     assert jax.tree.structure(marked) == jax.tree.structure(state)
     assert all((x == 7).all() for x in matrices(marked))
     assert int(optax.tree.get(marked, "count")) == 0
+
+
+# Arguments as people write them
+
+
+@pytest.mark.parametrize("number", [float, np.float64, np.array, jnp.array])
+def test_whole_numbers_of_steps_may_be_of_any_type(number):
+    for wrap in (
+        lambda n: optlab.accumulate(optax.sgd(0.1), n),
+        lambda n: optlab.skip_nonfinite(optax.sgd(0.1), n),
+        lambda n: optlab.dynamic_loss_scale(optax.sgd(0.1), growth_interval=n, max_consecutive=n),
+    ):
+        params = jnp.ones(())
+        ours, wanted = (
+            jax.jit(tx.update)(params, tx.init(params), params) for tx in (wrap(number(2)), wrap(2))
+        )
+        for x, y in zip(jax.tree.leaves(ours), jax.tree.leaves(wanted), strict=True):
+            assert (x.dtype, float(x)) == (y.dtype, float(y))
+
+
+def test_scales_may_be_arrays_of_one_element():
+    tx = optlab.dynamic_loss_scale(
+        optax.sgd(0.1), initial_scale=np.array([4.0]), factor=jnp.array([4.0]), growth_interval=1
+    )
+    params = jnp.ones(())
+    _, state = tx.update(params, tx.init(params), params)
+    assert state.loss_scale.shape == ()
+    assert float(state.loss_scale) == 16.0
