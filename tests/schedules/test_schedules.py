@@ -12,11 +12,20 @@ import optlab
 from optlab import registry
 
 CASES = [
-    pytest.param(row, options, id=f"{row.name}-{i}")
+    pytest.param((row, options), id=f"{row.name}-{i}")
     for row in registry.SCHEDULES.values()
     for i, options in enumerate(row.samples)
 ]
 LAST = 2**31 - 1
+NUM_STEPS = 20
+"""All schedules are mapped over as many steps, so that they share their operations' programs."""
+
+
+@pytest.fixture(scope="module", params=CASES)
+def case(request):
+    """A row, the arguments of a sample, and the schedule, which all tests compile but once."""
+    row, options = request.param
+    return row, options, row.constructor(**options)
 
 
 def steps_around_knots(schedule):
@@ -25,10 +34,10 @@ def steps_around_knots(schedule):
     return sorted(near | {3, 50, 10 * round(schedule.knots[-1]) + 1, LAST})
 
 
-@pytest.mark.parametrize(("row", "options"), CASES)
-def test_values_match_the_reference_for_int_numpy_traced_and_mapped_steps(row, options):
-    schedule = row.constructor(**options)
+def test_values_match_the_reference_for_int_numpy_traced_and_mapped_steps(case):
+    row, options, schedule = case
     steps = steps_around_knots(schedule)
+    assert len(steps) <= NUM_STEPS
     wanted = np.array([row.reference(step, **options) for step in steps])
     # A handful of float32 roundings, relative to the largest value.
     close = {"rtol": 0, "atol": 4 * np.finfo(np.float32).eps * np.abs(wanted).max()}
@@ -36,17 +45,18 @@ def test_values_match_the_reference_for_int_numpy_traced_and_mapped_steps(row, o
     np.testing.assert_allclose([float(schedule(np.int32(s))) for s in steps], wanted, **close)
     traced = jax.jit(schedule)
     np.testing.assert_allclose([float(traced(s)) for s in steps], wanted, **close)
-    np.testing.assert_allclose(jax.vmap(schedule)(jnp.array(steps)), wanted, **close)
-    unsigned = jnp.array(steps, jnp.uint32)  # Flax NNX counts so
-    np.testing.assert_allclose(jax.vmap(schedule)(unsigned), wanted, **close)
+    for dtype in (jnp.int32, jnp.uint32):  # Flax NNX counts in the second
+        many = np.resize(np.array(steps, dtype), NUM_STEPS)
+        np.testing.assert_allclose(
+            jax.vmap(schedule)(jnp.array(many)), np.resize(wanted, NUM_STEPS), **close
+        )
     with jax.enable_x64(True):
         values = [float(row.constructor(**options)(step)) for step in steps]
         np.testing.assert_allclose(values, wanted, rtol=1e-13, atol=1e-16)
 
 
-@pytest.mark.parametrize(("row", "options"), CASES)
-def test_whole_knots_are_exact_and_nothing_moves_after_the_end(row, options):
-    schedule = row.constructor(**options)
+def test_whole_knots_are_exact_and_nothing_moves_after_the_end(case):
+    row, options, schedule = case
     first, last = schedule.knots[0], schedule.knots[-1]
     for evaluate in (schedule, jax.jit(schedule)):
         for knot in {first, last} if not row.endless else {first}:
@@ -57,9 +67,9 @@ def test_whole_knots_are_exact_and_nothing_moves_after_the_end(row, options):
             }
 
 
-@pytest.mark.parametrize(("row", "options"), CASES)
-def test_a_schedule_says_how_it_was_made(row, options):
-    text = repr(row.constructor(**options))
+def test_a_schedule_says_how_it_was_made(case):
+    row, options, schedule = case
+    text = repr(schedule)
     assert text.startswith(row.name.split(".")[0] + "(")
     assert all(f"{name}=" in text for name in options)
 
