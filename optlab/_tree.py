@@ -160,7 +160,7 @@ def _norm_by_branch(dtype: DTypeLike, *parts: Array) -> tuple[Array, Array]:
 
     in_range = jnp.isfinite(plain) & (plain >= least)
     total, scale = jax.lax.cond(in_range, lambda: (plain, jnp.ones_like(plain)), anew)
-    return jnp.sqrt(total), scale
+    return _root(total), scale
 
 
 def _packed(parts: Sequence[Array], dtype: DTypeLike) -> list[Array]:
@@ -189,7 +189,7 @@ def _norm_at_once(dtype: DTypeLike, *parts: Array) -> tuple[Array, Array]:
     finite = jnp.isfinite(plain)
     choices = [finite & (plain >= least), finite, ~finite]
     scales = [jnp.ones_like(up), up, down]
-    return jnp.sqrt(jnp.select(choices, [plain, low, high])), jnp.select(choices, scales)
+    return _root(jnp.select(choices, [plain, low, high])), jnp.select(choices, scales)
 
 
 @partial(jax.jit, static_argnums=1)  # so that it is traced once for each shape
@@ -199,6 +199,12 @@ def _three_sums(x: Array, dtype: DTypeLike) -> Array:
     down, up, _ = jax.lax.optimization_barrier(_scales(dtype))
     x = x.astype(dtype)
     return jnp.stack([_sum_of_squares(y) for y in (x, x * up, x * down)])
+
+
+def _root(total: Array) -> Array:
+    """Return √total, with a finite derivative at 0, where that of a norm is taken to be 0."""
+    positive = total > 0
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, total, 1)), total)
 
 
 def _sum_of_squares(x: Array) -> Array:

@@ -102,7 +102,9 @@ def narrowed(x: Array, dtype: DTypeLike) -> Array:
 
     Types that are not floating point are cast as they are.
     """
-    if x.dtype == dtype or not _is_floating(x.dtype) or not _is_floating(dtype):
+    if x.dtype == dtype:
+        return x
+    if not _is_floating(x.dtype) or not _is_floating(dtype):
         return x.astype(dtype)
     if jnp.finfo(dtype).bits >= jnp.finfo(x.dtype).bits:
         return x.astype(dtype)

@@ -14,6 +14,7 @@ Conventions of every lifted transformation:
 - The state counts the updates made, once for all rules lifted together, up to 2³¹ − 1.
 """
 
+import contextlib
 from collections import defaultdict, namedtuple
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import cache, partial
@@ -51,7 +52,7 @@ def lift(*rules: Rule, axes: AxesOf | None = None) -> optax.GradientTransformati
         ValueError: at init, a slot cannot be made, or `leaf` returns something else than an update
             and slots of the shapes and types that it received.
     """
-    who = rules[0].who
+    who = _name_of(rules)
     counting = next((i for i, rule in enumerate(rules) if rule.counter == "count"), 0)
     types = [rule.state_type(counts=i == counting) for i, rule in enumerate(rules)]
     counter = rules[counting].counter
@@ -76,8 +77,7 @@ def lift(*rules: Rule, axes: AxesOf | None = None) -> optax.GradientTransformati
         for rule, state in zip(rules, types, strict=True):
             touched = leaves.mask(rule.mask, params)
             slots = {name: _start(rule, name, leaves, touched, axes) for name in rule.slots}
-            if slots and leaves.present:
-                _check_arithmetic(rule, leaves, slots, touched, axes)
+            _check_arithmetic(rule, leaves, slots, touched, axes)
             values = {name: leaves.structure.unflatten(slots[name]) for name in slots}
             values |= {name: make() for name, make in rule.fields.items()}
             if rule.hyperparams:
@@ -162,6 +162,17 @@ def lift(*rules: Rule, axes: AxesOf | None = None) -> optax.GradientTransformati
     return optax.GradientTransformationExtraArgs(init, update)
 
 
+def _name_of(rules: Sequence[Rule]) -> str:
+    """Return the name that errors begin with; require rules."""
+    for rule in rules:
+        if not isinstance(rule, Rule):
+            got = type(rule).__name__
+            _checks.fail("lift", "its arguments must be rules", got, "pass Rule(...), one by one")
+    if not rules:
+        _checks.fail("lift", "there must be at least one rule", "none")
+    return rules[0].who
+
+
 def _segments(rules: Sequence[Rule]) -> list[tuple[int, ...]]:
     """Return the rules by number, in groups that run in one pass over the leaves."""
     segments: list[tuple[int, ...]] = []
@@ -191,11 +202,15 @@ def _start(
             try:
                 made = rule.init_leaf(name, param, static)
             except Exception as error:
+                in_parts = _is_complex(param) and rule.complex == "parts"
                 _checks.fail(
                     rule.who,
                     f"slots[{name!r}] must make a slot for every parameter",
                     f"{type(error).__name__}: {error} for {leaves.describe(index)}",
-                    "return an array, a tree of arrays, or None for no slot",
+                    "return floating-point arrays for the real and the imaginary part, or declare "
+                    "the rule with complex='whole'"
+                    if in_parts
+                    else "return an array, a tree of arrays, or None for no slot",
                 )
             if made is not None:
                 slots[index] = made
@@ -217,7 +232,20 @@ def _check_slot(rule: Rule, name: str, slot: Any, where: str) -> None:
 
 def _static(rule: Rule, path: Any, array: Any, axes: AxesOf | None) -> tuple[Hashable, ...]:
     """Return what a rule knows of a leaf besides its arrays, as arguments for `leaf`."""
-    return () if rule.static is None else (rule.static(leaf_facts(rule.who, path, array, axes)),)
+    if rule.static is None:
+        return ()
+    facts = leaf_facts(rule.who, path, array, axes)
+    static = rule.static(facts)
+    try:
+        hash(static)
+    except TypeError:
+        _checks.fail(
+            rule.who,
+            "static must return a hashable value",
+            f"{type(static).__name__} for {facts.path}",
+            "return a tuple in place of a list",
+        )
+    return (static,)
 
 
 _sound: set[Hashable] = set()
@@ -231,17 +259,27 @@ def _check_arithmetic(
     touched: list[bool],
     axes: AxesOf | None,
 ) -> None:
-    """Require of `leaf` that it returns what it must, without computing anything."""
+    """Require of `leaf` that it returns what it must, without computing anything.
+
+    Without slots one array is enough, since all that changes from leaf to leaf is the shape.
+    """
     if rule.reads or rule.observe is not None:
         return  # Only an update knows what these rules receive.
-    code = getattr(rule.leaf, "__code__", None)
-    for index in leaves.present:
-        if not touched[index]:
-            continue
+    indices = [index for index in leaves.present if touched[index]]
+    if not slots:
+        indices = [index for index in indices if _is_inexact(leaves.arrays[index])][:1]
+    code = _identity(rule.leaf)
+    for index in indices:
         param = leaves.arrays[index]
         static = _static(rule, leaves.paths[index], param, axes)
         own = {name: slots[name][index] for name in slots}
-        key = (code, tuple(slots), static, _layout((param, own)), jax.config.jax_enable_x64)
+        key = (
+            code,
+            tuple(slots),
+            static,
+            _layout((param, own)),
+            jax.config.jax_enable_x64,
+        )
         if code is not None and key in _sound:
             continue
 
@@ -264,6 +302,28 @@ def _check_arithmetic(
         _sound.add(key)
 
 
+def _identity(function: Callable[..., Any], depth: int = 3) -> Hashable:
+    """Return what decides what a function does: its code, and plain values and functions around it.
+
+    None where there is no code to see.
+    """
+    code = getattr(function, "__code__", None)
+    if code is None or not depth:
+        return code
+    around = list(function.__defaults__ or ())
+    for cell in function.__closure__ or ():
+        with contextlib.suppress(ValueError):  # a name that has no value yet
+            around.append(cell.cell_contents)
+    plain = bool | int | float | str | None
+    return code, *(x if isinstance(x, plain) else _identity(x, depth - 1) for x in around)
+
+
+def _is_inexact(leaf: Any) -> bool:
+    """Whether a leaf is an array of floating-point or complex numbers."""
+    dtype = getattr(leaf, "dtype", None)
+    return dtype is not None and jnp.issubdtype(dtype, jnp.inexact)
+
+
 def _abstract(tree: Tree) -> Tree:
     """Return the shapes and types of a tree, without shardings, which arithmetic does not need."""
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
@@ -273,7 +333,7 @@ def _layout(tree: Tree) -> Hashable:
     """Return what leaves that are stacked must have in common: structure, shapes, types."""
     leaves, structure = jax.tree.flatten(tree)
     return structure, tuple(
-        (leaf.shape, jnp.dtype(leaf.dtype), str(getattr(jax.typeof(leaf), "sharding", None)))
+        (leaf.shape, str(leaf.dtype), str(getattr(jax.typeof(leaf), "sharding", None)))
         if isinstance(leaf, jax.Array)
         else (leaf.shape, str(leaf.dtype))
         for leaf in leaves
@@ -351,6 +411,15 @@ class _Step:
         in_force, stored = rule.settled.step(count, getattr(state, "hyperparams", None))
         before |= in_force._asdict()
         if rule.reads:
+            for name in rule.reads:
+                if name not in before:
+                    known = ", ".join(before) or "no such name"
+                    _checks.fail(
+                        rule.who,
+                        f"{name}, which the rule reads, must be a hyperparameter of a rule before "
+                        "it in the same lift",
+                        known,
+                    )
             names = (*in_force._fields, *rule.reads)
             read = (before[name] for name in rule.reads)
             in_force = namedtuple("Hyperparams", names)(*in_force, *read)
@@ -509,10 +578,10 @@ def _run_leaf(
                 p = take(p)
                 if rule.after_update:
                     p = round_to(p + round_to(update, out_dtype or gradient.dtype), parameter.dtype)
-            taken = jax.tree.map(take, old)
+            taken = type(old)(*(None if _is_masked(x) else jax.tree.map(take, x) for x in old))
             result = rule.leaf(update, taken, own, p, *facts)
             update, new = _checked_result(rule, result, update, taken)
-            new_slots.append(new)
+            new_slots.append(type(old)(*(optax.MaskedNode() if x is None else x for x in new)))
         return update, new_slots
 
     if _is_complex(gradient) and all(rule.complex != "whole" for rule in rules):
@@ -521,6 +590,11 @@ def _run_leaf(
         update, new_slots = run(lambda x: x)
     new_slots = jax.tree.map(lambda new, old: narrowed(new, old.dtype), new_slots, list(slots))
     return update if out_dtype is None else update.astype(out_dtype), new_slots
+
+
+def _is_masked(slot: Any) -> bool:
+    """Whether a slot stands for none; its leaf receives None."""
+    return isinstance(slot, optax.MaskedNode)
 
 
 def _is_complex(x: Array) -> bool:

@@ -1,5 +1,6 @@
 """What a rule declares: its arithmetic for one array, its hyperparameters and its slots."""
 
+import keyword
 from collections import namedtuple
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,13 +15,13 @@ from optlab._tree import compute_dtype
 from optlab._types import Array, ArrayLike, DTypeLike, Mask
 from optlab.rules._hyperparams import Hyperparams, Parameter
 from optlab.rules._leaf import Leaf
-from optlab.rules._state import state_type
+from optlab.rules._state import RuleState, state_type
 
 InitSlot = Callable[..., Any]
 """Makes a slot of one leaf: (parameter) → array, tree of arrays or None; see `Rule.slots`."""
 
-RESERVED = ("count", "step", "hyperparams")
-"""The fields of a state that a rule cannot name itself."""
+RESERVED = ("count", "step", "hyperparams", *RuleState.__annotations__)
+"""The attributes of a state that a rule cannot name itself."""
 
 
 @dataclass(frozen=True)
@@ -68,9 +69,9 @@ class Rule:
         hyperparams: the hyperparameters by name, declared with `number` and `decay`.
         slots: for each slot its name and how it starts, `slot(...)` or a function of the parameter
             (an array or a `jax.ShapeDtypeStruct`). The function returns an array of any shape and
-            type, a tree of such arrays, or None where this leaf needs no such slot. With `static`
-            it receives a second argument. In a complex leaf that is processed in parts, it is
-            called with each part.
+            type, a tree of such arrays, or None where this leaf needs no such slot, and `leaf`
+            receives and returns None for it. With `static` the function receives a second
+            argument. In a complex leaf that is processed in parts, it is called with each part.
         once: (hyperparameters in force, number of this update from 1) → `scalars`; computed once
             for the whole tree. Without it `scalars` are the hyperparameters.
         across: in place of `once` for a rule that needs the whole tree: (hyperparameters in force,
@@ -99,7 +100,8 @@ class Rule:
             that stands beside a direction, so that `optax.tree.get(state, "count")` finds one.
 
     Raises:
-        ValueError: a hyperparameter is outside its domain, or a name is declared twice.
+        ValueError: a hyperparameter is outside its domain, a name is declared twice or cannot name
+            a field, or an attribute is not what it must be.
     """
 
     who: str
@@ -125,9 +127,10 @@ class Rule:
     layouts: dict[Hashable, Any] = field(init=False, repr=False, default_factory=dict)
 
     def __post_init__(self) -> None:
+        self._check_kinds()
         names = [*self.slots, *self.fields, *self.hyperparams]
         for name in names:
-            if not name.isidentifier() or name.startswith("_") or name in RESERVED:
+            if not _is_field_name(name) or name in RESERVED:
                 _checks.fail(
                     self.who,
                     "slots, fields and hyperparameters must have names that a state can use",
@@ -141,14 +144,34 @@ class Rule:
                     f"{name} twice",
                     "rename one of them",
                 )
-        if self.complex not in ("parts", "whole", "refused"):
-            _checks.fail(
-                self.who,
-                "complex must be 'parts', 'whole' or 'refused'",
-                f"complex={self.complex!r}",
-            )
         object.__setattr__(self, "settled", Hyperparams(self.who, self.hyperparams))
         object.__setattr__(self, "slot_type", namedtuple("Slots", self.slots))
+
+    def _check_kinds(self) -> None:
+        """Require of each attribute what it must be."""
+        functions = {"leaf": self.leaf} | {f"fields[{n!r}]": f for n, f in self.fields.items()}
+        for what in ("slots", "hyperparams"):
+            if not isinstance(getattr(self, what), Mapping):
+                got = type(getattr(self, what)).__name__
+                _checks.fail(self.who, f"{what} must be a mapping by name", got)
+        for name, start in self.slots.items():
+            functions[f"slots[{name!r}]"] = start
+        for what, function in functions.items():
+            if not callable(function):
+                remedy = "declare it with slot(...)" if what.startswith("slots") else ""
+                _checks.fail(self.who, f"{what} must be a function", repr(function), remedy)
+        for name, parameter in self.hyperparams.items():
+            if not isinstance(parameter, Parameter):
+                remedy = "declare it with number(...) or decay(...)"
+                _checks.fail(self.who, f"{name} must be declared", f"{parameter!r}", remedy)
+        for what, choices in (
+            ("complex", ("parts", "whole", "refused")),
+            ("counter", ("count", "step")),
+        ):
+            own = getattr(self, what)
+            if own not in choices:
+                required = f"{what} must be one of {', '.join(map(repr, choices))}"
+                _checks.fail(self.who, required, f"{what}={own!r}")
 
     def state_type(self, counts: bool) -> type:
         """Return the type of the rule's state, with its counter where it is the one that counts."""
@@ -185,6 +208,16 @@ class Rule:
             made = jax.eval_shape(lambda p: self.init_leaf(name, p, static), param)
             self.layouts[key] = optax.MaskedNode() if made is None else made
         return self.layouts[key]
+
+
+def _is_field_name(name: Any) -> bool:
+    """Whether a NamedTuple can have a field of this name."""
+    return (
+        isinstance(name, str)
+        and name.isidentifier()
+        and not keyword.iskeyword(name)
+        and not name.startswith("_")
+    )
 
 
 def joined(real: Array, imaginary: Array) -> Array:

@@ -6,6 +6,7 @@ in every state, pickled, restored or mapped over, and in none of its arrays.
 
 import contextlib
 import functools
+import re
 from collections import namedtuple
 from collections.abc import Iterable
 from typing import Any, NamedTuple
@@ -57,7 +58,9 @@ def state_type(
     readable: tuple[tuple[str, Domain], ...] = (),
 ) -> type:
     """Return the type of a rule's state; the same arguments give the same type."""
-    name = "".join(part.capitalize() for part in kind.split("_")) + "State"
+    name = "".join(part.capitalize() for part in re.split(r"\W|_", kind)) + "State"
+    if not name.isidentifier():  # it begins with a digit
+        name = "_" + name
     base = namedtuple(name, fields)
     new = type(
         name,
