@@ -1,10 +1,10 @@
-"""Run Optax's own tests on `optlab.dialects.optax`: `python tests/dialects/optax_suite.py [SOURCE]`.
+"""Run Optax's own tests on `optlab.dialects.optax`: `python tests/dialects/optax_suite.py`.
 
-SOURCE is a folder with Optax's source, such as an unpacked sdist; without it the sdist of the
-installed version is downloaded with pip. The tests are copied into a temporary folder. Behind their
-imports, every name of Optax that has a stand-in is replaced by it, also where the tests reach it
-through one of Optax's private modules. Optax itself stays as it is, so what it builds for itself
-does not come to use the stand-ins.
+An argument is a folder with Optax's source, such as an unpacked sdist. Without one, the installed
+package is taken if it has its tests, or else the sdist of that version is downloaded with pip. The
+tests are copied into a temporary folder. Behind their imports, every name of Optax that has a
+stand-in is replaced by it, also where the tests reach it through one of Optax's private modules.
+Optax itself stays as it is: what it builds for itself does not use the stand-ins.
 
 The run fails if a test fails that `EXCEPTIONS` does not list, or if one that it lists passes. With
 --optax nothing is replaced, which shows what fails in Optax alone. Needs absl-py, scikit-learn and
@@ -24,6 +24,8 @@ import xml.etree.ElementTree as ElementTree
 from collections import Counter
 from importlib.metadata import version
 from pathlib import Path
+
+import optax
 
 ROOT = Path(__file__).parents[2]
 
@@ -98,7 +100,9 @@ def download(folder: Path) -> Path:
 
 def rewritten(text: str) -> str:
     """Return a test file whose names of Optax are replaced by stand-ins behind the imports."""
-    text = text.replace("from optax._src import alias_test", "import _src__alias_test as alias_test")
+    text = text.replace(
+        "from optax._src import alias_test", "import _src__alias_test as alias_test"
+    )
     names, last = [], 0
     for node in ast.parse(text).body:
         if not isinstance(node, ast.Import | ast.ImportFrom):
@@ -130,7 +134,16 @@ def write(source: Path, folder: Path, *, replace: bool) -> list[Path]:
 def run(path: Path) -> tuple[dict[str, str], int]:
     """Run one file; return {test: outcome}, and how many updates stand-ins have made."""
     report = path.with_suffix(".xml")
-    command = [sys.executable, "-m", "pytest", "--quiet", "-p", "no:cacheprovider", "-p", "no:xdist"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "--quiet",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "no:xdist",
+    ]
     command += ["-o", "addopts=", f"--junit-xml={report}", "--tb=short", path.name]
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{path.parent}"}
     done = subprocess.run(
@@ -163,7 +176,9 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        source = arguments.source or download(folder)
+        installed = Path(optax.__file__).parents[1]
+        has_tests = any(installed.glob("optax/_src/*_test.py"))
+        source = arguments.source or (installed if has_tests else download(folder))
         total, unexpected, hit = Counter(), [], set()
         print("| tests of Optax | passed | failed | skipped | updates made by stand-ins |")
         print("| --- | ---: | ---: | ---: | ---: |")
