@@ -1,11 +1,14 @@
 """The same rules as other frameworks write them: their arithmetic, argument names and defaults.
 
-`optlab.dialects.pytorch`, `.keras`, `.tensorflow1` and `.optax` each have `sgd`, `adagrad`,
-`rmsprop`, `adam`, `adamw` and the framework's clipping. They are built of the rules of
-`optlab.optimizers`, so that everything said of these holds: any hyperparameter may be a schedule,
-moments are at least float32, and `optlab.hyperparams` reads the state, under optlab's names.
+`optlab.dialects.pytorch`, `.keras` and `.tensorflow1` each have `sgd`, `adagrad`, `rmsprop`,
+`adam`, `adamw` and the framework's clipping. They are built of the rules of `optlab.optimizers`, so
+that everything said of these holds: any hyperparameter may be a schedule, moments are at least
+float32, and `optlab.hyperparams` reads the state, under optlab's names.
 
     tx = optlab.dialects.pytorch.adamw(lr=3e-4, betas=(0.9, 0.95), weight_decay=0.1)
+
+`optlab.dialects.optax` is all of Optax's namespace, to be imported in its place. The same rules
+stand there under Optax's names, with Optax's arguments and states.
 
 PyTorch, Keras and Optax are checked against trajectories recorded from them (`tests/golden`), over
 300 updates with a changing rate: to 1e-12 in float64, and in float32 to 2 units in the last place

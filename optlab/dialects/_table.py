@@ -241,10 +241,10 @@ TABLES: Mapping[str, Comparison] = {
                 "finite elements 0 or all NaN",
             ),
         },
-        "In the dialects, too, gradients of a non-finite norm pass unchanged, for\n"
-        "optlab.skip_nonfinite to see. Keras' clipnorm is a bound on each leaf's own norm. Where\n"
-        "squares overflow though gradients are finite, all frameworks clip to 0 or NaN, and\n"
-        "optlab and its dialects to c.",
+        "In the dialects of PyTorch, Keras and TensorFlow, too, gradients of a non-finite norm\n"
+        "pass unchanged, for optlab.skip_nonfinite to see; that of Optax does as Optax. Keras'\n"
+        "clipnorm is a bound on each leaf's own norm. Where squares overflow though gradients are\n"
+        "finite, all frameworks clip to 0 or NaN, and optlab and its dialects to c.",
     ),
 }
 

@@ -1,12 +1,10 @@
-"""Run Optax's own tests on `optlab.dialects.optax`.
+"""Run Optax's own tests on `optlab.dialects.optax`: `python tests/dialects/optax_suite.py`.
 
-    python tests/dialects/optax_suite.py [SOURCE]
-
-SOURCE is a folder with Optax's source, such as an unpacked sdist; without it the sdist of the
-installed version is downloaded with pip. The tests are copied into a temporary folder. Behind their
-imports, every name of Optax that has a stand-in is replaced by it, also where the tests reach it
-through one of Optax's private modules. Optax itself stays as it is, so what it builds for itself
-does not come to use the stand-ins.
+An argument is a folder with Optax's source, such as an unpacked sdist. Without one, the installed
+package is taken if it has its tests, or else the sdist of that version is downloaded with pip. The
+tests are copied into a temporary folder. Behind their imports, every name of Optax that has a
+stand-in is replaced by it, also where the tests reach it through one of Optax's private modules.
+Optax itself stays as it is: what it builds for itself does not use the stand-ins.
 
 The run fails if a test fails that `EXCEPTIONS` does not list, or if one that it lists passes. With
 --optax nothing is replaced, which shows what fails in Optax alone. Needs absl-py, scikit-learn and
@@ -26,6 +24,8 @@ import xml.etree.ElementTree as ElementTree
 from collections import Counter
 from importlib.metadata import version
 from pathlib import Path
+
+import optax
 
 ROOT = Path(__file__).parents[2]
 
@@ -176,7 +176,9 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        source = arguments.source or download(folder)
+        installed = Path(optax.__file__).parents[1]
+        has_tests = any(installed.glob("optax/_src/*_test.py"))
+        source = arguments.source or (installed if has_tests else download(folder))
         total, unexpected, hit = Counter(), [], set()
         print("| tests of Optax | passed | failed | skipped | updates made by stand-ins |")
         print("| --- | ---: | ---: | ---: | ---: |")

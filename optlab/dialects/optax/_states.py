@@ -1,6 +1,6 @@
 """A run carried over between Optax's states and those of optlab's own optimizers."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -11,6 +11,7 @@ from optlab import _checks
 from optlab._tree import as_array
 from optlab._types import Array, Tree
 from optlab.dialects import _carry
+from optlab.rules._state import is_rule_state
 
 _FIELDS: Mapping[str, Mapping[str, str]] = {
     "TraceState": {"velocity": "trace"},
@@ -59,23 +60,28 @@ def from_state(
     """
     who = "dialects.optax.from_state"
     _checks.check_transformation(who, tx)
-    if _their_states(jax.eval_shape(tx.init, params)):
-        _check_nothing_left(who, state, _has_memory)
-        return _refilled(who, tx, params, state, _their_states(state), _counts(state), step)
-    states = _carry.states_of(who, tx, params)
-    matched = iter(_match(who, states, jax.eval_shape(tx.init, params), state))
+    target = jax.eval_shape(tx.init, params)
+    nodes = [node for node in _nodes(target) if _slots(node)]
+    matched = _match(who, nodes, target, state)
     _check_nothing_left(who, state, _has_memory)
-    step = _carry.settle_step(who, _counts(state), step, "this state keeps no count of its updates")
+    pairs = list(zip(nodes, matched, strict=True))
+    of_ours = iter([other for node, other in pairs if not _is_theirs(node)])
+    of_theirs = [other for node, other in pairs if _is_theirs(node)]
     source: dict[int, Any] = {}
 
     def slot(node: Any, field: str, like: Tree) -> Tree:
         if id(node) not in source:
-            source[id(node)] = next(matched)
-        other = source[id(node)]
-        tree = getattr(other, _FIELDS[type(other).__name__][field])
+            source[id(node)] = next(of_ours)
+        tree = _slots(source[id(node)])[field]
         return _fit(who, field, tree, like, square=field in _carry.SQUARES)
 
-    return _carry.resume(who, tx, params, step, slot)
+    counts, missing = _counts(state), "this state keeps no count of its updates"
+    if _carry.rule_states(target):
+        step = _carry.settle_step(who, counts, step, missing)
+        new = _carry.resume(who, tx, params, step, slot)
+    else:
+        new = _with_counts(who, tx.init(params), counts, step, missing)
+    return _filled(who, new, of_theirs)
 
 
 def to_state(state: Any, tx: optax.GradientTransformation, params: Tree) -> Any:
@@ -95,46 +101,52 @@ def to_state(state: Any, tx: optax.GradientTransformation, params: Tree) -> Any:
     """
     who = "dialects.optax.to_state"
     _checks.check_transformation(who, tx)
-    states = _carry.rule_states(state)
-    if states:
-        counts = {f"rule {i}": count for i, (_, count) in enumerate(_carry.with_counters(state))}
-    else:
-        states, counts = _their_states(state), _counts(state)
+    counts = {f"rule {i}": count for i, (_, count) in enumerate(_carry.with_counters(state))}
+    counts |= _counts(state)
+    states = _nodes(state)
     if not states and not counts:
         _checks.fail(who, "the state must be of an optimizer of optlab", type(state).__name__)
-    return _refilled(who, tx, params, state, states, counts, None)
-
-
-def _refilled(
-    who: str,
-    tx: optax.GradientTransformation,
-    params: Tree,
-    state: Any,
-    states: list[Any],
-    counts: Mapping[str, Any],
-    step: int | None,
-) -> Any:
-    """Return the state of a transformation of Optax with the slots of `states`, ours or Optax's."""
     start = tx.init(params)
     matched = _match(who, states, state, start)
     _check_nothing_left(who, start, lambda x: jnp.issubdtype(x.dtype, jnp.inexact))
     keeping = [node for node in states if _slots(node)]
-    sources = {id(other): _slots(node) for other, node in zip(matched, keeping, strict=True)}
+    by_place = {id(other): node for other, node in zip(matched, keeping, strict=True)}
+    sources = [by_place[id(other)] for other in _their_states(start)]
+    new = _with_counts(who, start, counts, None, "this state keeps no count of its updates")
+    return _filled(who, new, sources)
+
+
+def _with_counts(
+    who: str, start: Any, counts: Mapping[str, Any], step: int | None, missing: str
+) -> Any:
+    """Return a state of Optax with its counts of updates as they are in another state."""
+    if not _counts(start):
+        return start
+    return _carry.with_counts(start, _carry.settle_step(who, counts, step, missing))
+
+
+def _filled(who: str, state: Any, sources: Sequence[Any]) -> Any:
+    """Return a state whose parts that Optax makes hold the slots of others, in their order."""
+    left = iter(sources)
 
     def filled(node: Any) -> Any:
-        if id(node) not in sources:
+        if not _is_theirs(node):
             return node
-        new = {}
-        for field, theirs in _FIELDS[type(node).__name__].items():
-            tree, like = sources[id(node)][field], getattr(node, theirs)
-            new[theirs] = _fit(who, theirs, tree, like, square=False)
+        slots, new = _slots(next(left)), {}
+        for field, name in _FIELDS[type(node).__name__].items():
+            new[name] = _fit(who, name, slots[field], getattr(node, name), square=False)
         return node._replace(**new)
 
-    filled_state = jax.tree.map(filled, start, is_leaf=_is_theirs)
-    if not _counts(start):
-        return filled_state
-    step = _carry.settle_step(who, counts, step, "this state keeps no count of its updates")
-    return _carry.with_counts(filled_state, step)
+    return jax.tree.map(filled, state, is_leaf=_is_theirs)
+
+
+def _nodes(state: Any) -> list[Any]:
+    """Return the states of rules, of optlab and of Optax, in their order."""
+
+    def is_node(node: Any) -> bool:
+        return is_rule_state(node) or _is_theirs(node)
+
+    return [node for node in jax.tree.leaves(state, is_leaf=is_node) if is_node(node)]
 
 
 def _slots(node: Any) -> dict[str, Tree]:
@@ -145,7 +157,8 @@ def _slots(node: Any) -> dict[str, Tree]:
 
 
 def _is_theirs(node: Any) -> bool:
-    return isinstance(node, tuple) and type(node).__name__ in _FIELDS
+    # The states of our rules have the same names.
+    return isinstance(node, tuple) and type(node).__name__ in _FIELDS and not is_rule_state(node)
 
 
 def _their_states(state: Any) -> list[Any]:
