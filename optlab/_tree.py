@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 
@@ -30,6 +31,11 @@ _SMALL = 2**14
 def is_none(x: object) -> bool:
     """Whether a node is None: a place of the tree that holds no array."""
     return x is None
+
+
+def is_traced(x: object) -> bool:
+    """Whether a value is known only inside of a transformation of JAX, such as `jit`."""
+    return isinstance(x, jax.core.Tracer)
 
 
 def as_array(x: object) -> Array:

@@ -15,9 +15,8 @@ ICML (2013) for Nesterov's form.
 
 from __future__ import annotations
 
-import jax
-
 from optlab import _checks
+from optlab._tree import is_traced
 from optlab._types import DTypeLike, Hyperparam
 from optlab.rules import (
     UNIT,
@@ -61,7 +60,7 @@ def momentum_rules(
     check_float_dtype(who, "accumulator_dtype", accumulator_dtype)
     nesterov = check_flag(who, "nesterov", nesterov)
     if momentum is None:
-        known = not isinstance(dampening, jax.core.Tracer)
+        known = not is_traced(dampening)
         remedy = "pass momentum=0.9, say"
         if nesterov:
             _checks.fail(who, "nesterov needs momentum", "momentum=None", remedy)

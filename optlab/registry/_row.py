@@ -83,7 +83,7 @@ class Row:
             or "learning_rate" in inspect.signature(self.constructor).parameters
         )
 
-    def make(self, *args: Hyperparam, **options: Any) -> optax.GradientTransformationExtraArgs:
+    def make(self, *args: Hyperparam, **options: Any) -> Any:
         """Make the transformation, an optimizer from its learning rate.
 
         A wrapper takes the options that are its own, and leaves the rest to what it wraps.
@@ -102,7 +102,7 @@ class Row:
 
     def of_direction(self) -> "Row | None":
         """Return a row of the optimizer's direction; None if it has none of its own."""
-        if self.direction is None:
+        if self.direction is None or self.direction_reference is None:
             return None
         names = set(inspect.signature(self.direction).parameters)
 

@@ -10,6 +10,8 @@ from optlab.registry._optimizers import OPTIMIZERS
 from optlab.registry._row import STEPS, Arrays, Row, bad
 
 ADAM, ADAMW = OPTIMIZERS["adam"], OPTIMIZERS["adamw"]
+_of_adam: Any = ADAM.reference
+_of_adamw: Any = ADAMW.reference
 
 _SKIPS = {
     "an_infinity_is_not_hidden": "skips the step",
@@ -30,7 +32,7 @@ def _accumulate(
     if t % every:
         return [np.zeros_like(g) for g in gradients], (inner, total)
     mean = [a / every for a in total]
-    updates, inner = ADAM.reference(mean, params, inner, t // every, **hyperparams)
+    updates, inner = _of_adam(mean, params, inner, t // every, **hyperparams)
     return updates, (inner, [0.0] * len(gradients))
 
 
@@ -47,11 +49,11 @@ def _dynamic_loss_scale(
 ):
     growths = (t - 1) // growth_interval
     scale = min(initial_scale * 2.0**growths, max_scale)
-    return ADAM.reference([g / scale for g in gradients], params, state, t, **hyperparams)
+    return _of_adam([g / scale for g in gradients], params, state, t, **hyperparams)
 
 
 def _stochastic_rounding(*args: Any, key: Any, **hyperparams: Any):
-    return ADAMW.reference(*args, **hyperparams)
+    return _of_adamw(*args, **hyperparams)
 
 
 WRAPPERS: Mapping[str, Row] = {

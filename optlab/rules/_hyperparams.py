@@ -160,8 +160,8 @@ class Hyperparams:
             The hyperparameters as the rule sees them (a NamedTuple in the order of declaration),
             and the array for the new state.
         """
-        if not self.parameters:
-            return self._in_force(), stored
+        if stored is None:
+            return self._in_force(), None
         size = len(self.parameters)
         numbers = [jax.lax.index_in_dim(stored, i, keepdims=False) for i in range(len(stored))]
         products = iter(zip(numbers[2 * size :: 2], numbers[2 * size + 1 :: 2], strict=True))
@@ -202,7 +202,9 @@ class Hyperparams:
         return jnp.array(scheduled_mark(dtype) if callable(value) else value, dtype, copy=True)
 
     def _scheduled(self, name: str, count: Array | int) -> Array:
-        value = self.parameters[name].value(count)
+        schedule = self.parameters[name].value
+        assert callable(schedule)
+        value = schedule(count)
         what = f"the value of {name}'s schedule"
         value = _checks.check_number(self.who, what, value, _checks.ANY)
         return jnp.array(value, float_dtype(), copy=True)

@@ -109,7 +109,7 @@ def describe_axes(params: Tree, axes: AxesOf | None = None) -> str:
         dense  (3, 4)     0      1       -
         stack  (2, 3, 4)  1      2       0
     """
-    rows = [("path", "shape", "input", "output", "batch")]
+    rows: list[tuple[str, ...]] = [("path", "shape", "input", "output", "batch")]
     for path, array in jax.tree_util.tree_leaves_with_path(params):
         leaf = leaf_facts("describe_axes", path, array, axes)
         named = (" ".join(map(str, part)) or "-" for part in leaf.axes)

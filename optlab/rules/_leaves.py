@@ -8,7 +8,7 @@ import numpy as np
 import optax
 
 from optlab import _checks
-from optlab._tree import aligned, as_array, is_none, leaves_of
+from optlab._tree import aligned, as_array, is_none, is_traced, leaves_of
 from optlab._types import Mask, Tree
 from optlab.rules._leaf import path_names
 
@@ -143,7 +143,7 @@ class Leaves:
 
     def _flag(self, index: int, flag: Any) -> bool:
         """Return an element of a mask as a bool."""
-        if isinstance(flag, jax.core.Tracer):
+        if is_traced(flag):
             _checks.fail(
                 self._who,
                 "mask must hold booleans that are known outside of jit",

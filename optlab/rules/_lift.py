@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import optax
 
 from optlab import _checks
-from optlab._tree import as_array, compute_dtype, is_none, update_dtype
+from optlab._tree import as_array, compute_dtype, is_none, is_traced, update_dtype
 from optlab._types import Array, DTypeLike, Tree
 from optlab.rules._arithmetic import narrowed, round_to
 from optlab.rules._leaf import AxesOf, leaf_facts
@@ -105,13 +105,13 @@ def lift(*rules: Rule, axes: AxesOf | None = None) -> optax.GradientTransformati
             empty, state = state, _from_empty(rules[0], types[0], init)
         states = _states_of(who, types, state)
         count = getattr(states[counting], counter)
-        next_count = optax.safe_increment(count)
+        next_count = jnp.asarray(optax.safe_increment(count))
         in_force: dict[str, Any] = {}
         steps = [
             _Step(rule, own, count, leaves, params, axes, in_force)
             for rule, own in zip(rules, states, strict=True)
         ]
-        traced = any(isinstance(leaf, jax.core.Tracer) for leaf in leaves.arrays)
+        traced = any(is_traced(leaf) for leaf in leaves.arrays)
         new = list(leaves.arrays)
         for segment in segments:
             scalars = [
@@ -278,7 +278,7 @@ def _check_arithmetic(
             tuple(slots),
             static,
             _layout((param, own)),
-            jax.config.jax_enable_x64,
+            jax.dtypes.canonicalize_dtype(float),
         )
         if code is not None and key in _sound:
             continue
@@ -576,7 +576,7 @@ def _run_leaf(
             p = parameter
             if p is not None:
                 p = take(p)
-                if rule.after_update:
+                if rule.after_update and parameter is not None:
                     p = round_to(p + round_to(update, out_dtype or gradient.dtype), parameter.dtype)
             taken = type(old)(*(None if _is_masked(x) else jax.tree.map(take, x) for x in old))
             result = rule.leaf(update, taken, own, p, *facts)

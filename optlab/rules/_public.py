@@ -68,11 +68,12 @@ def optimizer(
     Returns:
         (learning_rate, *hyperparameters) → an `optax.GradientTransformationExtraArgs`.
     """
+    with_any: Callable[..., Rule | Sequence[Rule]] = rules
 
     def make(arguments: inspect.BoundArguments) -> list[Rule]:
         rate, *others = arguments.args
         return [
-            *_as_list(rules(name, *others, **arguments.kwargs)),
+            *_as_list(with_any(name, *others, **arguments.kwargs)),
             learning_rate_rule(name, rate),
         ]
 

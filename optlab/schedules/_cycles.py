@@ -17,11 +17,11 @@ Smith & Topin, arXiv:1708.07120 (2018) for the one cycle.
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from optlab import _checks
+from optlab._tree import is_traced
 from optlab._types import ArrayLike
 from optlab.schedules._curve import (
     LAST_STEP,
@@ -248,7 +248,7 @@ def one_cycle(
         _checks.check_number(who, "momentum", value, _checks.DECAY, dtype=jnp.float32)
         for value in momentum
     )
-    traced = any(isinstance(value, jax.core.Tracer) for value in momentum)
+    traced = any(is_traced(value) for value in momentum)
     if not traced and momentum[0] < momentum[1]:
         _checks.fail(who, "momentum must be (m_max, m_min)", f"momentum={momentum!r}")
     first = check_value(who, "peak_value/div_factor", peak_value / div_factor)

@@ -291,9 +291,11 @@ def _multiples(init_value: ArrayLike, factor: ArrayLike, most: int) -> Array:
         return jnp.stack([times(init_value, _curve.power(factor, i)) for i in range(most + 1)])
     # In double, so that each value is rounded once.
     with np.errstate(over="ignore"):
-        exact = np.minimum(np.float64(factor) ** np.arange(most + 1), np.finfo(np.float64).max)
+        exact = np.minimum(
+            np.asarray(factor, np.float64) ** np.arange(most + 1), np.finfo(np.float64).max
+        )
         largest = float(jnp.finfo(jax.dtypes.canonicalize_dtype(float)).max)
-        return as_float(np.clip(np.float64(init_value) * exact, -largest, largest))
+        return as_float(np.clip(np.asarray(init_value, np.float64) * exact, -largest, largest))
 
 
 def check_ascending(who: str, name: str, steps: Sequence[int]) -> tuple[int, ...]:

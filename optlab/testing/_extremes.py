@@ -91,6 +91,7 @@ def wanted_outcomes(
     row: Row, options: Mapping[str, Any], grads: np.ndarray, params: np.ndarray
 ) -> np.ndarray:
     """Return the reference's outcomes for one scenario, (updates, SIZE)."""
+    assert row.reference is not None
     arguments = {**row.fixed, **row.arguments(**options)}
     wanted, state = [], None
     arrays = list(tree(row, params, float).values())
@@ -113,7 +114,7 @@ def measured(
     if extreme_parameters:
         names = list(range(4))
         grads = np.repeat([SCENARIOS["tiny_then_ordinary"], SCENARIOS["mixed_once"]], 2, axis=0)
-        params = np.float32([EXTREMES, EXTREMES[::-1]] * 2)
+        params = np.array([EXTREMES, EXTREMES[::-1]] * 2, np.float32)
     else:
         every = {**SCENARIOS, **HUGE}
         names, grads = list(every), np.array(list(every.values()))

@@ -145,7 +145,7 @@ def donation_is_safe(row: Row) -> None:
     tx = make(row)
     params = jax.tree.map(jnp.array, parameters(row))
     state = tx.init(params)
-    step = jax.jit(tx.update, donate_argnums=(1, 2))
+    step, updates = jax.jit(tx.update, donate_argnums=(1, 2)), None
     for i in range(2):
         updates, state = step(at(gradients(row), i), state, params)
         params = jax.tree.map(jnp.array, parameters(row))

@@ -179,6 +179,7 @@ def complex_equals_two_reals(row: Row) -> None:
         for k, p in parameters(row).items()
     }
     state, real_state = tx.init(params), tx.init(parts(params))
+    updates, reals = params, parts(params)
     for i in range(3):
         g = {k: (x[i] + 1j * x[i + 1]).astype(np.complex64) for k, x in gradients(row).items()}
         updates, state = tx.update(g, state, params)

@@ -80,13 +80,13 @@ def double(tree: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {key: np.asarray(x, np.float64) for key, x in tree.items()}
 
 
-def make(row: Row, **options: Any) -> optax.GradientTransformationExtraArgs:
+def make(row: Row, **options: Any) -> Any:
     """Make a row's transformation from its first sample and further options."""
     return row.make(**row.arguments(**options))
 
 
 @functools.lru_cache
-def compiled(row: Row) -> optax.GradientTransformation:
+def compiled(row: Row) -> Any:
     """Return the first sample's transformation, with its update compiled."""
     tx = make(row)
     return optax.GradientTransformation(tx.init, jax.jit(tx.update))
@@ -99,7 +99,7 @@ def first_three(row: Row) -> tuple[list[Tree], Any]:
 
 
 def three_updates(
-    row: Row, tx: optax.GradientTransformation, params: Tree = None, grads: Tree = None
+    row: Row, tx: Any, params: Tree = None, grads: Tree = None
 ) -> tuple[list[Tree], Any]:
     """Return three updates and the state after them, one call after the other."""
     params = parameters(row) if params is None else params
@@ -136,6 +136,7 @@ def reference_trajectory(
     values: Callable[[int], Mapping[str, Any]] = lambda t: {},
 ) -> dict[int, list[np.ndarray]]:
     """Return the reference's outcomes at some steps, from 1, each a list of arrays."""
+    assert row.reference is not None
     arrays = [np.asarray(p, np.float64) for p in params.values()]
     wanted, state = {}, None
     for t in range(1, max(steps) + 1):

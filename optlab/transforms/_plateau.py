@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import optax
 
 from optlab import _checks
+from optlab._tree import is_traced
 from optlab._types import Hyperparam
 from optlab.rules import Rule, lift, number
 
@@ -72,9 +73,9 @@ def reduce_on_plateau(
     """
     who = "reduce_on_plateau"
     # Optax's inject_hyperparams makes traced arrays of integers.
-    if not isinstance(patience, jax.core.Tracer):
+    if not is_traced(patience):
         patience = _checks.check_count(who, "patience", patience, 1)
-    if not isinstance(cooldown, jax.core.Tracer):
+    if not is_traced(cooldown):
         cooldown = _checks.check_count(who, "cooldown", cooldown, 0)
     if mode not in ("min", "max"):
         _checks.fail(who, "mode must be 'min' or 'max'", f"mode={mode!r}")
