@@ -1,4 +1,15 @@
-"""What all tests need: two devices on the CPU, so that sharding can be checked anywhere."""
+"""What all tests need: two devices, a compiler that is quick, and files spread over workers."""
+
+import os
+from importlib.metadata import version
+
+# Most of the time of the tests is XLA's, and these options let it compile small programs in a third
+# of it: with the emitters it had before those through MLIR, and one LLVM module a program. Where
+# XLA_FLAGS is set, if only to nothing, it stands: `.ci/run` compiles the tests of the arithmetic as
+# users do. XLA ends a process that passes an option it does not know, and a later one may not.
+if version("jaxlib").startswith("0.10."):
+    options = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+    os.environ.setdefault("XLA_FLAGS", options)
 
 import contextlib
 
@@ -7,6 +18,20 @@ import pytest
 
 pytest.register_assert_rewrite("helpers")
 jax.config.update("jax_num_cpu_devices", 2)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Run each file on one worker, unless it marks groups of its own, and those files last.
+
+    Tests of a file share compiled functions. The small groups fill what time the last whole files
+    leave to the other workers.
+    """
+    items.sort(key=lambda item: item.get_closest_marker("xdist_group") is not None)
+    for item in items:
+        if not item.get_closest_marker("xdist_group"):
+            file = item.path.relative_to(item.config.rootpath / "tests").with_suffix("")
+            item.add_marker(pytest.mark.xdist_group(".".join(file.parts)))
 
 
 def _strict_in_double():

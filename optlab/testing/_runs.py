@@ -37,9 +37,9 @@ def random_tree(
 
 
 @functools.lru_cache
-def parameters(row: Row) -> dict[str, np.ndarray]:
-    """Return the parameters that the row is checked on."""
-    return random_tree(row, 0)
+def parameters(row: Row) -> dict[str, Any]:
+    """Return the parameters that the row is checked on, as JAX arrays."""
+    return {key: jnp.asarray(x) for key, x in random_tree(row, 0).items()}
 
 
 @functools.lru_cache
@@ -60,9 +60,10 @@ def at(tree: Tree, index: int) -> Tree:
     return jax.tree.map(lambda x: x[index], tree)
 
 
-def gradient(row: Row) -> dict[str, np.ndarray]:
-    """Return the first gradient."""
-    return at(gradients(row), 0)
+@functools.lru_cache
+def gradient(row: Row) -> dict[str, Any]:
+    """Return the first gradient, as JAX arrays."""
+    return jax.tree.map(jnp.asarray, at(gradients(row), 0))
 
 
 def largest_key(row: Row) -> str:
@@ -106,7 +107,8 @@ def three_updates(
     grads = gradients(row) if grads is None else grads
     state, updates = tx.init(params), []
     for i in range(3):
-        update, state = tx.update(at(grads, i), state, params)
+        g = jax.tree.map(jnp.asarray, at(grads, i))
+        update, state = tx.update(g, state, params)
         updates.append(update)
     return updates, state
 
