@@ -426,7 +426,8 @@ def from_state_dict(
     def settle(own: Mapping[str, Any]) -> int:
         """Return the number of updates that parameters with these counts have made."""
         made = _carry.settle_step(who, own, step, no_count, _GROUPS)
-        if wanted and not made:
+        # Adagrad keeps a state, and counts 0, of a parameter that it has never updated.
+        if wanted and not made and not own:
             _checks.fail(who, "step must be at least 1 where there is a state", f"{made}")
         return made
 

@@ -100,9 +100,10 @@ def lift(*rules: Rule, axes: AxesOf | None = None) -> optax.GradientTransformati
         leaves = Leaves(who, "gradients", updates)
         leaves.check()
         parameters = leaves.align("parameters", params)
-        empty = None
-        if len(rules) == 1 and not has_slots and _is_empty(state):
-            empty, state = state, _from_empty(rules[0], types[0], init)
+        passed = state
+        is_empty = len(rules) == 1 and not has_slots and _is_empty(state)
+        if is_empty:
+            state = _from_empty(rules[0], types[0], init)
         states = _states_of(who, types, state)
         count = getattr(states[counting], counter)
         next_count = jnp.asarray(optax.safe_increment(count))
@@ -157,7 +158,7 @@ def lift(*rules: Rule, axes: AxesOf | None = None) -> optax.GradientTransformati
             for number, step in enumerate(steps)
         )
         new_state = states if len(rules) > 1 else states[0]
-        return leaves.structure.unflatten(new), new_state if empty is None else empty[0]
+        return leaves.structure.unflatten(new), passed if is_empty else new_state
 
     return optax.GradientTransformationExtraArgs(init, update)
 
