@@ -559,9 +559,7 @@ def test_dampening_without_momentum_is_none_whatever_says_so():
 
 
 def test_a_state_of_optax_that_does_not_fit_says_what_was_expected():
-    with pytest.raises(
-        ValueError, match=FROM_OPTAX + ".* scale_by_adam keeps, mu, nu, got Trace"
-    ):
+    with pytest.raises(ValueError, match=FROM_OPTAX + ".* scale_by_adam keeps, mu, nu, got Trace"):
         dialects.optax.from_state(optlab.adam(0.1), PARAMS, optax.sgd(0.1, 0.9).init(PARAMS))
     with pytest.raises(
         ValueError, match="must have its place in ours, got none for ScaleByAdamState"
