@@ -16,6 +16,7 @@ import ast
 import fnmatch
 import json
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -32,8 +33,23 @@ ROOT = Path(__file__).parents[2]
 FOLDERS = ("_src", "transforms", "schedules", "tree_utils", "contrib")
 """Optax's packages whose tests use optimizers, transformations, schedules or their states."""
 
-EXCEPTIONS: dict[str, str] = {}
-"""Tests that fail, as patterns of `file::class::test`, each with the reason."""
+EXCEPTIONS: dict[str, str] = {
+    "_src/linear_algebra_test::*::test_nnls[45]": "Optax's nnls misses its tolerance by a rounding",
+    "_src/sharding_test::*lbfgs": "Optax's lbfgs cannot reshape an explicitly sharded array",
+    "_src/sharding_test::*::test_microbatch_with_explicit_sharding_sharded": (
+        "Optax's microbatch cannot reshape an explicitly sharded array"
+    ),
+    "transforms/_clipping_test::*::test_clip_by_block_rms": (
+        "Optax's clip_by_block_rms is a unit in the last place below 1, and 7 places are asked for"
+    ),
+    "transforms/_freezing_test::*bad_structure*": (
+        "Optax's freeze is expected to raise another message than this version of JAX has"
+    ),
+}
+"""Tests that fail, as patterns of `file::class::test`, each with the reason.
+
+All of them fail in Optax alone, too (`--optax`), with jax 0.10 on a CPU.
+"""
 
 SHIM = '''
 """What the rewritten tests import; written by optax_suite.py."""
@@ -58,7 +74,7 @@ def standing(value):
 '''
 
 CONFTEST = '''
-"""Counts the updates that stand-ins make; written by optax_suite.py."""
+"""Counts the calls of the stand-ins' updates; written by optax_suite.py."""
 import json
 import pathlib
 
@@ -103,6 +119,8 @@ def rewritten(text: str) -> str:
     text = text.replace(
         "from optax._src import alias_test", "import _src__alias_test as alias_test"
     )
+    # Compared as strings, JAX 0.10 comes before 0.7.2, and the tests of sharding skip themselves.
+    text = re.sub(r"jax\.__version__ < '[0-9.]+'", "False", text)
     names, last = [], 0
     for node in ast.parse(text).body:
         if not isinstance(node, ast.Import | ast.ImportFrom):
@@ -132,7 +150,7 @@ def write(source: Path, folder: Path, *, replace: bool) -> list[Path]:
 
 
 def run(path: Path) -> tuple[dict[str, str], int]:
-    """Run one file; return {test: outcome}, and how many updates stand-ins have made."""
+    """Run one file; return {test: outcome}, and how often a stand-in's update was called."""
     report = path.with_suffix(".xml")
     command = [
         sys.executable,
@@ -180,7 +198,7 @@ def main() -> None:
         has_tests = any(installed.glob("optax/_src/*_test.py"))
         source = arguments.source or (installed if has_tests else download(folder))
         total, unexpected, hit = Counter(), [], set()
-        print("| tests of Optax | passed | failed | skipped | updates made by stand-ins |")
+        print("| tests of Optax | passed | failed | skipped | calls of a stand-in's update |")
         print("| --- | ---: | ---: | ---: | ---: |")
         (folder / "tests").mkdir()
         for path in write(source, folder / "tests", replace=not arguments.optax):
