@@ -65,7 +65,7 @@ def main() -> None:
         batch = jax.random.choice(jax.random.key(update), len(train_x), (BATCH_SIZE,))
         loss = train_step(model, optimizer, train_x[batch], train_y[batch])
         if update in (1, 20, 40) or update % 80 == 0:
-            rate = optax.tree_utils.tree_get(optimizer.opt_state, "learning_rate")
+            rate = optlab.hyperparams(optimizer.opt_state)["learning_rate"]
             print(f"update {update:3}: learning rate {float(rate):.6f}, loss {float(loss):.4f}")
 
     averaged = nnx.clone(model)

@@ -62,11 +62,11 @@ def main() -> None:
             state, loss = train_step(state, train_x[batch], train_y[batch])
             losses.append(loss)
         loss = float(jnp.mean(jnp.array(losses)))
-        rate = optax.tree_utils.tree_get(state.opt_state, "learning_rate")
+        rate = optlab.hyperparams(state.opt_state)["learning_rate"]
         print(f"epoch {epoch:2}: learning rate {float(rate):.4f}, loss {loss:.4f}")
         if loss > 0.9 * best:
             lower = 0.3 * rate  # an array of float32; a Python float would compile the step again
-            opt_state = optax.tree_utils.tree_set(state.opt_state, learning_rate=lower)
+            opt_state = optlab.replace_hyperparams(state.opt_state, learning_rate=lower)
             state = state.replace(opt_state=opt_state)
         best = min(best, loss)
 
