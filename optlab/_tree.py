@@ -127,6 +127,25 @@ def _dtype(x: Any) -> jnp.dtype:
     return jax.dtypes.canonicalize_dtype(dtype, allow_extended_dtype=True)
 
 
+@jax.custom_jvp
+def root(x: Array) -> Array:
+    """Return √x for x ≥ 0, with the derivative 0 at x = 0.
+
+    The derivative of `jnp.sqrt` is infinite at 0, which makes NaN of the derivative of an update
+    whose gradient is 0. The square root of a sum of squares has the derivative 0 there.
+    """
+    return jnp.sqrt(x)
+
+
+@root.defjvp
+def _root_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    (x,), (tangent,) = primals, tangents
+    y = root(x)
+    positive = x > 0
+    slope = jnp.where(positive, 0.5 / jnp.where(positive, y, 1), 0)
+    return y, slope * tangent
+
+
 @jax.jit  # so that eager calls, too, find it compiled
 def scaled_norm(leaves: Sequence[Array]) -> tuple[Array, Array]:
     """Return (‖leaves‖·scale, scale), with a power of two that keeps the norm in range.
@@ -166,7 +185,7 @@ def _norm_by_branch(dtype: DTypeLike, *parts: Array) -> tuple[Array, Array]:
 
     in_range = jnp.isfinite(plain) & (plain >= least)
     total, scale = jax.lax.cond(in_range, lambda: (plain, jnp.ones_like(plain)), anew)
-    return _root(total), scale
+    return root(total), scale
 
 
 def _packed(parts: Sequence[Array], dtype: DTypeLike) -> list[Array]:
@@ -195,7 +214,7 @@ def _norm_at_once(dtype: DTypeLike, *parts: Array) -> tuple[Array, Array]:
     finite = jnp.isfinite(plain)
     choices = [finite & (plain >= least), finite, ~finite]
     scales = [jnp.ones_like(up), up, down]
-    return _root(jnp.select(choices, [plain, low, high])), jnp.select(choices, scales)
+    return root(jnp.select(choices, [plain, low, high])), jnp.select(choices, scales)
 
 
 @partial(jax.jit, static_argnums=1)  # so that it is traced once for each shape
@@ -205,12 +224,6 @@ def _three_sums(x: Array, dtype: DTypeLike) -> Array:
     down, up, _ = jax.lax.optimization_barrier(_scales(dtype))
     x = x.astype(dtype)
     return jnp.stack([_sum_of_squares(y) for y in (x, x * up, x * down)])
-
-
-def _root(total: Array) -> Array:
-    """Return √total, with a finite derivative at 0, where that of a norm is taken to be 0."""
-    positive = total > 0
-    return jnp.where(positive, jnp.sqrt(jnp.where(positive, total, 1)), total)
 
 
 def _sum_of_squares(x: Array) -> Array:

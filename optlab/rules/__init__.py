@@ -29,14 +29,13 @@ from optlab._checks import (
     check_number,
     fail,
 )
-from optlab._tree import scaled_norm
+from optlab._tree import root, scaled_norm
 from optlab.rules._arithmetic import (
     accumulate,
     added,
     average,
     bounded,
     bounded_square,
-    root,
     round_to,
     saturated,
     visibly_bounded,

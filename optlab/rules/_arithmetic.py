@@ -32,25 +32,6 @@ def accumulate(beta: Decay, old: Array, new: Array) -> Array:
     return beta.value * old + (new + beta.residue * old)
 
 
-@jax.custom_jvp
-def root(x: Array) -> Array:
-    """Return √x for x ≥ 0, with the derivative 0 at x = 0.
-
-    The derivative of `jnp.sqrt` is infinite at 0, which makes NaN of the derivative of an update
-    whose gradient is 0. The square root of a sum of squares has the derivative 0 there.
-    """
-    return jnp.sqrt(x)
-
-
-@root.defjvp
-def _root_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
-    (x,), (tangent,) = primals, tangents
-    y = root(x)
-    positive = x > 0
-    slope = jnp.where(positive, 0.5 / jnp.where(positive, y, 1), 0)
-    return y, slope * tangent
-
-
 def bounded(g: Array) -> Array:
     """Return g with elements beyond ±2⁶³ (float64: ±2⁵¹¹) set to that bound; NaN stays NaN.
 
