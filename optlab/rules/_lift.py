@@ -138,21 +138,20 @@ def lift(*rules: Rule, axes: AxesOf | None = None) -> optax.GradientTransformati
                     parameter,
                     [steps[number].slots(index) for number in numbers],
                 )
-                own = cast(_dtype_within(gradient, parameter))
-                own = [own[segment.index(number)] for number in numbers]
+                shared = cast(_dtype_within(gradient, parameter))
+                shared = [shared[segment.index(number)] for number in numbers]
                 static = tuple(steps[number].static(index) for number in numbers)
                 key = (numbers, static, dtype)
                 if rules[segment[0]].stacked and numbers:
-                    batches[key, _layout(arrays)].append((index, arrays, own))
+                    batches[key, _layout(arrays)].append((index, arrays, shared))
                     continue
-                new[index], slots = run_leaf(*key, *placed_alike(*arrays), own)
-                for number, kept in zip(numbers, slots, strict=True):
-                    steps[number].store(index, kept)
+                new[index], new_slots = run_leaf(*key, *placed_alike(*arrays), shared)
+                for number, slots in zip(numbers, new_slots, strict=True):
+                    steps[number].store(index, slots)
             for (key, _), batch in batches.items():
-                for index, update, slots in _run_stacked(run_leaf, key, batch):
-                    new[index] = update
-                    for number, kept in zip(key[0], slots, strict=True):
-                        steps[number].store(index, kept)
+                for index, new[index], new_slots in _run_stacked(run_leaf, key, batch):
+                    for number, slots in zip(key[0], new_slots, strict=True):
+                        steps[number].store(index, slots)
         states = tuple(
             step.new_state({counter: next_count} if number == counting else {})
             for number, step in enumerate(steps)
