@@ -1,6 +1,7 @@
 """What all tests need: two devices, a compiler that is quick, and files spread over workers."""
 
 import os
+import tempfile
 from importlib.metadata import version
 
 # Most of the time of the tests is XLA's, and these options let it compile small programs in a third
@@ -18,6 +19,18 @@ import pytest
 
 pytest.register_assert_rewrite("helpers")
 jax.config.update("jax_num_cpu_devices", 2)
+
+
+def pytest_configure(config):
+    """Keep what is compiled in a folder of this process: many tests compile what others have.
+
+    Where JAX_COMPILATION_CACHE_DIR names a folder that stays, the next run finds it there as well.
+    """
+    if jax.config.jax_compilation_cache_dir is None:
+        folder = tempfile.TemporaryDirectory(prefix="optlab-tests-")
+        config.add_cleanup(folder.cleanup)
+        jax.config.update("jax_compilation_cache_dir", folder.name)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 
 @pytest.hookimpl(tryfirst=True)
