@@ -25,9 +25,6 @@ from optlab.cli._tasks import make_task
 from optlab.lab import Comparison, compare
 from optlab.registry import OPTIMIZERS
 
-COMPARED = "sgd,momentum,adagrad,rmsprop,adam,adamw"
-"""The optimizers that are compared by default."""
-
 
 def add(commands: Commands) -> None:
     """Declare the command."""
@@ -45,7 +42,7 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "--optimizers",
         type=names,
-        default=COMPARED,
+        default=",".join(OPTIMIZERS),
         metavar="NAMES",
         help="names of optimizers, separated by commas (default: %(default)s)",
     )
