@@ -104,8 +104,8 @@ def resume(
         if not nodes:
             return group
         own = step_of(nodes)
-        made = step if own is None else own
-        new = [_filled(who, node, next(once), made, slot) for node in nodes]
+        updates_made = step if own is None else own
+        new = [_filled(who, node, next(once), updates_made, slot) for node in nodes]
         return new[0] if is_rule_state(group) else tuple(new)
 
     state = jax.tree.map(filled, with_counts(start, step), is_leaf=_is_group)

@@ -268,8 +268,8 @@ def table(rule: str, width: int | None = None) -> str:
         PyTorch lr=0.001 betas=(0.9, 0.999) eps=1e-08 weight_decay=0.01 ηλθ
     """
     if rule not in list(TABLES):
-        known = ", ".join(TABLES)
-        _checks.fail("dialects.table", f"rule must be one of {known}", f"rule={rule!r}")
+        rules = ", ".join(TABLES)
+        _checks.fail("dialects.table", f"rule must be one of {rules}", f"rule={rule!r}")
     comparison = TABLES[rule]
     lines = [["", *comparison.columns]]
     for dialect, cells in comparison.rows.items():

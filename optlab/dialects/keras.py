@@ -306,9 +306,9 @@ def _clip_rules(
         "global_clipnorm": global_norm_rule,
     }
     bounds = {"clipnorm": clipnorm, "clipvalue": clipvalue, "global_clipnorm": global_clipnorm}
-    given = {name: bound for name, bound in bounds.items() if bound is not None}
-    if len(given) > 1:
-        got = ", ".join(f"{name}={bound}" for name, bound in given.items())
+    wanted = {name: bound for name, bound in bounds.items() if bound is not None}
+    if len(wanted) > 1:
+        got = ", ".join(f"{name}={bound}" for name, bound in wanted.items())
         _checks.fail(who, f"at most one of {', '.join(bounds)} may be given", got)
-    check(who, **{name: (bound, _checks.POSITIVE) for name, bound in given.items()})
-    return [rules[name](who, bound) for name, bound in given.items()]
+    check(who, **{name: (bound, _checks.POSITIVE) for name, bound in wanted.items()})
+    return [rules[name](who, bound) for name, bound in wanted.items()]

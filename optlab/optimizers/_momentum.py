@@ -60,11 +60,11 @@ def momentum_rules(
     check_float_dtype(who, "accumulator_dtype", accumulator_dtype)
     nesterov = check_flag(who, "nesterov", nesterov)
     if momentum is None:
-        known = not is_traced(dampening)
+        dampens = callable(dampening) or (not is_traced(dampening) and dampening != 0)
         remedy = "pass momentum=0.9, say"
         if nesterov:
             _checks.fail(who, "nesterov needs momentum", "momentum=None", remedy)
-        if callable(dampening) or (known and dampening != 0):
+        if dampens:
             _checks.fail(who, "dampening needs momentum", "momentum=None", remedy)
         return []
 

@@ -165,7 +165,7 @@ class Hyperparams:
         size = len(self.parameters)
         numbers = [jax.lax.index_in_dim(stored, i, keepdims=False) for i in range(len(stored))]
         products = iter(zip(numbers[2 * size :: 2], numbers[2 * size + 1 :: 2], strict=True))
-        seen, values, arguments, new_products = {}, [], [], []
+        in_force, values, arguments, new_products = {}, [], [], []
         for index, (name, parameter) in enumerate(self.parameters.items()):
             argument = self._argument(name)
             if callable(parameter.value):
@@ -179,7 +179,7 @@ class Hyperparams:
             values.append(value)
             arguments.append(argument)
             if not parameter.is_decay:
-                seen[name] = value
+                in_force[name] = value
                 continue
             beta, log = _decay(parameter.value, value)
             if parameter.has_product:
@@ -191,8 +191,8 @@ class Hyperparams:
                 t = count.astype(value.dtype) + 1
                 first = jnp.where(count == 0, jnp.ones_like(value), 0)
                 beta = beta._replace(correction=_correction(t * log[0] + t * log[1], value, first))
-            seen[name] = beta
-        return self._in_force(**seen), jnp.stack([*values, *arguments, *new_products])
+            in_force[name] = beta
+        return self._in_force(**in_force), jnp.stack([*values, *arguments, *new_products])
 
     def _argument(self, name: str) -> Array:
         """Return the constructor's argument as a scalar of its own."""

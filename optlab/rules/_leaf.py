@@ -60,21 +60,21 @@ def default_axes(path: str, shape: tuple[int, ...]) -> Axes:
 def leaf_facts(who: str, path: Any, array: Any, axes: AxesOf | None) -> Leaf:
     """Return the static facts of a leaf; require that its axes are each named once."""
     name, shape = path_name(path), tuple(array.shape)
-    named = axes(name, shape) if axes is not None else None
-    if named is None:
-        named = default_axes(name, shape)
+    own = axes(name, shape) if axes is not None else None
+    if own is None:
+        own = default_axes(name, shape)
     else:
-        if not isinstance(named, Axes):
-            _checks.fail(who, f"axes of {name} must be an optlab.rules.Axes or None", repr(named))
-        named = Axes(*(tuple(_positive(axis, len(shape)) for axis in part) for part in named))
-        if sorted(sum(named, ())) != list(range(len(shape))):
+        if not isinstance(own, Axes):
+            _checks.fail(who, f"axes of {name} must be an optlab.rules.Axes or None", repr(own))
+        own = Axes(*(tuple(_positive(axis, len(shape)) for axis in part) for part in own))
+        if sorted(sum(own, ())) != list(range(len(shape))):
             _checks.fail(
                 who,
                 f"axes of {name} must name each axis of the shape {shape} once",
-                repr(named),
+                repr(own),
                 "add the missing axes to input, output or batch",
             )
-    return Leaf(name, shape, array.dtype, named)
+    return Leaf(name, shape, array.dtype, own)
 
 
 def _positive(axis: int, ndim: int) -> int:
@@ -112,8 +112,8 @@ def describe_axes(params: Tree, axes: AxesOf | None = None) -> str:
     rows: list[tuple[str, ...]] = [("path", "shape", "input", "output", "batch")]
     for path, array in jax.tree_util.tree_leaves_with_path(params):
         leaf = leaf_facts("describe_axes", path, array, axes)
-        named = (" ".join(map(str, part)) or "-" for part in leaf.axes)
-        rows.append((leaf.path, str(leaf.shape), *named))
+        cells = (" ".join(map(str, part)) or "-" for part in leaf.axes)
+        rows.append((leaf.path, str(leaf.shape), *cells))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()

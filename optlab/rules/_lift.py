@@ -200,7 +200,7 @@ def _start(
             param = leaves.arrays[index]
             static = _static(rule, leaves.paths[index], param, axes)
             try:
-                made = rule.init_leaf(name, param, static)
+                slot = rule.init_leaf(name, param, static)
             except Exception as error:
                 in_parts = _is_complex(param) and rule.complex == "parts"
                 _checks.fail(
@@ -212,8 +212,8 @@ def _start(
                     if in_parts
                     else "return an array, a tree of arrays, or None for no slot",
                 )
-            if made is not None:
-                slots[index] = made
+            if slot is not None:
+                slots[index] = slot
             _check_slot(rule, name, slots[index], leaves.describe(index))
     return slots
 
@@ -413,12 +413,12 @@ class _Step:
         if rule.reads:
             for name in rule.reads:
                 if name not in before:
-                    known = ", ".join(before) or "no such name"
+                    names = ", ".join(before) or "no such name"
                     _checks.fail(
                         rule.who,
                         f"{name}, which the rule reads, must be a hyperparameter of a rule before "
                         "it in the same lift",
-                        known,
+                        names,
                     )
             names = (*in_force._fields, *rule.reads)
             read = (before[name] for name in rule.reads)

@@ -205,8 +205,8 @@ class Rule:
         key = (name, shape, jnp.dtype(dtype), static)
         if key not in self.layouts:
             param = jax.ShapeDtypeStruct(shape, dtype)
-            made = jax.eval_shape(lambda p: self.init_leaf(name, p, static), param)
-            self.layouts[key] = optax.MaskedNode() if made is None else made
+            slot = jax.eval_shape(lambda p: self.init_leaf(name, p, static), param)
+            self.layouts[key] = optax.MaskedNode() if slot is None else slot
         return self.layouts[key]
 
 

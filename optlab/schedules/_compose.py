@@ -114,8 +114,8 @@ def clamp(
         name: None if value is None else check_value("clamp", name, value)
         for name, value in bounds.items()
     }
-    known = (int, float, np.integer, np.floating)
-    if isinstance(min_value, known) and isinstance(max_value, known) and min_value > max_value:
+    numbers = (int, float, np.integer, np.floating)
+    if isinstance(min_value, numbers) and isinstance(max_value, numbers) and min_value > max_value:
         _checks.fail(
             "clamp",
             "min_value must not exceed max_value",

@@ -60,7 +60,7 @@ def scripted(scores, losses=None, *, maximize=False):
     """Return a task whose one parameter, like its state, is the number of updates of `sgd(1)`.
 
     Args:
-        scores: its score after so many updates.
+        scores: its score after each number of updates.
         losses: its loss before each of them.
         maximize: whether a higher score is better.
     """
