@@ -1,6 +1,8 @@
 """What all tests need: two devices, a compiler that is quick, and files spread over workers."""
 
+import atexit
 import os
+import shutil
 import tempfile
 from importlib.metadata import version
 
@@ -21,15 +23,15 @@ pytest.register_assert_rewrite("helpers")
 jax.config.update("jax_num_cpu_devices", 2)
 
 
-def pytest_configure(config):
+def pytest_configure():
     """Keep what is compiled in a folder of this process: many tests compile what others have.
 
     Where JAX_COMPILATION_CACHE_DIR names a folder that stays, the next run finds it there as well.
     """
     if jax.config.jax_compilation_cache_dir is None:
-        folder = tempfile.TemporaryDirectory(prefix="optlab-tests-")
-        config.add_cleanup(folder.cleanup)
-        jax.config.update("jax_compilation_cache_dir", folder.name)
+        folder = tempfile.mkdtemp(prefix="optlab-tests-")
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        jax.config.update("jax_compilation_cache_dir", folder)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 

@@ -82,6 +82,11 @@ def numbers(key, step=0, width=2):
     return ((jax.random.key_data(key)[-1] + weyl) >> 8).astype(jnp.float32) / 2**24
 
 
+def noise_of(key, step=0, width=2):
+    """Return numbers of [−2, 2), with which a product by a power of two is exact."""
+    return 4 * (numbers(key, step, width) - 0.5)
+
+
 def bowl(steepness=1.0, noise=0.1, width=2, **changes):
     """Return the task of descending ½·steepness·|x|² in `width` dimensions, through noise on x."""
 
@@ -92,7 +97,7 @@ def bowl(steepness=1.0, noise=0.1, width=2, **changes):
         name="bowl",
         init=lambda key: (1 + numbers(key, 0, width), ()),
         loss=lambda x, state, batch, key: (height(x + noise * batch), state),
-        batch=lambda key, step: 4 * numbers(key, step, width) - 2,
+        batch=lambda key, step: noise_of(key, step, width),
         evaluate=lambda x, state, data: {"loss": height(x)},
         num_steps=12,
         eval_every=4,

@@ -12,23 +12,24 @@ import pytest
 from flax import nnx
 
 import optlab
+from helpers import noise_of, numbers
 from optlab.lab import Task, compare, lr_range_test, tasks
 from optlab.lab._models import he_normal
 from optlab.lab._range_picks import median_over_seeds, picks, smooth, suggest, trend
 
 
-def quadratic(curvature=2.0, noise=0.0, loss=None):
+def quadratic(curvature=2.0, deviation=0.0, loss=None):
     """Return the task of descending ½·curvature·|x|² in three dimensions, through noise on x."""
 
     def height(x):
         return 0.5 * curvature * jnp.sum(x**2)
 
     def noisy(x, state, batch, key):
-        return height(x + noise * jax.random.normal(key, x.shape)), state
+        return height(x + deviation * noise_of(key, width=3)), state
 
     return Task(
         name="quadratic",
-        init=lambda key: (1 + jax.random.uniform(key, (3,)), ()),
+        init=lambda key: (1 + numbers(key, width=3), ()),
         loss=loss or noisy,
         batch=lambda key, step: (),
         evaluate=lambda x, state, data: {"loss": height(x)},
@@ -37,7 +38,7 @@ def quadratic(curvature=2.0, noise=0.0, loss=None):
 
 @pytest.fixture(scope="module")
 def noisy():
-    return lr_range_test(quadratic(noise=0.3), optlab.sgd)
+    return lr_range_test(quadratic(deviation=0.3), optlab.sgd)
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +97,7 @@ def test_a_diverged_seed_no_longer_moves():
 
 
 def test_a_seed_that_is_nan_does_not_spoil_the_others():
-    good = quadratic(noise=0.3)
+    good = quadratic(deviation=0.3)
     starts_bad = np.array([bool(jax.random.bernoulli(good_key(seed), 0.3)) for seed in range(5)])
     assert 0 < starts_bad.sum() < 3
 
@@ -136,7 +137,7 @@ def test_one_compilation_serves_all_seeds_and_steps():
 
 
 def test_training_afterwards_is_bitwise_the_same():
-    task = quadratic(noise=0.1)
+    task = quadratic(deviation=0.1)
     options = {"rates": [0.01, 0.1], "seeds": 2, "num_steps": 6, "eval_every": 2}
     before = compare(task, {"sgd": optlab.sgd}, **options).runs["sgd"]
     numpys = np.random.get_state()[1].copy()
@@ -174,9 +175,9 @@ def test_batch_statistics_and_random_streams_are_carried():
 
 
 @pytest.mark.parametrize("curvature", [0.5, 200.0])
-@pytest.mark.parametrize("noise", [0.0, 0.3])
-def test_the_highest_rate_for_sgd_lies_below_the_stability_limit(curvature, noise):
-    found = lr_range_test(quadratic(curvature, noise), optlab.sgd, max_lr=100.0)
+@pytest.mark.parametrize("deviation", [0.0, 0.3])
+def test_the_highest_rate_for_sgd_lies_below_the_stability_limit(curvature, deviation):
+    found = lr_range_test(quadratic(curvature, deviation), optlab.sgd, max_lr=100.0)
     limit = 2 / curvature
     assert limit / 10 < found.suggested_max < limit
     assert found.max_interval[1] < limit
@@ -184,7 +185,7 @@ def test_the_highest_rate_for_sgd_lies_below_the_stability_limit(curvature, nois
 
 
 def test_the_interval_is_the_range_of_what_single_seeds_suggest(noisy):
-    task = quadratic(noise=0.3)
+    task = quadratic(deviation=0.3)
     seeds = [4, 7, 2]
     together = lr_range_test(task, optlab.sgd, seeds=seeds)
     alone = [lr_range_test(task, optlab.sgd, seeds=[seed]) for seed in seeds]
@@ -275,10 +276,10 @@ def test_minus_infinity_is_no_low_loss():
     assert np.nanmin(found.losses) >= 1
 
 
-@pytest.mark.parametrize("noise", [0.0, 0.2])
-def test_a_flat_loss(noise):
+@pytest.mark.parametrize("deviation", [0.0, 0.2])
+def test_a_flat_loss(deviation):
     def loss(x, state, batch, key):
-        return 1.0 + 0 * x.sum() + noise * jax.random.normal(key), state
+        return 1.0 + 0 * x.sum() + deviation * noise_of(key, width=1)[0], state
 
     found = lr_range_test(quadratic(loss=loss), optlab.sgd)
     assert declined(found).startswith("the loss is flat: ")

@@ -18,7 +18,7 @@ import pytest
 
 import optlab
 import run_to_kill
-from helpers import assert_same_bits
+from helpers import assert_same_bits, noise_of
 from optlab.lab import EarlyStopping, Task, _train, compare, tasks, tensorboard, train
 from optlab.lab._loop import run_keys
 
@@ -29,14 +29,14 @@ def noisy(**changes):
     """Return the task of descending |x|² where batches and the model see it through noise."""
 
     def loss(x, state, batch, key):
-        return jnp.sum((x + batch + 0.1 * jax.random.normal(key, x.shape)) ** 2), state
+        return jnp.sum((x + batch + 0.125 * noise_of(key, width=3)) ** 2), state
 
     return dataclasses.replace(
         Task(
             name="noisy",
-            init=lambda key: (jax.random.normal(key, (3,)), ()),
+            init=lambda key: (noise_of(key, width=3), ()),
             loss=loss,
-            batch=lambda key, step: 0.1 * jax.random.normal(jax.random.fold_in(key, step), (3,)),
+            batch=lambda key, step: 0.125 * noise_of(key, step, width=3),
             evaluate=lambda x, state, data: {"loss": jnp.sum(x**2)},
         ),
         **changes,

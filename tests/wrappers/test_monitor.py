@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 
 import optlab
-from helpers import assert_same_bits, random_tree, stepping
+from helpers import assert_same_bits, noise_of, random_tree, stepping
 from optlab.lab import Task, lr_range_test
 from optlab.lab._monitor import MonitorState, monitor, monitored
 
@@ -272,12 +272,11 @@ def bowl():
     """Return the task of descending a noisy bowl of 3 + 2 dimensions."""
 
     def loss(x, state, batch, key):
-        noise = jax.random.normal(key, (3,))
-        return jnp.sum((x["a"] + 0.1 * noise) ** 2) + jnp.sum(x["b"] ** 4), state
+        return jnp.sum((x["a"] + 0.1 * noise_of(key, width=3)) ** 2) + jnp.sum(x["b"] ** 4), state
 
     return Task(
         name="bowl",
-        init=lambda key: ({"a": jax.random.normal(key, (3,)), "b": jnp.array([1.0, 0.0])}, ()),
+        init=lambda key: ({"a": noise_of(key, width=3), "b": jnp.array([1.0, 0.0])}, ()),
         loss=loss,
         batch=lambda key, step: (),
         evaluate=lambda x, state, data: {"loss": jnp.sum(x["a"] ** 2) + jnp.sum(x["b"] ** 4)},
