@@ -26,7 +26,7 @@ ROOMS = {
     "_tree": ["_checks"],
     "rules": ["_tree"],
     "_inspect": ["rules"],
-    "schedules": ["_checks"],
+    "schedules": ["_tree"],
     "transforms": ["rules"],
     "optimizers": ["rules"],
     "wrappers": ["rules"],

@@ -26,9 +26,7 @@ from optlab.rules import (
     slot,
     visibly_bounded,
 )
-from optlab.rules import (
-    weight_decay as weight_decay_rule,
-)
+from optlab.rules import weight_decay as weight_decay_rule
 
 
 def lion_rule(

@@ -9,6 +9,7 @@ import numpy as np
 
 from optlab._types import Array, DTypeLike
 from optlab.rules._hyperparams import Decay
+from optlab.rules._leaves import kept_in_place
 
 
 def average(beta: Decay, old: Array, new: Array) -> Array:
@@ -23,6 +24,7 @@ def average(beta: Decay, old: Array, new: Array) -> Array:
         old: the average so far.
         new: the next element, of the same shape.
     """
+    new = kept_in_place(new, old)  # `select` takes arrays of one sharding alone
     heavier = jax.lax.select(beta.is_short, new, old)
     return heavier + beta.weight * (new - old)
 

@@ -18,6 +18,7 @@ import contextlib
 from collections import defaultdict, namedtuple
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import cache, partial
+from types import FunctionType
 from typing import Any
 
 import jax
@@ -268,7 +269,7 @@ def _check_arithmetic(
     indices = [index for index in leaves.present if touched[index]]
     if not slots:
         indices = [index for index in indices if _is_inexact(leaves.arrays[index])][:1]
-    code = _identity(rule.leaf)
+    code = _identity((rule.leaf, rule.once, rule.across))
     for index in indices:
         param = leaves.arrays[index]
         static = _static(rule, leaves.paths[index], param, axes)
@@ -302,20 +303,30 @@ def _check_arithmetic(
         _sound.add(key)
 
 
-def _identity(function: Callable[..., Any], depth: int = 3) -> Hashable:
-    """Return what decides what a function does: its code, and plain values and functions around it.
+def _identity(x: Any, depth: int = 4) -> Hashable:
+    """Return what decides what a function does: its code, and what stands around it.
 
-    None where there is no code to see.
+    None where something else than functions, plain values and tuples of them stands around it.
     """
-    code = getattr(function, "__code__", None)
-    if code is None or not depth:
-        return code
-    around = list(function.__defaults__ or ())
-    for cell in function.__closure__ or ():
-        with contextlib.suppress(ValueError):  # a name that has no value yet
-            around.append(cell.cell_contents)
-    plain = bool | int | float | str | None
-    return code, *(x if isinstance(x, plain) else _identity(x, depth - 1) for x in around)
+    if x is None or isinstance(x, bool | int | float | str | type):
+        return type(x), x
+    if not depth:
+        return None
+    if isinstance(x, tuple):
+        parts = x
+    elif isinstance(x, FunctionType):
+        cells = []
+        for cell in x.__closure__ or ():
+            with contextlib.suppress(ValueError):  # a name that has no value yet
+                cells.append(cell.cell_contents)
+        defaults = *(x.__defaults__ or ()), *(x.__kwdefaults__ or {}).values()
+        parts = *defaults, *cells
+    else:
+        return None
+    around = [_identity(part, depth - 1) for part in parts]
+    if None in around:
+        return None
+    return getattr(x, "__code__", tuple), *around
 
 
 def _is_inexact(leaf: Any) -> bool:

@@ -145,7 +145,8 @@ def _document(
         "Raises:\n    ValueError: a hyperparameter is outside its range.",
         *rest,
     ]
-    page = sys.modules[rules.__module__].__doc__ or ""
+    module = sys.modules.get(rules.__module__)  # none for a function that `exec` made
+    page = getattr(module, "__doc__", None) or ""
     reference = re.search(r"^Reference: (.*?)(\n\n|\Z)", page, re.DOTALL | re.MULTILINE)
     if reference:
         parts.append("Reference:\n    " + reference[1].strip().replace("\n", "\n    "))

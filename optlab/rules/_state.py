@@ -7,13 +7,17 @@ in every state, pickled, restored or mapped over, and in none of its arrays.
 import contextlib
 import functools
 import re
+import zlib
 from collections import namedtuple
-from collections.abc import Iterable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple, TypeVar
 
 import jax
+import optax
 
 from optlab._checks import Domain
+
+State = TypeVar("State", bound=tuple)
 
 
 class Declaration(NamedTuple):
@@ -78,8 +82,9 @@ def state_type(
             "readable": readable,
         },
     )
-    _register_for_export(new, kind, fields, declarations)
-    return new
+    # Types of one name can differ in their fields and declarations, whose digest tells them apart.
+    digest = zlib.crc32(repr((fields, declarations, readable)).encode())
+    return exportable(f"{kind}.{digest:08x}")(new)
 
 
 def _rebuilt(
@@ -93,11 +98,18 @@ def _rebuilt(
     return state_type(kind, fields, declarations, readable)(*values)
 
 
-def _register_for_export(
-    new: type, kind: str, fields: tuple[str, ...], declarations: tuple[Declaration, ...]
-) -> None:
-    """Let `jax.export` serialize functions of the state."""
-    names = ".".join((*fields, *(declaration.name for declaration in declarations)))
-    # Two types of one name and the same fields can differ in a domain alone; one is enough.
-    with contextlib.suppress(ValueError):
-        jax.export.register_namedtuple_serialization(new, serialized_name=f"optlab.{kind}.{names}")
+def exportable(name: str) -> Callable[[type[State]], type[State]]:
+    """Let `jax.export` serialize functions of a state; returns a decorator of the state's class."""
+
+    def register(state: type[State]) -> type[State]:
+        jax.export.register_namedtuple_serialization(state, serialized_name=f"optlab.{name}")
+        return state
+
+    return register
+
+
+with contextlib.suppress(ValueError):  # something else has registered it
+    # It stands in a state where a leaf has no slot.
+    jax.export.register_namedtuple_serialization(
+        optax.MaskedNode, serialized_name="optax.MaskedNode"
+    )

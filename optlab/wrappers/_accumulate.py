@@ -25,6 +25,7 @@ import optax
 from optlab import _checks
 from optlab._tree import Leaves, aligned, as_array, is_none, leaves_of
 from optlab._types import Array, ArrayLike, DTypeLike, Tree
+from optlab.rules._state import exportable
 from optlab.wrappers._common import (
     all_finite,
     in_layout,
@@ -40,6 +41,7 @@ from optlab.wrappers._common import (
 )
 
 
+@exportable("accumulate")
 class AccumulateState(NamedTuple):
     """State of `accumulate`.
 

@@ -26,9 +26,11 @@ import optax
 
 from optlab import _checks
 from optlab._types import Array, DTypeLike, Tree
+from optlab.rules._state import exportable
 from optlab.wrappers import _rounding
 
 
+@exportable("kahan_summation")
 class KahanSummationState(NamedTuple):
     """State of `kahan_summation`.
 

@@ -21,10 +21,12 @@ import optax
 
 from optlab import _checks
 from optlab._types import Array, ArrayLike, Tree
+from optlab.rules._state import exportable
 from optlab.wrappers._common import in_update_types, init_inner, map_inexact, wide
 from optlab.wrappers._skip_nonfinite import SkipNonfiniteState, skip_nonfinite
 
 
+@exportable("dynamic_loss_scale")
 class DynamicLossScaleState(NamedTuple):
     """State of `dynamic_loss_scale`.
 

@@ -22,9 +22,11 @@ import optax
 
 from optlab import _checks
 from optlab._types import Tree
+from optlab.rules._state import exportable
 from optlab.wrappers import _rounding
 
 
+@exportable("master_params")
 class MasterParamsState(NamedTuple):
     """State of `master_params`.
 

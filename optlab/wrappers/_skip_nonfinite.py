@@ -22,6 +22,7 @@ import optax
 
 from optlab import _checks
 from optlab._types import Array, Tree
+from optlab.rules._state import exportable
 from optlab.wrappers._common import in_layout, init_inner, settle
 
 
@@ -39,6 +40,7 @@ class SkipCounts(NamedTuple):
     gave_up: Array
 
 
+@exportable("skip_nonfinite")
 class SkipNonfiniteState(NamedTuple):
     """State of `skip_nonfinite`.
 

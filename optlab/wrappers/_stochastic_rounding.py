@@ -28,9 +28,11 @@ import optax
 
 from optlab import _checks
 from optlab._types import Array, DTypeLike, Tree
+from optlab.rules._state import exportable
 from optlab.wrappers import _rounding
 
 
+@exportable("stochastic_rounding")
 class StochasticRoundingState(NamedTuple):
     """State of `stochastic_rounding`.
 

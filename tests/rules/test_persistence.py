@@ -13,6 +13,7 @@ from flax import serialization
 
 import optlab
 from optlab.dialects import pytorch
+from optlab.rules import Rule, lift, slot
 
 PARAMS = {"b": {"x": jnp.ones(3)}, "w": jnp.arange(6.0).reshape(2, 3) - 2}
 
@@ -105,6 +106,32 @@ def test_updates_can_be_exported_for_sizes_that_are_not_known_yet():
     pytest.importorskip("flatbuffers")  # what JAX needs to serialize, installed by few
     restored = jax.export.deserialize(exported.serialize())
     assert_same(restored.call(params, tx.init(params), params), expected)
+
+
+EXPORTED = {
+    "adam": lambda: optlab.adam(0.1),
+    "another domain of b1": lambda: pytorch.adam(0.1),
+    "masked": lambda: lift(
+        Rule("mine", lambda g, slots, h, p: (g, slots), slots={"mu": slot()}, mask=MASK)
+    ),
+    "accumulate": lambda: optlab.accumulate(optlab.sgd(0.1), 2),
+    "dynamic_loss_scale": lambda: optlab.dynamic_loss_scale(optlab.sgd(0.1)),
+    "kahan_summation": lambda: optlab.kahan_summation(optlab.sgd(0.1)),
+    "master_params": lambda: optlab.master_params(optlab.sgd(0.1)),
+    "skip_nonfinite": lambda: optlab.skip_nonfinite(optlab.sgd(0.1)),
+    "stochastic_rounding": lambda: optlab.stochastic_rounding(optlab.sgd(0.1), jax.random.key(0)),
+}
+MASK = {"w": True, "b": False}
+
+
+@pytest.mark.parametrize("name", EXPORTED)
+def test_functions_of_a_state_can_be_serialized(name):
+    pytest.importorskip("flatbuffers")  # what JAX needs to serialize, installed by few
+    tx = EXPORTED[name]()
+    state = tx.init(PARAMS)
+    exported = jax.export.export(jax.jit(tx.update))(PARAMS, state, PARAMS)
+    restored = jax.export.deserialize(exported.serialize())
+    assert jax.tree.structure(restored.call(PARAMS, state, PARAMS)[1]) == jax.tree.structure(state)
 
 
 def test_optax_finds_counts_and_rates(states):
