@@ -119,7 +119,8 @@ def arguments(state: Any) -> dict[str, list[float | None]]:
         size = len(node.declarations)
         for index, declared in enumerate(node.declarations):
             argument = _array(node.hyperparams)[size + index]
-            number = None if _is_scheduled(argument) else float(argument)
+            # In the shortest digits that mean the stored number: 0.1, not 0.10000000149.
+            number = None if _is_scheduled(argument) else float(str(np.asarray(argument)))
             result.setdefault(declared.name, []).append(number)
     return result
 

@@ -4,6 +4,8 @@ u ← u + λθ
 u ← −α·u
 """
 
+from typing import Literal
+
 from optlab import _checks
 from optlab._types import Hyperparam, Mask
 from optlab.rules._hyperparams import number
@@ -33,13 +35,19 @@ def weight_decay(who: str, weight_decay: Hyperparam, mask: Mask | None = None) -
     )
 
 
-def learning_rate(who: str, learning_rate: Hyperparam, flip_sign: bool = True) -> Rule:
+def learning_rate(
+    who: str,
+    learning_rate: Hyperparam,
+    flip_sign: bool = True,
+    counter: Literal["count", "step"] = "count",
+) -> Rule:
     """Return the rule u ← −α·u, with which every optimizer ends.
 
     Args:
         who: the public name that errors begin with.
         learning_rate: α ≥ 0.
         flip_sign: whether to descend; False multiplies by α.
+        counter: what the state calls the number of updates, if no other rule of the lift counts.
     """
     descends = _checks.check_flag(who, "flip_sign", flip_sign)
     return Rule(
@@ -48,5 +56,5 @@ def learning_rate(who: str, learning_rate: Hyperparam, flip_sign: bool = True) -
         hyperparams={"learning_rate": number(learning_rate)},
         once=lambda h, t: -h.learning_rate if descends else h.learning_rate,
         leaf=lambda u, slots, factor, p: (factor * u, slots),
-        counter="step",
+        counter=counter,
     )

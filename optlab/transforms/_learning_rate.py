@@ -41,4 +41,4 @@ def scale_by_learning_rate(
         >>> print(update, optlab.hyperparams(state)["learning_rate"])
         -0.5 0.5
     """
-    return lift(learning_rate_rule("scale_by_learning_rate", learning_rate, flip_sign))
+    return lift(learning_rate_rule("scale_by_learning_rate", learning_rate, flip_sign, "step"))

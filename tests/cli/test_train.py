@@ -79,7 +79,7 @@ def test_patience_ends_the_run_and_the_best_parameters_are_scored(run):
         (["--rate", "cosine(1)"], "cosine: missing argument 'decay_steps'"),
         (["--rate", "cosin(1)"], "unknown schedule 'cosin'"),
         (["--set", "momentum"], "argument --set: expected NAME=VALUE, got 'momentum'"),
-        (["--set", "momentum=2"], "sgd: momentum must be in [0, 1), got momentum=2"),
+        (["--set", "momentum=2"], "sgd: momentum must be in [0, 1], got momentum=2"),
         (["--set", "b1=0.9"], "unknown hyperparameter of sgd 'b1'"),
         (
             ["--set", "momentum=0.9", "--set", "momentum=0.8"],

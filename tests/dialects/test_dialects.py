@@ -393,7 +393,7 @@ def test_a_state_of_pytorch_with_more_than_the_optimizer_keeps_is_refused():
     plain = dialects.pytorch.sgd(0.1)
     with pytest.raises(ValueError, match="a must not have momentum_buffer, got momentum_buffer"):
         dialects.pytorch.from_state_dict(plain, PARAMS, buffers, step=3)
-    assert int(dialects.pytorch.from_state_dict(plain, PARAMS, {}, step=3).step) == 3
+    assert int(dialects.pytorch.from_state_dict(plain, PARAMS, {}, step=3).count) == 3
     with pytest.raises(ValueError, match="step must be at least 1 where there is a state, got 0"):
         dialects.pytorch.from_state_dict(
             dialects.pytorch.sgd(momentum=0.9), PARAMS, buffers, step=0

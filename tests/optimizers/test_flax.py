@@ -140,7 +140,7 @@ class InLinen:
         return averaged.params["params"]
 
     def set_learning_rate(self, rate):
-        opt_state = optax.tree_utils.tree_set(self.state.opt_state, learning_rate=jnp.float32(rate))
+        opt_state = optlab.replace_hyperparams(self.state.opt_state, learning_rate=rate)
         self.state = self.state.replace(opt_state=opt_state)
 
 

@@ -14,11 +14,11 @@ import optax
 import pytest
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
-from optlab._arithmetic import round_to
 
 import optlab
 from helpers import assert_identical, assert_same_bits
 from optlab import registry
+from optlab.rules._arithmetic import round_to
 from optlab.wrappers import _rounding
 
 HALF = (jnp.bfloat16, jnp.float16)
