@@ -35,6 +35,7 @@ def ids(dtype):
     return [f"{framework}-{name}-{dtype}" for framework, name in ALL]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("framework", "name"), ALL, ids=ids("float64"))
 def test_replays_the_framework_in_double(framework, name):
     got, want = replayed_and_recorded(framework, name, "float64")

@@ -148,7 +148,7 @@ def trajectories(dtype):
     return params, states
 
 
-@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("dtype", [pytest.param("float64", marks=pytest.mark.slow), "float32"])
 @pytest.mark.parametrize("name", CASES)
 def test_parameters_are_those_of_optax_to_the_tolerance_of_the_golden_trajectories(name, dtype):
     """1e-12 of a leaf's largest element in float64, in float32 2 ulp of it an update."""

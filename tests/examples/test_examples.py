@@ -183,6 +183,7 @@ def test_transformer_learns_more_than_how_often_characters_occur():
     assert 0.05 < written.count(" ") / 200 < 0.5
 
 
+@pytest.mark.slow
 def test_a_rule_of_ones_own_learns_and_passes_the_checks():
     text = printed(OWN_RULE)
     assert len((EXAMPLES / OWN_RULE).read_text().splitlines()) <= 40
