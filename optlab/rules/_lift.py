@@ -452,8 +452,8 @@ class _Step:
                 layout = self._rule.slot_layout(
                     name, gradient.shape, gradient.dtype, self.static(index)
                 )
-                self._leaves.check_slot(index, what, layout, parts[index])
-                parts[index] = jax.tree.map(as_array, parts[index])
+                slot = self._leaves.slot(index, what, layout, parts[index])
+                parts[index] = jax.tree.map(as_array, slot)
         return parts
 
     def static(self, index: int) -> tuple[Hashable, ...]:

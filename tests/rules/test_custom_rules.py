@@ -1,10 +1,13 @@
 """Rules in a user's own file: what is refused, and slots of every kind."""
 
+from collections import namedtuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
 import optlab
 from optlab import rules
@@ -253,6 +256,30 @@ def assert_close(a, b):
         a, b = jax.random.key_data(a), jax.random.key_data(b)
     # Batched products and sums add in another order.
     np.testing.assert_allclose(a, b, rtol=1e-5)
+
+
+def test_slots_of_several_arrays_work_in_an_nnx_optimizer():
+    """It puts other containers in the place of tuples and dicts."""
+    pair = namedtuple("Pair", ["row", "column"])
+
+    def leaf(g, slots, h, p):
+        return g, tuple(jax.tree.map(lambda x: x + 1, slot) for slot in slots)
+
+    def arrays(p):
+        return jnp.zeros(p.shape[0]), jnp.ones(p.shape[-1])
+
+    slots = {
+        "tuple": arrays,
+        "pair": lambda p: pair(*arrays(p)),
+        "dict": lambda p: dict(zip(("row", "column"), arrays(p), strict=True)),
+    }
+    model = nnx.Linear(2, 2, rngs=nnx.Rngs(0))
+    optimizer = nnx.Optimizer(model, lift(Rule("mine", leaf, slots=slots)), wrt=nnx.Param)
+    for _ in range(3):
+        optimizer.update(model, nnx.state(model, nnx.Param))
+    for name in slots:
+        kernel = nnx.to_pure_dict(nnx.state(optimizer))["opt_state"][name]["kernel"]
+        assert sorted(float(x.max()) for x in jax.tree.leaves(kernel)) == [3.0, 4.0]
 
 
 def test_a_rule_can_use_the_norm_of_the_updates_so_far():
