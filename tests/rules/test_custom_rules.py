@@ -306,3 +306,17 @@ def test_the_domain_of_a_hyperparameter_travels_with_the_state():
             optlab.replace_hyperparams(state, k=0.1)
         values = optlab.hyperparams(optlab.replace_hyperparams(state, b3=0.5))
         np.testing.assert_array_equal(values["b3"], np.full(values["b3"].shape, 0.5))
+
+
+def test_facts_and_slots_are_those_of_the_parameter_and_not_of_a_narrower_gradient():
+    types = []
+
+    def static(leaf):
+        types.append(leaf.dtype)
+        return str(leaf.dtype)
+
+    slots = {"mu": lambda p, facts: None if p.dtype == jnp.bfloat16 else jnp.zeros(())}
+    rule = Rule("mine", lambda g, slots, h, p, facts: (g, slots), slots=slots, static=static)
+    tx = lift(rule)
+    tx.update({"w": jnp.ones(3, jnp.bfloat16)}, tx.init({"w": jnp.ones(3)}), {"w": jnp.ones(3)})
+    assert set(types) == {jnp.dtype(jnp.float32)}
