@@ -130,6 +130,12 @@ def test_a_whole_complex_leaf_can_have_a_real_slot():
     assert state.squared.dtype == jnp.float32
 
 
+def test_a_slot_of_a_whole_complex_leaf_is_complex():
+    tx = lift(Rule("mine", lambda g, slots, h, p: (g, (slots.mu + g,)), slots=MU, complex="whole"))
+    g = jnp.array([3 + 4j], jnp.complex64)
+    assert tx.update(g, tx.init(g), g)[1].mu[0] == 3 + 4j
+
+
 def test_lift_takes_rules_alone():
     for arguments in ((), ([Rule("mine", unchanged)],), (unchanged,)):
         with pytest.raises(ValueError, match=r"^lift: "):
