@@ -85,8 +85,13 @@ class Leaves:
                 self._fail_structure(what, tree)
         return parts
 
-    def check_slot(self, index: int, what: str, expected: Any, slot: Any) -> None:
-        """Require a slot of one leaf in the structure and the shapes that `init` gives it."""
+    def slot(self, index: int, what: str, expected: Any, slot: Any) -> Any:
+        """Return a slot of one leaf, checked, in the structure that `init` gives it.
+
+        Flax NNX may have put other containers in the place of tuples and dicts. Names on paths
+        then decide.
+        """
+        slot = _in_structure_of(expected, slot)
         same = jax.tree.structure(expected) == jax.tree.structure(slot)
         shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(slot)]
         wanted = [leaf.shape for leaf in jax.tree.leaves(expected)]
@@ -98,6 +103,7 @@ class Leaves:
                 f"{shapes}",
                 _REMEDY,
             )
+        return slot
 
     def mask(self, mask: Mask | None, params: Tree | None) -> list[bool]:
         """Return for each leaf whether a mask lets it through.
@@ -170,6 +176,18 @@ class Leaves:
 
 def _is_masked(part: Any) -> bool:
     return isinstance(part, optax.MaskedNode)
+
+
+def _in_structure_of(expected: Any, slot: Any) -> Any:
+    """Return a slot in another structure that has the same names, or as it is if it has not."""
+    if jax.tree.structure(expected) == jax.tree.structure(slot):
+        return slot
+    leaves = {path_names(path): x for path, x in jax.tree_util.tree_leaves_with_path(slot)}
+    wanted, structure = jax.tree_util.tree_flatten_with_path(expected)
+    names = [path_names(path) for path, _ in wanted]
+    if set(names) != set(leaves):
+        return slot
+    return structure.unflatten([leaves[name] for name in names])
 
 
 def _is_array_like(leaf: Any) -> bool:

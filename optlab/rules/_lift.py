@@ -110,7 +110,7 @@ def lift(*rules: Rule, axes: AxesOf | None = None) -> optax.GradientTransformati
         next_count = jnp.asarray(optax.safe_increment(count))
         in_force: dict[str, Any] = {}
         steps = [
-            _Step(rule, own, count, leaves, params, axes, in_force)
+            _Step(rule, own, count, leaves, params, parameters, axes, in_force)
             for rule, own in zip(rules, states, strict=True)
         ]
         traced = any(is_traced(leaf) for leaf in leaves.arrays)
@@ -406,7 +406,8 @@ def _contents(state: Any) -> tuple[str, ...]:
 class _Step:
     """One rule in one update: its hyperparameters in force, its mask, and its slots by leaf.
 
-    `before` holds the hyperparameters in force of the rules before it, and gains this rule's.
+    `before` holds the hyperparameters in force of the rules before it, and gains this rule's. Facts
+    and slots are those of the parameter, or of the gradient where `update` got no parameters.
     """
 
     def __init__(
@@ -416,9 +417,11 @@ class _Step:
         count: Array,
         leaves: Leaves,
         params: Tree | None,
+        parameters: Sequence[Any],
         axes: AxesOf | None,
         before: dict[str, Any],
     ):
+        self._arrays = leaves.arrays if params is None else parameters
         in_force, stored = rule.settled.step(count, getattr(state, "hyperparams", None))
         before |= in_force._asdict()
         if rule.reads:
@@ -448,18 +451,15 @@ class _Step:
         parts = self._leaves.beside(what, tree)
         for index in self._leaves.present:
             if self._touched[index]:
-                gradient = self._leaves.arrays[index]
-                layout = self._rule.slot_layout(
-                    name, gradient.shape, gradient.dtype, self.static(index)
-                )
-                self._leaves.check_slot(index, what, layout, parts[index])
-                parts[index] = jax.tree.map(as_array, parts[index])
+                array = self._arrays[index]
+                layout = self._rule.slot_layout(name, array.shape, array.dtype, self.static(index))
+                slot = self._leaves.slot(index, what, layout, parts[index])
+                parts[index] = jax.tree.map(as_array, slot)
         return parts
 
     def static(self, index: int) -> tuple[Hashable, ...]:
         """Return what the rule knows of a leaf besides its arrays."""
-        leaves = self._leaves
-        return _static(self._rule, leaves.paths[index], leaves.arrays[index], self._axes)
+        return _static(self._rule, self._leaves.paths[index], self._arrays[index], self._axes)
 
     def scalars(
         self,

@@ -32,9 +32,13 @@ class Slot:
     dtype: DTypeLike | None
 
     def __call__(self, param: Array, *static: Hashable) -> Array:
-        """Return the slot of one real parameter before the first update."""
+        """Return the slot of one parameter before the first update."""
+        dtype = self.dtype
+        if dtype is None:
+            is_complex = jnp.issubdtype(param.dtype, jnp.complexfloating)
+            dtype = param.dtype if is_complex else compute_dtype(param.dtype)
         # A parameter that is only described, by shape and sharding, will do.
-        return jnp.full_like(param, self.value, dtype=self.dtype or compute_dtype(param.dtype))
+        return jnp.full_like(param, self.value, dtype=dtype)
 
 
 def slot(value: ArrayLike = 0.0, dtype: DTypeLike | None = None) -> Slot:

@@ -1,6 +1,7 @@
 """What a check is, and how it refuses, compares and waits for errors."""
 
 import re
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -63,6 +64,19 @@ def require(condition: Any, message: str = "") -> None:
     """Raise an AssertionError unless the condition holds."""
     if not condition:
         raise AssertionError(message)
+
+
+def begins(row: Row) -> str:
+    """Return what the row's errors begin with, as a regular expression.
+
+    It is the name of the constructor where that is a public function. Around a transformation that
+    is made already, and in a lambda, the name is the function's within.
+    """
+    constructor = row.constructor
+    name = getattr(constructor, "__name__", "")
+    module = sys.modules.get(getattr(constructor, "__module__", None) or "")
+    is_public = getattr(module, name, None) is constructor
+    return f"^{re.escape(name)}: " if is_public else r"^[\w.]+: "
 
 
 @contextmanager

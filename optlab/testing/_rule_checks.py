@@ -1,5 +1,7 @@
 """The checks of a rule: numbers against its reference, extreme inputs, hyperparameters."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,7 @@ from optlab.registry import Row
 from optlab.rules._state import is_rule_state
 from optlab.testing import _runs
 from optlab.testing._check import (
+    begins,
     check,
     refuses,
     require,
@@ -286,7 +289,8 @@ def a_nan_is_not_hidden_and_does_not_spread(row: Row) -> None:
     tx = _runs.compiled(row)
     updates, _ = tx.update(g, tx.init(parameters(row)), parameters(row))
     require(np.isnan(np.asarray(updates[key])).all(), f"the update is {updates[key]}")
-    require_finite(updates[other])
+    if other != key:
+        require_finite(updates[other])
 
 
 @check("rule")
@@ -333,14 +337,10 @@ def bad_hyperparameters_are_refused(row: Row) -> None:
     """A value outside its domain is accepted, or its error does not say what is wrong. Mend:
     declare the domain with `number` or `decay`, and check options with `rules.check_flag`.
     """
-    who = row.constructor.__name__
+    who = begins(row)
     for options, message in row.errors:
-        with refuses(f"^{who}: ", f"{options}"):
+        with refuses(who + re.escape(message), f"{options}"):
             make(row, **options)
-        try:
-            make(row, **options)
-        except ValueError as error:
-            require(str(error).startswith(f"{who}: {message}"), f"{error} is not {message}")
     declared = {
         declaration.name: declaration.domain
         for node in jax.tree.leaves(make(row).init(parameters(row)), is_leaf=is_rule_state)
@@ -357,13 +357,9 @@ def bad_hyperparameters_are_refused(row: Row) -> None:
             if domain.contains(value):
                 make(row, **{name: value})
                 continue
-            message = f"{who}: {name} must be {domain.description}, got {name}={value}"
-            with refuses(f"^{who}: {name} must be", f"{name}={value}"):
+            message = f"{name} must be {domain.description}, got {name}={value}"
+            with refuses(f"{who}{re.escape(message)}$", f"{name}={value}"):
                 make(row, **{name: value})
-            try:
-                make(row, **{name: value})
-            except ValueError as error:
-                require(str(error) == message, f"{error} is not {message}")
             with refuses("replace_hyperparams: ", f"replacing {name} by {value}"):
                 state = make(row).init(parameters(row))
                 replace_hyperparams(state, **{name: value})

@@ -73,7 +73,7 @@ def largest_key(row: Row) -> str:
 
 def smallest_key(row: Row) -> str:
     """Return the key of the leaf with the fewest axes."""
-    return min(row.shapes, key=lambda key: len(row.shapes[key]))
+    return min(list(row.shapes)[::-1], key=lambda key: len(row.shapes[key]))
 
 
 def double(tree: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -1,10 +1,13 @@
 """Rules in a user's own file: what is refused, and slots of every kind."""
 
+from collections import namedtuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
 import optlab
 from optlab import rules
@@ -125,6 +128,12 @@ def test_a_whole_complex_leaf_can_have_a_real_slot():
         update, state = tx.update(g, tx.init(g), g)
     np.testing.assert_allclose(update, [0.6 + 0.8j], rtol=1e-6)
     assert state.squared.dtype == jnp.float32
+
+
+def test_a_slot_of_a_whole_complex_leaf_is_complex():
+    tx = lift(Rule("mine", lambda g, slots, h, p: (g, (slots.mu + g,)), slots=MU, complex="whole"))
+    g = jnp.array([3 + 4j], jnp.complex64)
+    assert tx.update(g, tx.init(g), g)[1].mu[0] == 3 + 4j
 
 
 def test_lift_takes_rules_alone():
@@ -255,6 +264,30 @@ def assert_close(a, b):
     np.testing.assert_allclose(a, b, rtol=1e-5)
 
 
+def test_slots_of_several_arrays_work_in_an_nnx_optimizer():
+    """It puts other containers in the place of tuples and dicts."""
+    pair = namedtuple("Pair", ["row", "column"])
+
+    def leaf(g, slots, h, p):
+        return g, tuple(jax.tree.map(lambda x: x + 1, slot) for slot in slots)
+
+    def arrays(p):
+        return jnp.zeros(p.shape[0]), jnp.ones(p.shape[-1])
+
+    slots = {
+        "tuple": arrays,
+        "pair": lambda p: pair(*arrays(p)),
+        "dict": lambda p: dict(zip(("row", "column"), arrays(p), strict=True)),
+    }
+    model = nnx.Linear(2, 2, rngs=nnx.Rngs(0))
+    optimizer = nnx.Optimizer(model, lift(Rule("mine", leaf, slots=slots)), wrt=nnx.Param)
+    for _ in range(3):
+        optimizer.update(model, nnx.state(model, nnx.Param))
+    for name in slots:
+        kernel = nnx.to_pure_dict(nnx.state(optimizer))["opt_state"][name]["kernel"]
+        assert sorted(float(x.max()) for x in jax.tree.leaves(kernel)) == [3.0, 4.0]
+
+
 def test_a_rule_can_use_the_norm_of_the_updates_so_far():
     normalized = Rule(
         "normalized",
@@ -279,3 +312,17 @@ def test_the_domain_of_a_hyperparameter_travels_with_the_state():
             optlab.replace_hyperparams(state, k=0.1)
         values = optlab.hyperparams(optlab.replace_hyperparams(state, b3=0.5))
         np.testing.assert_array_equal(values["b3"], np.full(values["b3"].shape, 0.5))
+
+
+def test_facts_and_slots_are_those_of_the_parameter_and_not_of_a_narrower_gradient():
+    types = []
+
+    def static(leaf):
+        types.append(leaf.dtype)
+        return str(leaf.dtype)
+
+    slots = {"mu": lambda p, facts: None if p.dtype == jnp.bfloat16 else jnp.zeros(())}
+    rule = Rule("mine", lambda g, slots, h, p, facts: (g, slots), slots=slots, static=static)
+    tx = lift(rule)
+    tx.update({"w": jnp.ones(3, jnp.bfloat16)}, tx.init({"w": jnp.ones(3)}), {"w": jnp.ones(3)})
+    assert set(types) == {jnp.dtype(jnp.float32)}

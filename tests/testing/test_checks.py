@@ -126,3 +126,11 @@ def test_bad_arguments_are_refused(arguments, message):
 def test_something_else_than_a_transformation_is_refused():
     with pytest.raises(ValueError, match="transformation must be an optax"):
         check_transformation(np.ones(3))
+
+
+@pytest.mark.parametrize("shapes", [{"w": (4, 3)}, {"v": (3, 3), "w": (3, 3)}])
+def test_leaves_of_one_shape_are_told_apart(shapes):
+    names = ["a_nan_is_not_hidden_and_does_not_spread", "a_none_gradient_leaves_its_slots_alone"]
+    names += ["a_foreign_state_is_an_error", "another_structure_is_an_error"]
+    report = check_transformation(optlab.adam(0.1), shapes=shapes, only=names)
+    assert len(report.outcomes) == len(names)
