@@ -5,6 +5,9 @@ type. `optlab.dialects` has the rules as other frameworks write them, `optlab.re
 float64; `optlab.lab` has the tools to choose between them.
 """
 
+from importlib import import_module
+from types import ModuleType
+
 from optlab import dialects, reference, rules, schedules
 from optlab._inspect import hyperparams, replace_hyperparams
 from optlab._tree import global_norm
@@ -40,6 +43,16 @@ from optlab.wrappers import (
     skip_nonfinite,
     stochastic_rounding,
 )
+
+_LATER = {"lab", "plots", "testing"}
+"""The rooms that are imported when they are first used, as they need more time or extras."""
+
+
+def __getattr__(name: str) -> ModuleType:
+    if name in _LATER:
+        return import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 __version__ = "0.1.0"
 

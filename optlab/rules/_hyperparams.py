@@ -1,9 +1,9 @@
 """Hyperparameters: fixed, scheduled, traced or replaced in the state, on one code path.
 
 The values in force live in the state. There they can be read and, where they are not scheduled,
-replaced. One law settles which value counts: *the last change wins*. The value in the state is used
-until the constructor's argument differs from the one seen at the update before, as happens when
-Optax's `inject_hyperparams` or a sweep builds the transformation anew in every step.
+replaced. The value in the state counts until the constructor's argument changes; then the argument
+counts. (An argument changes where Optax's `inject_hyperparams` or a sweep builds the transformation
+anew in every step.)
 
 A rule receives a decay rate β as a `Decay`, which holds what float32 would lose:
 
@@ -41,7 +41,7 @@ class Decay(NamedTuple):
         residue: β − value, which rounding took.
         complement: 1 − β.
         is_short: whether β < ½.
-        weight: 1 − β, or −β where β < ½; `average` needs it.
+        weight: what `average` multiplies (new − old) by; not for rules.
         correction: 1/(1 − Πβ) or 1/(1 − βᵗ), where the rule declared it.
     """
 

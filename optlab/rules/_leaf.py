@@ -64,8 +64,10 @@ def leaf_facts(who: str, path: Any, array: Any, axes: AxesOf | None) -> Leaf:
     if own is None:
         own = default_axes(name, shape)
     else:
-        if not isinstance(own, Axes):
-            _checks.fail(who, f"axes of {name} must be an optlab.rules.Axes or None", repr(own))
+        if not isinstance(own, Axes) or not all(isinstance(part, tuple) for part in own):
+            remedy = "write Axes(input=(0,), output=(1,)), say"
+            required = f"axes of {name} must be an optlab.rules.Axes of tuples, or None"
+            _checks.fail(who, required, repr(own), remedy)
         own = Axes(*(tuple(_positive(axis, len(shape)) for axis in part) for part in own))
         if sorted(sum(own, ())) != list(range(len(shape))):
             _checks.fail(

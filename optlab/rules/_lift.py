@@ -235,7 +235,7 @@ def _static(rule: Rule, path: Any, array: Any, axes: AxesOf | None) -> tuple[Has
     """Return what a rule knows of a leaf besides its arrays, as arguments for `leaf`."""
     if rule.static is None:
         return ()
-    facts = leaf_facts(rule.who, path, array, axes)
+    facts = leaf_facts(rule.who, path, array, axes or rule.axes)
     static = rule.static(facts)
     try:
         hash(static)
@@ -297,10 +297,21 @@ def _check_arithmetic(
             )
             scalars = jax.tree.map(partial(_cast, dtype=_dtype_within(param, param)), shared)
             slots = rule.slot_type(**own)
-            return _run_leaf([rule], (static,), None, param, param, [slots], [scalars])
+            parameter = param if rule.needs_params else None
+            return _run_leaf([rule], (static,), None, param, parameter, [slots], [scalars])
 
-        jax.eval_shape(one_update, _abstract(param), _abstract(own))
-        _sound.add(key)
+        try:
+            jax.eval_shape(one_update, _abstract(param), _abstract(own))
+        except (TypeError, AttributeError) as error:
+            unread = "" if rule.needs_params else ", or set needs_params where it reads p"
+            _checks.fail(
+                rule.who,
+                f"leaf, and once or across, must run on {leaves.describe(index)}",
+                f"{type(error).__name__}: {error}",
+                f"compare their arguments with those of optlab.rules.Rule{unread}",
+            )
+        if len(_sound) < 10_000:  # so that a long process does not gather rules for ever
+            _sound.add(key)
 
 
 def _identity(x: Any, depth: int = 4) -> Hashable:

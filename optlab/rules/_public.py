@@ -12,6 +12,7 @@ from typing import Any, Concatenate, ParamSpec
 
 import optax
 
+from optlab import _checks
 from optlab._types import Hyperparam
 from optlab.rules._lift import lift
 from optlab.rules._rule import Rule
@@ -116,7 +117,12 @@ def _public(
 
 
 def _as_list(rules: Rule | Sequence[Rule]) -> list[Rule]:
-    return [rules] if isinstance(rules, Rule) else list(rules)
+    if isinstance(rules, Rule):
+        return [rules]
+    if not isinstance(rules, list | tuple):
+        got = type(rules).__name__
+        _checks.fail("optimizer", "its function must return a Rule or a list of them", got)
+    return list(rules)
 
 
 def _parameters(rules: Callable[..., Any]) -> list[inspect.Parameter]:

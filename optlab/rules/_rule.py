@@ -14,7 +14,7 @@ from optlab import _checks
 from optlab._tree import compute_dtype
 from optlab._types import Array, ArrayLike, DTypeLike, Mask
 from optlab.rules._hyperparams import Hyperparams, Parameter
-from optlab.rules._leaf import Leaf
+from optlab.rules._leaf import AxesOf, Leaf
 from optlab.rules._state import RuleState, state_type
 
 InitSlot = Callable[..., Any]
@@ -88,20 +88,23 @@ class Rule:
             their last argument. Leaves with equal values share one compiled function.
         stacked: whether leaves of one shape and type are stacked and computed in one batch, which
             is faster for products of small matrices. `leaf` is still written for one array.
+        axes: (path, shape) → the `Axes` of a leaf, or None for `default_axes`, for `static`; a
+            constructor passes its own argument `axes` on. Those given to `lift` go first.
         complex: what happens to complex leaves. "parts": the real and the imaginary part are two
             real arrays. "whole": `leaf` receives the complex array. "refused": an error.
         fields: further scalars of the state that are neither slots nor hyperparameters, by name,
             each with a function that makes it.
         readable: those of `fields` that `optlab.hyperparams` reads, with their domains.
-        observe: in place of `once` for a rule that reacts to the run: (state, hyperparameters in
-            force, extra arguments of `update`) → (state, `scalars`).
+        observe: in place of `once` for a rule that reads extra arguments of `update`, such as a
+            loss: (state, hyperparameters in force, extra arguments) → (state, `scalars`).
         needs_params: whether `update` must be given the parameters.
-        after_update: whether `leaf` receives the parameter as it will be after the update so far.
+        after_update: whether `leaf` receives the parameter plus the update made so far, rounded to
+            the parameter's type, in place of the parameter.
         mask: which leaves the rule touches, as a tree of booleans or a function of the parameters;
             None for all. A leaf that the rule does not touch has no slots.
         kind: the rule's own name, which names the type of its state; `who` by default.
         counter: the state's field for the number of updates made: "count", or "step" for a rule
-            that stands beside a direction, so that `optax.tree.get(state, "count")` finds one.
+            that is no direction, such as a clip. So `optax.tree.get(state, "count")` finds one.
 
     Raises:
         ValueError: a hyperparameter is outside its domain, a name is declared twice or cannot name
@@ -116,6 +119,7 @@ class Rule:
     across: Callable[[Any, Array, Sequence[Array], Sequence[Array | None]], Any] | None = None
     reads: Sequence[str] = ()
     static: Callable[[Leaf], Hashable] | None = None
+    axes: AxesOf | None = None
     stacked: bool = False
     complex: Literal["parts", "whole", "refused"] = "parts"
     fields: Mapping[str, Callable[[], Array]] = field(default_factory=dict)
@@ -153,7 +157,13 @@ class Rule:
 
     def _check_kinds(self) -> None:
         """Require of each attribute what it must be."""
-        functions = {"leaf": self.leaf} | {f"fields[{n!r}]": f for n, f in self.fields.items()}
+        if not isinstance(self.who, str):
+            _checks.fail("Rule", "who must be the name that errors begin with", repr(self.who))
+        functions = {"leaf": self.leaf, "once": self.once}
+        functions |= {f"fields[{name!r}]": make for name, make in self.fields.items()}
+        for what in ("across", "static", "axes", "observe"):
+            if getattr(self, what) is not None:
+                functions[what] = getattr(self, what)
         for what in ("slots", "hyperparams"):
             if not isinstance(getattr(self, what), Mapping):
                 got = type(getattr(self, what)).__name__

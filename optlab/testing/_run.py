@@ -96,12 +96,13 @@ def check_transformation(
     """Check a transformation of optlab, of Optax or of your own.
 
     Each check has a name, a sentence that says what a failure means, and what usually mends it.
-    Checks that need a reference, hyperparameters or two devices run where these are there.
+    Checks that need a reference, hyperparameters or two devices run if you supply them.
 
     Args:
         transformation: the transformation, or the function that makes it from its arguments.
         name: what the report calls it; by default the function's name.
-        reference: the arithmetic of the direction in NumPy float64 for one array,
+        reference: the arithmetic of the direction in NumPy float64 for one array. Where a bias
+            correction has βᵗ, it takes the product of the values that β has had. Its form is
             (gradient, state, t, **arguments) → (update, state), with the state {} before the first
             update and t from 1. An argument `learning_rate` that it does not take makes it the
             direction of an optimizer, −α(u + λθ), with λ the argument `weight_decay`.
@@ -111,7 +112,8 @@ def check_transformation(
         shapes: names and shapes of the parameters to check on; by default a scalar and a (4, 3).
         rtol: the largest difference to the reference in float32, relative to a leaf's largest
             update.
-        squares: whether gradients beyond 2⁶³ count as 2⁶³.
+        squares: True for a rule that squares gradients: the reference then receives them clipped at
+            ±2⁶³.
         exempt: checks that do not hold, with the reason.
         only: names of the checks to run; by default all.
         on_failure: "raise" raises an AssertionError that holds the report; "report" returns it.
