@@ -11,7 +11,8 @@ project = "optlab"
 author = copyright = "The optlab authors"
 version = release = optlab.__version__
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "house_docstrings"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+extensions += ["house_docstrings", "registry_table"]
 exclude_patterns = ["_extensions", "_static"]
 myst_heading_anchors = 3
 

@@ -15,6 +15,7 @@ import optax
 import pytest
 
 from optlab import reference as ref
+from optlab import registry
 
 EXACT = {"rtol": 4e-15, "atol": 0}  # some twenty roundings of float64, 2.2e-16 each
 
@@ -484,10 +485,9 @@ def test_schedules_of_no_length_jump_to_the_end():
 # What holds for every sheet
 
 GRADIENT_RULES = [
-    (ref.scale_by_momentum, {"nesterov": True}),
-    (ref.scale_by_adagrad, {}),
-    (ref.scale_by_rmsprop, {"centered": True}),
-    (ref.scale_by_adam, {"nesterov": True, "amsgrad": True}),
+    (row.direction_reference, {**row.fixed, **sample})
+    for row in registry.DIRECTIONS.values()
+    for sample in row.samples
 ]
 OPTIMIZERS = [
     (ref.sgd, {}),
