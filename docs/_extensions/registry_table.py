@@ -1,4 +1,4 @@
-"""The directive `optimizers-table`: the registry's optimizers as a table, so that no page lists them."""
+"""The directive `optimizers-table`, which the registry fills, so that no page lists optimizers."""
 
 import inspect
 from typing import Any
