@@ -140,6 +140,15 @@ def test_a_bad_micro_batch_is_left_out_of_the_mean(bad):
     assert (int(state.micro_step), int(state.finite), int(state.skipped)) == (0, 0, 1)
 
 
+def test_the_mean_of_what_is_left_has_its_full_size():
+    # An optimizer whose step depends on the size, unlike Adam's first.
+    tx = optlab.accumulate(optlab.sgd(1.0), 2)
+    state = tx.init(jnp.zeros(()))
+    for g in (jnp.nan, 3.0):
+        update, state = tx.update(jnp.asarray(g), state)
+    assert float(update) == -3.0
+
+
 def test_a_bad_micro_batch_leaves_no_trace_in_later_windows():
     tx, step = compiled()
     for value in (np.nan, np.inf):
