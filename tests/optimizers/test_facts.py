@@ -71,6 +71,17 @@ def test_adagrad_divides_by_the_root_of_the_sum():
     np.testing.assert_allclose(seen, [-1.0, -1.8], rtol=4 * ULP)
 
 
+def test_compensated_adagrad_gathers_squares_that_rounding_takes():
+    # 1 + 2⁻²⁶ is 1 in float32, but 256 such squares are 32 steps of float32 at 1.
+    def body(state, g):
+        return tx.update(g, state)[1], None
+
+    for compensated, gathered in ((False, 0.0), (True, 2.0**-18)):
+        tx = optlab.scale_by_adagrad(1.0, compensated=compensated)
+        state, _ = jax.lax.scan(body, tx.init(jnp.zeros(())), jnp.full(256, 2.0**-13))
+        assert float(state.sum_of_squares) == 1 + gathered
+
+
 def test_rmsprop_divides_by_the_root_of_the_average():
     # s = 0.1·100 = 10, then 0.9·10 = 9: the second gradient is 0.
     seen, state = run(optlab.rmsprop(1.0, decay=0.9, eps=0.0), [10.0, 0.0])

@@ -156,6 +156,14 @@ def test_low_precision_moments_when_asked():
     assert state.hyperparams.dtype == jnp.float32
 
 
+def test_a_moment_beyond_its_narrow_type_ends_at_its_largest_number():
+    # 0.1·1e6 is beyond the range of float16. An infinite moment would never come back.
+    p = jnp.ones(3)
+    tx = optlab.scale_by_adam(mu_dtype=jnp.float16)
+    _, state = tx.update(1e6 * p, tx.init(p))
+    np.testing.assert_array_equal(state.mu, jnp.finfo(jnp.float16).max)
+
+
 def test_gradients_flow_to_a_hyperparameter():
     """Also where the state was made with the same value, as in a hypergradient's first step."""
     p = jnp.ones(3)

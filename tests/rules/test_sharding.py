@@ -115,6 +115,16 @@ def assert_placed_alike(old, new):
     assert new.sharding.is_equivalent_to(old.sharding, new.ndim)
 
 
+def test_slots_that_are_sharded_unlike_each_other_stay_where_they_are():
+    tx, mesh = optlab.scale_by_adam(), mesh_of(AxisType.Explicit)
+    with jax.set_mesh(mesh):
+        params = placed(mesh, P())
+        state = tx.init(params)
+        state = state._replace(mu=matrices_at(mesh, P("d"), state.mu))
+        _, new = jax.jit(tx.update)(params, state, params)
+    jax.tree.map(assert_placed_alike, state, new)
+
+
 def test_a_state_keeps_its_sharding_in_eager_updates():
     tx, mesh = TRANSFORMATIONS["lion"](), mesh_of(AxisType.Explicit)
     with jax.set_mesh(mesh):

@@ -140,6 +140,15 @@ def test_a_bad_micro_batch_is_left_out_of_the_mean(bad):
     assert (int(state.micro_step), int(state.finite), int(state.skipped)) == (0, 0, 1)
 
 
+def test_the_mean_of_what_is_left_has_its_full_size():
+    # An optimizer whose step depends on the size, unlike Adam's first.
+    tx = optlab.accumulate(optlab.sgd(1.0), 2)
+    state = tx.init(jnp.zeros(()))
+    for g in (jnp.nan, 3.0):
+        update, state = tx.update(jnp.asarray(g), state)
+    assert float(update) == -3.0
+
+
 def test_a_bad_micro_batch_leaves_no_trace_in_later_windows():
     tx, step = compiled()
     for value in (np.nan, np.inf):
@@ -281,7 +290,7 @@ def test_every_kth_call_of_a_long_scan_makes_a_step():
     made = np.flatnonzero(updates)
     np.testing.assert_array_equal(made, np.arange(6, 7001, 7))
     np.testing.assert_allclose(np.asarray(updates)[made], -1.0, rtol=1e-6)
-    assert optax.tree_utils.tree_get(state, "count") == 1000
+    assert optax.tree_utils.tree_get(state, "step") == 1000
     assert state.micro_step == 1
 
 
