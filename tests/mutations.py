@@ -346,15 +346,15 @@ FAULTS = (
     Fault(
         "slots_in_the_parameters_narrow_type",
         "rules/_rule.py",
-        "dtype=self.dtype or compute_dtype(param.dtype))",
-        "dtype=self.dtype or param.dtype)",
+        "dtype = param.dtype if is_complex else compute_dtype(param.dtype)",
+        "dtype = param.dtype",
         row("adam"),
     ),
     Fault(
         "slots_lose_the_sharding",
         "rules/_rule.py",
-        "jnp.full_like(param, self.value, dtype=self.dtype or compute_dtype(param.dtype))",
-        "jnp.full(param.shape, self.value, self.dtype or compute_dtype(param.dtype))",
+        "return jnp.full_like(param, self.value, dtype=dtype)",
+        "return jnp.full(param.shape, self.value, dtype)",
         row("adam", "sharded_equals_single_device"),
     ),
     Fault(
