@@ -13,6 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+pytestmark = pytest.mark.slow
+
 
 def _import_benchmarks():
     """Import the folder by its path, past any other `benchmarks`; optlab stays the installed."""

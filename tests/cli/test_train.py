@@ -53,6 +53,7 @@ def test_divergence_is_named(run):
     assert "Try: lower the rate" in out
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_from_its_checkpoints(run, tmp_path):
     kept = ["--checkpoints", "kept", "--tensorboard", "events", "--json"]
     short = json.loads(run(*QUICK, *kept)[1])

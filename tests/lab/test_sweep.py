@@ -97,6 +97,7 @@ def assert_same_curves(curves, other, evaluations=None):
 # A trial is a run
 
 
+@pytest.mark.slow
 def test_a_trial_is_the_run_that_train_makes_from_the_same_key():
     space = {"learning_rate": LogUniform(1e-3, 1e-1), "batch_size": Categorical((8,))}
     task = functools.partial(network, 7)

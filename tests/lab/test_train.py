@@ -123,7 +123,7 @@ def plain_loop(task, tx, steps, key, eval_every):
     [
         (noisy(), optlab.adam(optlab.schedules.cosine(0.1, 11))),
         (tasks.valley(), optax.sgd(0.005, momentum=0.9)),
-        (run_to_kill.task(), run_to_kill.optimizer()),
+        pytest.param(run_to_kill.task(), run_to_kill.optimizer(), marks=pytest.mark.slow),
     ],
     ids=["noisy-adam", "valley-optax", "batch_norm_and_dropout-every_third"],
 )
