@@ -290,7 +290,7 @@ def test_every_kth_call_of_a_long_scan_makes_a_step():
     made = np.flatnonzero(updates)
     np.testing.assert_array_equal(made, np.arange(6, 7001, 7))
     np.testing.assert_allclose(np.asarray(updates)[made], -1.0, rtol=1e-6)
-    assert optax.tree_utils.tree_get(state, "step") == 1000
+    assert optax.tree_utils.tree_get(state, "count") == 1000
     assert state.micro_step == 1
 
 
