@@ -671,5 +671,7 @@ def _check_like(rule: Rule, what: str, old: Array, new: Any) -> None:
             rule.who,
             f"leaf must return {what} with the shape {old.shape} and the type {old.dtype}",
             f"{new.shape} and {new.dtype}",
-            "a slot of another shape is declared by a function in slots",
+            "return it in the shape and the type of g"
+            if what == "the update"
+            else "declare a slot of another shape by a function in slots",
         )

@@ -103,7 +103,7 @@ def test_updates_can_be_exported_for_sizes_that_are_not_known_yet():
     expected = jax.jit(update)(params, tx.init(params), params)
     assert_same(start.call(params), tx.init(params))
     assert_same(exported.call(params, tx.init(params), params), expected)
-    pytest.importorskip("flatbuffers")  # what JAX needs to serialize, installed by few
+    pytest.importorskip("flatbuffers")  # what JAX serializes with; the extra `test` has it
     restored = jax.export.deserialize(exported.serialize())
     assert_same(restored.call(params, tx.init(params), params), expected)
 
@@ -126,7 +126,7 @@ MASK = {"w": True, "b": False}
 
 @pytest.mark.parametrize("name", EXPORTED)
 def test_functions_of_a_state_can_be_serialized(name):
-    pytest.importorskip("flatbuffers")  # what JAX needs to serialize, installed by few
+    pytest.importorskip("flatbuffers")  # what JAX serializes with; the extra `test` has it
     tx = EXPORTED[name]()
     state = tx.init(PARAMS)
     exported = jax.export.export(jax.jit(tx.update))(PARAMS, state, PARAMS)
