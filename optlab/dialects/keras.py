@@ -40,9 +40,10 @@ from optlab.optimizers._adagrad import adagrad_rule
 from optlab.optimizers._adam import adam_rule
 from optlab.optimizers._momentum import momentum_rules
 from optlab.optimizers._rmsprop import rmsprop_rule
-from optlab.rules import Rule, lift
+from optlab.rules import Rule, global_norm_clip, lift
 from optlab.rules import learning_rate as learning_rate_rule
-from optlab.transforms._clipping import clip_factors, global_norm_rule, times, value_rule
+from optlab.rules._norms import clip_factors, times
+from optlab.transforms._clipping import value_rule
 
 __all__ = ["adagrad", "adam", "adamw", "rmsprop", "sgd"]
 
@@ -284,12 +285,12 @@ def _adam(who, learning_rate, beta_1, beta_2, epsilon, amsgrad, weight_decay, cl
 
 
 def _leaf_norm_rule(who: str, clipnorm: Hyperparam) -> Rule:
-    """Return the rule that bounds the norm of each leaf, as `global_norm_rule` that of all."""
+    """Return the rule that bounds the norm of each leaf, as `global_norm_clip` that of all."""
 
     def leaf(g, slots, max_norm, p):
         return times(g, clip_factors([g], max_norm)), slots
 
-    rule = global_norm_rule(who, clipnorm)
+    rule = global_norm_clip(who, clipnorm)
     return replace(rule, across=None, once=lambda h, t: h.max_norm, leaf=leaf)
 
 
@@ -303,7 +304,7 @@ def _clip_rules(
     rules = {
         "clipnorm": _leaf_norm_rule,
         "clipvalue": value_rule,
-        "global_clipnorm": global_norm_rule,
+        "global_clipnorm": global_norm_clip,
     }
     bounds = {"clipnorm": clipnorm, "clipvalue": clipvalue, "global_clipnorm": global_clipnorm}
     wanted = {name: bound for name, bound in bounds.items() if bound is not None}

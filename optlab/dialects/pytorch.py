@@ -45,9 +45,10 @@ from optlab.optimizers._adagrad import adagrad_rule
 from optlab.optimizers._adam import adam_rule
 from optlab.optimizers._momentum import momentum_rules
 from optlab.optimizers._rmsprop import rmsprop_rule
-from optlab.rules import Rule, lift, number
+from optlab.rules import Rule, global_norm_clip, lift, number
 from optlab.rules import learning_rate as learning_rate_rule
-from optlab.transforms._clipping import clip_factors, global_norm_rule, value_rule
+from optlab.rules._norms import clip_factors
+from optlab.transforms._clipping import value_rule
 
 __all__ = [
     "adagrad",
@@ -344,7 +345,7 @@ def clip_grad_norm(max_norm: Hyperparam) -> optax.GradientTransformationExtraArg
     Raises:
         ValueError: the bound is negative or not finite.
     """
-    rule = global_norm_rule("dialects.pytorch.clip_grad_norm", max_norm)
+    rule = global_norm_clip("dialects.pytorch.clip_grad_norm", max_norm)
     return lift(
         replace(
             rule,

@@ -41,8 +41,14 @@ from optlab.rules._arithmetic import (
     visibly_bounded,
 )
 from optlab.rules._hyperparams import Decay, Parameter, decay, number
-from optlab.rules._leaf import Axes, Leaf, default_axes, describe_axes
+from optlab.rules._leaf import Axes, Leaf, default_axes, describe_axes, matrices
 from optlab.rules._lift import lift
+from optlab.rules._norms import (
+    global_norm_clip,
+    norm_of,
+    sum_of_norms,
+    times_ratio,
+)
 from optlab.rules._public import direction, optimizer
 from optlab.rules._rule import Rule, slot
 from optlab.rules._steps import learning_rate, weight_decay
@@ -74,8 +80,11 @@ __all__ = [
     "describe_axes",
     "direction",
     "fail",
+    "global_norm_clip",
     "learning_rate",
     "lift",
+    "matrices",
+    "norm_of",
     "number",
     "optimizer",
     "root",
@@ -83,6 +92,8 @@ __all__ = [
     "saturated",
     "scaled_norm",
     "slot",
+    "sum_of_norms",
+    "times_ratio",
     "visibly_bounded",
     "weight_decay",
 ]

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from optlab import _checks
 from optlab._types import Tree
@@ -33,12 +34,14 @@ class Leaf:
         shape: of the parameter.
         dtype: of the parameter.
         axes: which axes are input, output and batch.
+        masks: the names of those of `Rule.masks` that let the leaf through.
     """
 
     path: str
     shape: tuple[int, ...]
     dtype: Any
     axes: Axes
+    masks: frozenset[str] = frozenset()
 
 
 AxesOf = Callable[[str, tuple[int, ...]], Axes | None]
@@ -57,7 +60,13 @@ def default_axes(path: str, shape: tuple[int, ...]) -> Axes:
     return Axes(input=tuple(range(len(shape) - 1)), output=(len(shape) - 1,))
 
 
-def leaf_facts(who: str, path: Any, array: Any, axes: AxesOf | None) -> Leaf:
+def leaf_facts(
+    who: str,
+    path: Any,
+    array: Any,
+    axes: AxesOf | None,
+    masks: frozenset[str] = frozenset(),
+) -> Leaf:
     """Return the static facts of a leaf; require that its axes are each named once."""
     name, shape = path_name(path), tuple(array.shape)
     own = axes(name, shape) if axes is not None else None
@@ -76,11 +85,20 @@ def leaf_facts(who: str, path: Any, array: Any, axes: AxesOf | None) -> Leaf:
                 repr(own),
                 "add the missing axes to input, output or batch",
             )
-    return Leaf(name, shape, array.dtype, own)
+    return Leaf(name, shape, array.dtype, own, masks)
 
 
 def _positive(axis: int, ndim: int) -> int:
     return axis + ndim if axis < 0 else axis
+
+
+def matrices(params: Tree) -> Tree:
+    """Return a mask of the arrays with two axes or more.
+
+    These are kernels and embeddings, but neither biases nor the scales of norms. Where layers are
+    stacked, their biases have two axes, too: name what you mean by its path then.
+    """
+    return jax.tree.map(lambda array: np.ndim(array) >= 2, params)
 
 
 def path_name(path: Any) -> str:

@@ -25,7 +25,11 @@ _RATE = "learning_rate: α ≥ 0, a number, an array or a schedule of the update
 
 
 def direction(
-    name: str, rules: Callable[Concatenate[str, P], Rule | Sequence[Rule]], **defaults: Any
+    name: str,
+    rules: Callable[Concatenate[str, P], Rule | Sequence[Rule]],
+    *,
+    like: Sequence[Callable[..., Any]] = (),
+    **defaults: Any,
 ) -> Callable[P, Transformation]:
     """Return the public function of a direction.
 
@@ -33,6 +37,7 @@ def direction(
         name: the name of the function; errors begin with it.
         rules: (name, *hyperparameters) → the rule, or a sequence of rules that act one after the
             other.
+        like: functions whose docstrings describe the arguments that `rules` does not describe.
         **defaults: defaults of hyperparameters where they differ from those of `rules`.
 
     Returns:
@@ -47,7 +52,8 @@ def direction(
         parameter.replace(default=defaults.get(parameter.name, parameter.default))
         for parameter in _parameters(rules)
     ]
-    return _public(name, rules, parameters, make, "A transformation that makes a direction.")
+    returns = "A transformation that makes a direction."
+    return _public(name, rules, parameters, make, returns, like)
 
 
 def optimizer(
@@ -62,7 +68,8 @@ def optimizer(
     Args:
         name: the name of the function; errors begin with it.
         rules: (name, *hyperparameters) → the rule, or a sequence of rules that act one after the
-            other.
+            other. If `learning_rate` is among the hyperparameters, the sequence is the whole
+            optimizer: `rules` then decides where the learning rate acts, and whether one is needed.
         summary: the first line of the docstring, in place of that of `rules`.
         like: functions whose docstrings describe the arguments that `rules` does not describe.
 
@@ -70,8 +77,12 @@ def optimizer(
         (learning_rate, *hyperparameters) → an `optax.GradientTransformationExtraArgs`.
     """
     with_any: Callable[..., Rule | Sequence[Rule]] = rules
+    parameters = _parameters(rules)
+    takes_rate = any(parameter.name == "learning_rate" for parameter in parameters)
 
     def make(arguments: inspect.BoundArguments) -> list[Rule]:
+        if takes_rate:
+            return _as_list(with_any(name, *arguments.args, **arguments.kwargs))
         rate, *others = arguments.args
         return [
             *_as_list(with_any(name, *others, **arguments.kwargs)),
@@ -81,8 +92,11 @@ def optimizer(
     rate = inspect.Parameter(
         "learning_rate", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation="Hyperparam"
     )
-    returns = "The optimizer; its state is the tuple of its rules' states, that of the rate last."
-    return _public(name, rules, [rate, *_parameters(rules)], make, returns, like, summary)
+    returns = "The optimizer; its state is the tuple of its rules' states"
+    if takes_rate:
+        return _public(name, rules, parameters, make, f"{returns}.", like, summary)
+    returns += ", that of the rate last."
+    return _public(name, rules, [rate, *parameters], make, returns, like, summary)
 
 
 def _public(

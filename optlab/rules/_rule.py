@@ -84,8 +84,8 @@ class Rule:
         reads: names of hyperparameters of an earlier rule in the same lift. They are appended to
             the ones that `once` receives.
         static: what `leaf` must know of a leaf besides its arrays: (a `Leaf` with its path, shape,
-            type and axes) → a hashable value, which `leaf` and the functions in `slots` receive as
-            their last argument. Leaves with equal values share one compiled function.
+            type, axes and masks) → a hashable value, which `leaf` and the functions in `slots`
+            receive as their last argument. Leaves with equal values share one compiled function.
         stacked: whether leaves of one shape and type are stacked and computed in one batch, which
             is faster for products of small matrices. `leaf` is still written for one array.
         axes: (path, shape) → the `Axes` of a leaf, or None for `default_axes`, for `static`; a
@@ -102,6 +102,8 @@ class Rule:
             the parameter's type, in place of the parameter.
         mask: which leaves the rule touches, as a tree of booleans or a function of the parameters;
             None for all. A leaf that the rule does not touch has no slots.
+        masks: further masks by name, for parts of the arithmetic. `static` finds the names of those
+            that let a leaf through in `Leaf.masks`.
         kind: the rule's own name, which names the type of its state; `who` by default.
         counter: the state's field for the number of updates made: "count", or "step" for a rule
             that is no direction, such as a clip. So `optax.tree.get(state, "count")` finds one.
@@ -128,6 +130,7 @@ class Rule:
     needs_params: bool = False
     after_update: bool = False
     mask: Mask | None = None
+    masks: Mapping[str, Mask | None] = field(default_factory=dict)
     kind: str = ""
     counter: Literal["count", "step"] = "count"
     settled: Hyperparams = field(init=False, repr=False)

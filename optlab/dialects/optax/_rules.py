@@ -22,10 +22,10 @@ from optlab.optimizers._adam import adam_rule
 from optlab.optimizers._lion import lion_rule
 from optlab.optimizers._momentum import momentum_rules
 from optlab.optimizers._rmsprop import rmsprop_rule
-from optlab.rules import Rule, scaled_norm
+from optlab.rules import Rule, global_norm_clip, scaled_norm
 from optlab.rules import learning_rate as learning_rate_rule
 from optlab.rules import weight_decay as weight_decay_rule
-from optlab.transforms._clipping import global_norm_rule, value_rule
+from optlab.transforms._clipping import value_rule
 
 __all__ = [
     "adagrad",
@@ -110,7 +110,7 @@ def _clip_rule(who: str, max_norm: Hyperparam) -> Rule:
         factor = h.max_norm / jnp.where(below, 1.0, norm)
         return jnp.where(below, 1.0, scale), jnp.where(below, 1.0, factor)
 
-    return replace(global_norm_rule(who, max_norm), across=across)
+    return replace(global_norm_clip(who, max_norm), across=across)
 
 
 # Optimizers
