@@ -3,6 +3,8 @@
 from optlab.optimizers._adagrad import adagrad, scale_by_adagrad
 from optlab.optimizers._adam import adam, scale_by_adam
 from optlab.optimizers._adamw import adamw
+from optlab.optimizers._lamb import lamb, scale_by_lamb
+from optlab.optimizers._lars import lars, scale_by_lars
 from optlab.optimizers._lion import lion, scale_by_lion
 from optlab.optimizers._momentum import scale_by_momentum
 from optlab.optimizers._rmsprop import rmsprop, scale_by_rmsprop
@@ -12,10 +14,14 @@ __all__ = [
     "adagrad",
     "adam",
     "adamw",
+    "lamb",
+    "lars",
     "lion",
     "rmsprop",
     "scale_by_adagrad",
     "scale_by_adam",
+    "scale_by_lamb",
+    "scale_by_lars",
     "scale_by_lion",
     "scale_by_momentum",
     "scale_by_rmsprop",

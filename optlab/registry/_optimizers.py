@@ -4,7 +4,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from optlab import optimizers, reference
-from optlab.registry._row import Arrays, Row, TreeReference, number_errors, of_descent
+from optlab.registry._row import (
+    Arrays,
+    Row,
+    TreeReference,
+    number_errors,
+    of_descent,
+    of_direction,
+)
 
 RATE = {"learning_rate": (0.1, 0.05)}
 ADAM = {"b1": (0.9, 0.5), "b2": (0.999, 0.9), "eps": (1e-8, 0.1), "eps_root": (0.0, 0.1)}
@@ -39,6 +46,49 @@ def _of_optimizer(rule: Callable[..., Any]) -> TreeReference:
         return [new - p for (new, _), p in zip(pairs, params, strict=True)], [s for _, s in pairs]
 
     return tree_reference
+
+
+def _lars(
+    gradients: Arrays,
+    params: Arrays,
+    state: Any,
+    t: int,
+    *,
+    learning_rate: float,
+    momentum: float = 0.9,
+    nesterov: bool = False,
+    rate_in_velocity: bool = True,
+    max_grad_norm: float | None = None,
+    **hyperparams: Any,
+):
+    if max_grad_norm is not None:
+        gradients = reference.clip_by_global_norm(gradients, max_grad_norm)
+    directions, _ = of_direction(reference.scale_by_lars, True)(
+        gradients, params, None, t, **hyperparams
+    )
+    inside, outside = (-learning_rate, 1) if rate_in_velocity else (1, -learning_rate)
+    steps, state = of_direction(reference.scale_by_momentum)(
+        [inside * u for u in directions], params, state, t, momentum=momentum, nesterov=nesterov
+    )
+    return [outside * s for s in steps], state
+
+
+def _lamb(
+    gradients: Arrays,
+    params: Arrays,
+    state: Any,
+    t: int,
+    *,
+    learning_rate: float,
+    **hyperparams: Any,
+):
+    directions, state = of_direction(reference.scale_by_lamb, True)(
+        gradients, params, state, t, **hyperparams
+    )
+    return [-learning_rate * u for u in directions], state
+
+
+_NORM_OF_BOTH = {"complex_equals_two_reals": "its norm is that of both parts"}
 
 
 OPTIMIZERS: Mapping[str, Row] = {
@@ -166,6 +216,82 @@ OPTIMIZERS: Mapping[str, Row] = {
                 "extreme_gradients_match_reference": "the sign of a number that counts as 0 is 0",
                 "a_million_updates_keep_to_the_reference": "the sign jumps where a momentum "
                 "passes through 0, so that one rounding can move an update by 2",
+            },
+        ),
+        Row(
+            name="lars",
+            summary="v ← μv + αξ‖θ‖/(‖g‖ + λ‖θ‖)·(g + λθ); θ ← θ − v, norms of each array",
+            constructor=optimizers.lars,
+            reference=_lars,
+            direction=optimizers.scale_by_lars,
+            direction_reference=reference.scale_by_lars,
+            direction_needs_params=True,
+            # With ε = 0 a gradient that counts as 0 has the ratio 1, and any other a large one.
+            samples=(
+                {"eps": 1e-8},
+                {
+                    "eps": 1e-3,
+                    "weight_decay": 0.1,
+                    "weight_decay_mask": True,
+                    "trust_ratio_mask": True,
+                    "nesterov": True,
+                },
+                {
+                    "eps": 1e-8,
+                    "weight_decay": 0.1,
+                    "norm_of_sum": True,
+                    "rate_in_velocity": False,
+                    "max_trust_ratio": 0.002,
+                    "max_grad_norm": 5.0,
+                },
+            ),
+            hyperparams=RATE
+            | {
+                "weight_decay": (0.0, 0.1),
+                "trust_coefficient": (0.001, 0.1),
+                "eps": (1e-8, 0.1),
+                "momentum": (0.9, 0.5),
+            },
+            errors=(
+                ({**NESTEROV[0], "momentum": None}, NESTEROV[1]),
+                *flag_errors("norm_of_sum", "rate_in_velocity"),
+                *number_errors("max_trust_ratio"),
+            ),
+            needs_params=True,
+            layerwise=True,
+            drift=(2.5e-7, 3e-7, 4e-7),
+            exempt=_NORM_OF_BOTH,
+        ),
+        Row(
+            name="lamb",
+            summary="r = m̂/(√v̂ + ε) + λθ; θ ← θ − α‖θ‖/‖r‖·r, norms of each array",
+            constructor=optimizers.lamb,
+            reference=_lamb,
+            direction=optimizers.scale_by_lamb,
+            direction_reference=reference.scale_by_lamb,
+            direction_needs_params=True,
+            # Without decay the direction of gradients that count as 0 is 0, and of others large.
+            samples=(
+                {"weight_decay": 0.1},
+                {
+                    "weight_decay": 0.3,
+                    "b1": 0.0,
+                    "b2": 0.5,
+                    "eps": 0.1,
+                    "eps_root": 0.01,
+                    "mask": True,
+                    "max_trust_ratio": 5.0,
+                },
+            ),
+            hyperparams=RATE | ADAM | {"eps": (1e-6, 0.1), "weight_decay": (0.1, 0.2)},
+            errors=number_errors("max_trust_ratio"),
+            needs_params=True,
+            layerwise=True,
+            squares=True,
+            drift=(8e-7, 4e-7),
+            exempt={
+                **_NORM_OF_BOTH,
+                "zero_gradient_is_a_no_op": "decay moves the parameters",
             },
         ),
     )

@@ -127,7 +127,7 @@ def test_masked_leaves_pass_through_untouched(name):
     chex.assert_trees_all_equal(part(updates, "dense"), alone)
 
 
-@every_row
+@pytest.mark.parametrize("name", [name for name, row in ROWS.items() if not row.layerwise])
 def test_flattening_changes_nothing(name):
     tx = MAKERS[name]()
     _, after, _ = walk(optax.flatten(tx))
@@ -333,6 +333,15 @@ AGREEING = {
     "lion-decayed": (
         optlab.lion(0.01, 0.8, 0.9, weight_decay=0.5),
         optax.lion(0.01, 0.8, 0.9, weight_decay=0.5),
+    ),
+    # Optax's norm is that of the sum, and its masks let all arrays through.
+    "lars": (
+        optlab.lars(cut, 0.1, True, 0.05, 1e-3, True, norm_of_sum=True, nesterov=True),
+        optax.lars(cut, 0.1, True, 0.05, 1e-3, True, nesterov=True),
+    ),
+    "lamb": (
+        optlab.lamb(0.01, weight_decay=0.1, mask=True, trust_ratio_mask=True),
+        optax.lamb(0.01, weight_decay=0.1),
     ),
     "clipped": (
         optax.chain(optlab.clip_by_global_norm(1.0), optlab.clip_by_value(0.2), optlab.sgd(0.01)),
