@@ -41,9 +41,12 @@ from optlab.rules._arithmetic import (
     visibly_bounded,
 )
 from optlab.rules._hyperparams import Decay, Parameter, decay, number
-from optlab.rules._leaf import Axes, Leaf, default_axes, describe_axes
+from optlab.rules._leaf import AxesChoice, Leaf
 from optlab.rules._lift import lift
+from optlab.rules._matrices import from_matrices, matrices
+from optlab.rules._patterns import paths_matching, paths_not_matching
 from optlab.rules._public import direction, optimizer
+from optlab.rules._roles import Axes, Meaning, default_axes, meaning
 from optlab.rules._rule import Rule, slot
 from optlab.rules._steps import learning_rate, weight_decay
 
@@ -56,9 +59,11 @@ __all__ = [
     "POSITIVE",
     "UNIT",
     "Axes",
+    "AxesChoice",
     "Decay",
     "Domain",
     "Leaf",
+    "Meaning",
     "Parameter",
     "Rule",
     "accumulate",
@@ -71,13 +76,17 @@ __all__ = [
     "check_number",
     "decay",
     "default_axes",
-    "describe_axes",
     "direction",
     "fail",
+    "from_matrices",
     "learning_rate",
     "lift",
+    "matrices",
+    "meaning",
     "number",
     "optimizer",
+    "paths_matching",
+    "paths_not_matching",
     "root",
     "round_to",
     "saturated",
