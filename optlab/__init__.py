@@ -9,6 +9,7 @@ from importlib import import_module
 from types import ModuleType
 
 from optlab import dialects, reference, rules, schedules
+from optlab._describe import describe
 from optlab._inspect import hyperparams, replace_hyperparams
 from optlab._tree import global_norm
 from optlab.optimizers import (
@@ -69,6 +70,7 @@ __all__ = [
     "averaged_params",
     "clip_by_global_norm",
     "clip_by_value",
+    "describe",
     "dialects",
     "dynamic_loss_scale",
     "global_norm",

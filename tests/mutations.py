@@ -409,8 +409,8 @@ FAULTS = (
     Fault(
         "the_mask_is_ignored",
         "rules/_lift.py",
-        "self._touched = leaves.mask(rule.mask, params)",
-        "self._touched = leaves.mask(None, params)",
+        "touched = leaves.mask(rule.mask, params)",
+        "touched = leaves.mask(None, params)",
         "tests/rules/test_trees.py",
     ),
     Fault(

@@ -26,6 +26,7 @@ ROOMS = {
     "_tree": ["_checks"],
     "rules": ["_tree"],
     "_inspect": ["rules"],
+    "_describe": ["_inspect"],
     "schedules": ["_tree"],
     "transforms": ["rules"],
     "optimizers": ["rules"],
@@ -40,7 +41,16 @@ ROOMS = {
     "cli": ["registry", "plots", "dialects", "_expressions"],
     "__main__": ["cli"],
     # optlab/__init__.py
-    "": ["optimizers", "transforms", "wrappers", "dialects", "schedules", "reference", "_inspect"],
+    "": [
+        "optimizers",
+        "transforms",
+        "wrappers",
+        "dialects",
+        "schedules",
+        "reference",
+        "_inspect",
+        "_describe",
+    ],
 }
 CORE = {"jax", "numpy", "optax"}
 EXTRAS = {"flax", "matplotlib", "rich", "scipy", "sklearn"}
@@ -134,7 +144,7 @@ def test_every_public_rule_has_a_row_and_every_row_is_public():
     kinds = (registry.OPTIMIZERS, registry.DIRECTIONS, registry.TRANSFORMATIONS, registry.WRAPPERS)
     rows = [row for rows in kinds for row in rows.values()]
     rooms = {"dialects", "reference", "rules", "schedules"}
-    helpers = {"averaged_params", "global_norm", "hyperparams", "loss_scale"}
+    helpers = {"averaged_params", "describe", "global_norm", "hyperparams", "loss_scale"}
     helpers |= {"replace_hyperparams", "skip_counts"}
     assert {row.constructor.__name__ for row in rows} == set(optlab.__all__) - helpers - rooms
     not_schedules = {"Curve", "OneCycle", "epochs_to_steps"}

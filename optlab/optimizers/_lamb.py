@@ -6,10 +6,10 @@
 m̂ and v̂ are Adam's, λ is `weight_decay`, lr `learning_rate`. Norms are those of one array. The ratio
 ‖θ‖/‖r‖ is 1 where one of them is 0.
 
-Arrays with fewer than two axes, as biases and the scales of norms are, take Adam's step lr · r by
-default, neither adapted nor decayed, as in the trainings of BERT by which LAMB is known. Norms that
-start at 0 or 1 say nothing of the size of a good step. Optax and the paper's algorithm adapt and
-decay all arrays: `mask=True, trust_ratio_mask=True`.
+By default biases and the scales of norms take Adam's step lr · r, neither adapted nor decayed, as
+in the trainings of BERT by which LAMB is known. Their norms start at 0 or grow from there, and say
+nothing of the size of a good step. Optax and the paper's algorithm adapt and decay all arrays:
+`mask=True, trust_ratio_mask=True`.
 
 Bias is removed, as in the paper's first versions and everywhere today. The paper bounds ‖θ‖ by a
 function φ; here `max_trust_ratio` bounds the ratio (1 is LAMBC). NVIDIA's implementation divides
@@ -27,7 +27,7 @@ from optlab.rules import (
     Rule,
     direction,
     global_norm_clip,
-    matrices,
+    linear_maps,
     norm_of,
     number,
     optimizer,
@@ -76,16 +76,16 @@ def lamb_rules(
     Args:
         weight_decay: λ ≥ 0; the decay is part of r, and of its norm.
         mask: which parameters are decayed: booleans in their structure or a prefix of it, or a
-            function of the parameters returning them; None for arrays with two axes or more, True
-            for all.
+            function of the parameters returning them; None for `rules.linear_maps`, which leaves
+            out biases and norms, True for all.
         trust_ratio_mask: which parameters are adapted, as `mask`; the others take r as it is.
         max_trust_ratio: what the ratio is bounded by, ≥ 0; None for no bound.
     """
     return [
         adam_rule(who, b1, b2, eps, eps_root),
-        weight_decay_rule(who, weight_decay, matrices if mask is None else mask),
+        weight_decay_rule(who, weight_decay, linear_maps if mask is None else mask),
         trust_ratio_rule(
-            who, max_trust_ratio, matrices if trust_ratio_mask is None else trust_ratio_mask
+            who, max_trust_ratio, linear_maps if trust_ratio_mask is None else trust_ratio_mask
         ),
     ]
 

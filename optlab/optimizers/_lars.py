@@ -9,10 +9,10 @@
 ξ is `trust_coefficient`, λ `weight_decay`, μ `momentum`, lr `learning_rate`; v is `velocity` and
 starts at 0. Norms are those of one array. The ratio r is 1 where the weights or the gradient are 0.
 
-The paper adapts all arrays. Here arrays with fewer than two axes, as biases and the scales of norms
-are, take the plain step lr · g by default, neither adapted nor decayed. So do all large-batch
-trainings that have been published since. Their norms start at 0 or 1 and say nothing of the size of
-a good step. `trust_ratio_mask` and `weight_decay_mask` choose otherwise, True for all arrays.
+The paper adapts all arrays. Here biases and the scales of norms take the plain step lr · g by
+default, neither adapted nor decayed, as in the large-batch trainings since. Their norms start at 0
+or grow from there, and say nothing of the size of a good step. `trust_ratio_mask` and
+`weight_decay_mask` choose otherwise, True for all arrays.
 
 Optax differs in d, which is that of `norm_of_sum`, and in the masks, which are True by default.
 The rate stands inside the velocity, as in the paper and in Optax: a change of rate acts on new
@@ -33,7 +33,7 @@ from optlab.rules import (
     check_flag,
     direction,
     global_norm_clip,
-    matrices,
+    linear_maps,
     norm_of,
     number,
     optimizer,
@@ -59,8 +59,8 @@ def lars_rule(
     Args:
         weight_decay: λ ≥ 0, of an L2 penalty ½λ‖θ‖².
         weight_decay_mask: which parameters are decayed: booleans in their structure or a prefix of
-            it, or a function of the parameters returning them; None for arrays with two axes or
-            more, True for all.
+            it, or a function of the parameters returning them; None for `rules.linear_maps`, which
+            leaves out biases and norms, True for all.
         trust_coefficient: ξ ≥ 0, the share of ‖θ‖ that a step of rate 1 has.
         eps: ≥ 0, in the unit of the gradients' norm.
         trust_ratio_mask: which parameters are adapted, as `weight_decay_mask`; the others take
@@ -105,7 +105,7 @@ def lars_rule(
             **bounds,
         },
         static=lambda facts: facts.masks,
-        masks={name: matrices if mask is None else mask for name, mask in masks.items()},
+        masks={name: linear_maps if mask is None else mask for name, mask in masks.items()},
         needs_params=True,
         complex="whole",
     )
@@ -135,6 +135,15 @@ def _lars(
         rate_in_velocity: whether the velocity holds the rate, or is multiplied by it.
         max_grad_norm: bound on the norm of all gradients together, before anything else; None for
             no bound.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, optlab
+        >>> body = optlab.rules.paths_not_matching("bias", "head")
+        >>> tx = optlab.lars(1.0, weight_decay_mask=body, trust_ratio_mask=body)
+        >>> params = {"bias": jnp.ones(2), "head": jnp.ones((2, 3)), "kernel": jnp.ones((2, 2))}
+        >>> updates, _ = tx.update(params, tx.init(params), params)
+        >>> jax.tree.map(lambda u: round(float(u.mean()), 4), updates)
+        {'bias': -1.0, 'head': -1.0, 'kernel': -0.001}
     """
     clip = []
     if max_grad_norm is not None:

@@ -41,15 +41,18 @@ from optlab.rules._arithmetic import (
     visibly_bounded,
 )
 from optlab.rules._hyperparams import Decay, Parameter, decay, number
-from optlab.rules._leaf import Axes, Leaf, default_axes, describe_axes, matrices
+from optlab.rules._leaf import AxesChoice, Leaf, linear_maps
 from optlab.rules._lift import lift
+from optlab.rules._matrices import from_matrices, matrices
 from optlab.rules._norms import (
     global_norm_clip,
     norm_of,
     sum_of_norms,
     times_ratio,
 )
+from optlab.rules._patterns import paths_matching, paths_not_matching
 from optlab.rules._public import direction, optimizer
+from optlab.rules._roles import Axes, Meaning, default_axes, meaning
 from optlab.rules._rule import Rule, slot
 from optlab.rules._steps import learning_rate, weight_decay
 
@@ -62,9 +65,11 @@ __all__ = [
     "POSITIVE",
     "UNIT",
     "Axes",
+    "AxesChoice",
     "Decay",
     "Domain",
     "Leaf",
+    "Meaning",
     "Parameter",
     "Rule",
     "accumulate",
@@ -77,16 +82,20 @@ __all__ = [
     "check_number",
     "decay",
     "default_axes",
-    "describe_axes",
     "direction",
     "fail",
+    "from_matrices",
     "global_norm_clip",
     "learning_rate",
     "lift",
+    "linear_maps",
     "matrices",
+    "meaning",
     "norm_of",
     "number",
     "optimizer",
+    "paths_matching",
+    "paths_not_matching",
     "root",
     "round_to",
     "saturated",

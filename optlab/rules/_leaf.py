@@ -1,28 +1,15 @@
 """What is known of a leaf besides its numbers: its path, and which of its axes are a matrix."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 
 from optlab import _checks
 from optlab._types import Tree
-
-
-class Axes(NamedTuple):
-    """Which axes of an array are the input, the output and the batch of a linear map.
-
-    Attributes:
-        input: the axes that are summed over when the map is applied.
-        output: the axes that the result has.
-        batch: the axes that count independent maps, as of stacked layers or of experts.
-    """
-
-    input: tuple[int, ...] = ()
-    output: tuple[int, ...] = ()
-    batch: tuple[int, ...] = ()
+from optlab.rules._roles import Axes, Meaning, meaning, size
 
 
 @dataclass(frozen=True)
@@ -33,7 +20,9 @@ class Leaf:
         path: the names on the way to it, such as "layers/0/kernel".
         shape: of the parameter.
         dtype: of the parameter.
-        axes: which axes are input, output and batch.
+        axes: which axes are input, output and batch; those that were asked for, or by its names.
+        names: what its names say of it.
+        asked: whether its axes were asked for.
         masks: the names of those of `Rule.masks` that let the leaf through.
     """
 
@@ -41,23 +30,26 @@ class Leaf:
     shape: tuple[int, ...]
     dtype: Any
     axes: Axes
+    names: Meaning
+    asked: bool = False
     masks: frozenset[str] = frozenset()
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether it is a linear map, hidden or not."""
+        return bool(self.axes.input and self.axes.output)
+
+    @property
+    def is_hidden_matrix(self) -> bool:
+        """Whether it is a linear map, and no embedding, head or input unless asked for."""
+        return self.is_linear and (self.asked or self.names.role == "matrix")
 
 
 AxesOf = Callable[[str, tuple[int, ...]], Axes | None]
 """(path, shape) → the axes of a leaf, or None for `default_axes`."""
 
-
-def default_axes(path: str, shape: tuple[int, ...]) -> Axes:
-    """Return the axes by Flax's convention: the last is the output, all others are the input.
-
-    That holds for a dense kernel (in, out) and for a convolution's (height, width, in, out). An
-    array with fewer than two axes has none. No axis is taken for a batch: name the batch axes of
-    stacked layers yourself.
-    """
-    if len(shape) < 2:
-        return Axes()
-    return Axes(input=tuple(range(len(shape) - 1)), output=(len(shape) - 1,))
+AxesChoice = AxesOf | Mapping[str, Axes]
+"""The axes of some leaves, by a function or by patterns of paths; those of the others by name."""
 
 
 def leaf_facts(
@@ -69,36 +61,66 @@ def leaf_facts(
 ) -> Leaf:
     """Return the static facts of a leaf; require that its axes are each named once."""
     name, shape = path_name(path), tuple(array.shape)
+    by_name = meaning(name, shape)
     own = axes(name, shape) if axes is not None else None
     if own is None:
-        own = default_axes(name, shape)
-    else:
-        if not isinstance(own, Axes) or not all(isinstance(part, tuple) for part in own):
-            remedy = "write Axes(input=(0,), output=(1,)), say"
-            required = f"axes of {name} must be an optlab.rules.Axes of tuples, or None"
-            _checks.fail(who, required, repr(own), remedy)
-        own = Axes(*(tuple(_positive(axis, len(shape)) for axis in part) for part in own))
-        if sorted(sum(own, ())) != list(range(len(shape))):
-            _checks.fail(
-                who,
-                f"axes of {name} must name each axis of the shape {shape} once",
-                repr(own),
-                "add the missing axes to input, output or batch",
-            )
-    return Leaf(name, shape, array.dtype, own, masks)
+        return Leaf(name, shape, array.dtype, by_name.axes, by_name, masks=masks)
+    own = _checked(who, name, shape, own)
+    return Leaf(name, shape, array.dtype, own, by_name, asked=True, masks=masks)
 
 
-def _positive(axis: int, ndim: int) -> int:
-    return axis + ndim if axis < 0 else axis
+def _checked(who: str, name: str, shape: tuple[int, ...], own: Any) -> Axes:
+    """Require axes that exist and are named once; return them counted from the front."""
+    if not isinstance(own, Axes) or not all(isinstance(part, tuple) for part in own):
+        remedy = "write Axes(input=(0,), output=(1,)), say"
+        required = f"axes of {name} must be an optlab.rules.Axes of tuples, or None"
+        _checks.fail(who, required, repr(own), remedy)
+    if own == Axes():
+        return own
+    ndim, split = len(shape), own.split
+
+    def from_front(part: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(axis + ndim if axis < 0 else axis for axis in part)
+
+    named = Axes(from_front(own.input), from_front(own.output), from_front(own.batch), split)
+    if sorted(named.input + named.output + named.batch) != list(range(ndim)):
+        _checks.fail(
+            who,
+            f"axes of {name} must name each axis of the shape {shape} once",
+            repr(own),
+            "name every axis once, as input, output or batch; Axes() for no linear map",
+        )
+    if bool(named.input) != bool(named.output):
+        _checks.fail(
+            who,
+            f"axes of {name} must have both an input and an output",
+            repr(own),
+            "name both; Axes() for no linear map",
+        )
+    width = size(shape, named.output)
+    if split and (min(split) < 1 or sum(split) != width):
+        _checks.fail(
+            who,
+            f"split of {name} must hold sizes >= 1 that add up to its output, {width}",
+            repr(split),
+        )
+    return named
 
 
-def matrices(params: Tree) -> Tree:
-    """Return a mask of the arrays with two axes or more.
+def linear_maps(params: Tree) -> Tree:
+    """Return a mask of kernels and embeddings, which leaves out biases and whatever is of a norm.
 
-    These are kernels and embeddings, but neither biases nor the scales of norms. Where layers are
-    stacked, their biases have two axes, too: name what you mean by its path then.
+    An array with fewer than two axes is no linear map. Of the others the names decide, as `meaning`
+    says them, so that the biases of stacked layers are left out, too.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> linear_maps({"kernel": jnp.zeros((2, 3)), "bias": jnp.zeros(3)})
+        {'bias': False, 'kernel': True}
     """
-    return jax.tree.map(lambda array: np.ndim(array) >= 2, params)
+    return jax.tree_util.tree_map_with_path(
+        lambda path, array: bool(meaning(path_name(path), np.shape(array)).axes.input), params
+    )
 
 
 def path_name(path: Any) -> str:
@@ -112,30 +134,3 @@ def path_names(path: Any) -> tuple[str, ...]:
     if path and isinstance(path[-1], jax.tree_util.GetAttrKey) and names[-1] == "value":
         return names[:-1]
     return names
-
-
-def describe_axes(params: Tree, axes: AxesOf | None = None) -> str:
-    """Return a table of the axes that a rule on matrices will use, one line for each leaf.
-
-    Args:
-        params: the parameters, or their shapes.
-        axes: as `lift` takes it; None for `default_axes`.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> print(describe_axes({"dense": jnp.zeros((3, 4)), "stack": jnp.zeros((2, 3, 4))},
-        ...     lambda path, shape: Axes((1,), (2,), (0,)) if path == "stack" else None))
-        path   shape      input  output  batch
-        dense  (3, 4)     0      1       -
-        stack  (2, 3, 4)  1      2       0
-    """
-    rows: list[tuple[str, ...]] = [("path", "shape", "input", "output", "batch")]
-    for path, array in jax.tree_util.tree_leaves_with_path(params):
-        leaf = leaf_facts("describe_axes", path, array, axes)
-        cells = (" ".join(map(str, part)) or "-" for part in leaf.axes)
-        rows.append((leaf.path, str(leaf.shape), *cells))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    )

@@ -1,5 +1,6 @@
 """The leaves of one tree, and the leaves of other trees beside them."""
 
+import math
 from typing import Any, NoReturn
 
 import jax
@@ -224,7 +225,7 @@ def _joint_spec(specs: list[tuple[Any, ...]]) -> tuple[Any, ...]:
     used: set[str] = set()
     for spec in specs:
         for axis, names in enumerate(spec):
-            own = {names} if isinstance(names, str) else set(names or ())
+            own = set(_names(names))
             if own and joint[axis] is None and not own & used:
                 joint[axis] = names
                 used |= own
@@ -232,14 +233,76 @@ def _joint_spec(specs: list[tuple[Any, ...]]) -> tuple[Any, ...]:
 
 
 def kept_in_place(new: Any, old: Any) -> Any:
-    """Return new slots with the explicit shardings of the old ones."""
+    """Return arrays with the explicit shardings of others."""
     return jax.tree.map(lambda x, like: _resharded(x, _spec(like)), new, old)
 
 
-def _resharded(array: Any, spec: tuple[Any, ...]) -> Any:
+def whole(arrays: Any, kept: tuple[int, ...] = ()) -> Any:
+    """Return arrays that no explicit mesh axis shards, but along the axes in `kept`.
+
+    `kept` are axes of the first array. One of another shape keeps the shards of its leading axes,
+    where these are as long as the ones in `kept`.
+    """
+    first = jax.tree.leaves(arrays)[0]
+    sizes = tuple(first.shape[axis] for axis in kept)
+
+    def unsharded(array: Any) -> Any:
+        own = kept if array.shape == first.shape else ()
+        if not own and array.shape[: len(sizes)] == sizes:
+            own = tuple(range(len(sizes)))
+        spec = _spec(array)
+        return _resharded(array, tuple(s if i in own else None for i, s in enumerate(spec)))
+
+    return jax.tree.map(unsharded, arrays)
+
+
+def spread(stacked: Any, kept: tuple[int, ...]) -> Any:
+    """Return stacks whose first axis is shared out among the devices of an explicit mesh.
+
+    Where the devices do not divide it, zeros fill it up. The other axes are whole, but for those in
+    `kept`, along which the arrays stay sharded.
+    """
+    first = jax.tree.leaves(stacked)[0]
+    mesh = jax.typeof(first).sharding.mesh
+    explicit = [
+        name
+        for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True)
+        if kind == jax.sharding.AxisType.Explicit
+    ]
+    stacked = whole(stacked, (0, *kept))
+    used = {name for entry in _spec(jax.tree.leaves(stacked)[0]) for name in _names(entry)}
+    free = tuple(name for name in explicit if name not in used)
+    count = math.prod(mesh.shape[name] for name in free)
+    if not free or count == 1:
+        return stacked
+    missing = -first.shape[0] % count
+
+    def share(array: Any) -> Any:
+        spec = _spec(array)
+        if missing:
+            filling = jnp.zeros_like(array, shape=(missing, *array.shape[1:]))
+            array = jnp.concatenate([array, _resharded(filling, spec)])
+        return _resharded(array, (free, *spec[1:]), mesh)
+
+    return jax.tree.map(share, stacked)
+
+
+def gathered(results: Any, before: Any, count: int) -> Any:
+    """Return the first results of stacks that were `spread`, each placed as its array before."""
+    return jax.tree.map(
+        lambda x, array: _resharded(x, (None, *_spec(array)))[:count], results, before
+    )
+
+
+def _names(entry: Any) -> tuple[str, ...]:
+    """Return the mesh axes that shard one axis of an array."""
+    return (entry,) if isinstance(entry, str) else tuple(entry or ())
+
+
+def _resharded(array: Any, spec: tuple[Any, ...], mesh: Any = None) -> Any:
     if _spec(array) == spec:
         return array
-    mesh = jax.typeof(array).sharding.mesh
+    mesh = mesh or jax.typeof(array).sharding.mesh
     sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*spec))
     return jax.sharding.reshard(array, sharding)
 

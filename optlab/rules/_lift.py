@@ -17,6 +17,7 @@ Conventions of every lifted transformation:
 import contextlib
 from collections import defaultdict, namedtuple
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import replace
 from functools import cache, partial
 from types import FunctionType
 from typing import Any
@@ -29,8 +30,17 @@ from optlab import _checks
 from optlab._tree import as_array, compute_dtype, is_none, is_traced, update_dtype
 from optlab._types import Array, DTypeLike, Tree
 from optlab.rules._arithmetic import narrowed, round_to
-from optlab.rules._leaf import AxesOf, leaf_facts
-from optlab.rules._leaves import Leaves, kept_in_place, placed_alike
+from optlab.rules._leaf import AxesChoice, leaf_facts, path_name
+from optlab.rules._leaves import (
+    Leaves,
+    gathered,
+    kept_in_place,
+    placed_alike,
+    spread,
+    whole,
+)
+from optlab.rules._patterns import AxesByPattern, check_all_match
+from optlab.rules._recorder import record
 from optlab.rules._rule import Rule, Slot, joined
 from optlab.rules._state import RuleState
 
@@ -38,13 +48,13 @@ StaticOf = Callable[[int], tuple[Hashable, ...]]
 """What a rule knows of a leaf besides its arrays, by the leaf's index."""
 
 
-def lift(*rules: Rule, axes: AxesOf | None = None) -> optax.GradientTransformationExtraArgs:
+def lift(*rules: Rule, axes: AxesChoice | None = None) -> optax.GradientTransformationExtraArgs:
     """Make one transformation of rules that act one after the other.
 
     Args:
         *rules: at least one; errors begin with the first one's `who`.
-        axes: (path, shape) → the `Axes` of a leaf, or None for `default_axes`, for rules that ask
-            for them with `static`. `describe_axes` shows what comes of it.
+        axes: the axes of some leaves, as `Rule.axes` takes them, for all rules that ask for them.
+            `optlab.describe` shows what comes of it.
 
     Returns:
         A transformation whose state is that of the rule, or the tuple of the rules' states.
@@ -57,6 +67,8 @@ def lift(*rules: Rule, axes: AxesOf | None = None) -> optax.GradientTransformati
             and slots of the shapes and types that it received.
     """
     who = _name_of(rules)
+    if axes is not None:
+        rules = tuple(replace(rule, axes=axes) for rule in rules)
     counting = next((i for i, rule in enumerate(rules) if rule.counter == "count"), 0)
     types = [rule.state_type(counts=i == counting) for i, rule in enumerate(rules)]
     counter = rules[counting].counter
@@ -77,12 +89,14 @@ def lift(*rules: Rule, axes: AxesOf | None = None) -> optax.GradientTransformati
         for rule in rules:
             if rule.complex == "refused":
                 leaves.refuse_complex()
-        states = []
+        states, touched_by = [], []
         for rule, state in zip(rules, types, strict=True):
-            touched = leaves.mask(rule.mask, params)
-            static = _static(rule, leaves, leaves.arrays, params, axes)
+            touched = _touched(rule, leaves, params, leaves.arrays)
+            _check_leaves(rule, leaves, touched)
+            static = _static(rule, leaves, leaves.arrays, params)
             slots = {name: _start(rule, name, leaves, touched, static) for name in rule.slots}
             _check_arithmetic(rule, leaves, slots, touched, static)
+            touched_by.append(touched)
             values = {name: leaves.structure.unflatten(slots[name]) for name in slots}
             values |= {name: make() for name, make in rule.fields.items()}
             if rule.hyperparams:
@@ -90,6 +104,7 @@ def lift(*rules: Rule, axes: AxesOf | None = None) -> optax.GradientTransformati
             if counter in state._fields:
                 values[counter] = jnp.zeros((), jnp.int32)
             states.append(state(**values))
+        record(rules, leaves, touched_by)
         return tuple(states) if len(rules) > 1 else states[0]
 
     def update(
@@ -114,7 +129,7 @@ def lift(*rules: Rule, axes: AxesOf | None = None) -> optax.GradientTransformati
         next_count = jnp.asarray(optax.safe_increment(count))
         in_force: dict[str, Any] = {}
         steps = [
-            _Step(rule, own, count, leaves, params, parameters, axes, in_force)
+            _Step(rule, own, count, leaves, params, parameters, in_force)
             for rule, own in zip(rules, states, strict=True)
         ]
         traced = any(is_traced(leaf) for leaf in leaves.arrays)
@@ -148,13 +163,14 @@ def lift(*rules: Rule, axes: AxesOf | None = None) -> optax.GradientTransformati
                 static = tuple(steps[number].static(index) for number in numbers)
                 key = (numbers, static, dtype)
                 if rules[segment[0]].stacked and numbers:
-                    batches[key, _layout(arrays)].append((index, arrays, shared))
+                    kept = steps[numbers[0]].batch_axes(index)
+                    batches[key, _layout(arrays), kept].append((index, arrays, shared))
                     continue
                 new[index], new_slots = run_leaf(*key, *placed_alike(*arrays), shared)
                 for number, slots in zip(numbers, new_slots, strict=True):
                     steps[number].store(index, slots)
-            for (key, _), batch in batches.items():
-                for index, new[index], new_slots in _run_stacked(run_leaf, key, batch):
+            for (key, _, kept), batch in batches.items():
+                for index, new[index], new_slots in _run_stacked(run_leaf, key, batch, kept):
                     for number, slots in zip(key[0], new_slots, strict=True):
                         steps[number].store(index, slots)
         states = tuple(
@@ -192,6 +208,31 @@ def _segments(rules: Sequence[Rule]) -> list[tuple[int, ...]]:
         else:
             segments.append((number,))
     return segments
+
+
+def _touched(rule: Rule, leaves: Leaves, params: Tree | None, arrays: Sequence[Any]) -> list[bool]:
+    """Return for each leaf whether the rule touches it."""
+    touched = leaves.mask(rule.mask, params)
+    if rule.where is not None:
+        for index in leaves.present:
+            if touched[index]:
+                facts = leaf_facts(rule.who, leaves.paths[index], arrays[index], rule.axes_of)
+                touched[index] = rule.where(facts)
+    return touched
+
+
+def _check_leaves(rule: Rule, leaves: Leaves, touched: list[bool]) -> None:
+    """Require that patterns match, and let the rule say what it thinks of its leaves."""
+    if isinstance(rule.axes_of, AxesByPattern):
+        paths = [path_name(leaves.paths[index]) for index in leaves.present]
+        check_all_match(rule.who, tuple(rule.axes_of.choices), paths)
+    if rule.check_leaves is not None and leaves.present:
+        facts = {
+            index: leaf_facts(rule.who, leaves.paths[index], leaves.arrays[index], rule.axes_of)
+            for index in leaves.present
+        }
+        own = [leaf for index, leaf in facts.items() if touched[index]]
+        rule.check_leaves(own, list(facts.values()))
 
 
 def _start(
@@ -234,9 +275,7 @@ def _check_slot(rule: Rule, name: str, slot: Any, where: str) -> None:
             )
 
 
-def _static(
-    rule: Rule, leaves: Leaves, arrays: Sequence[Any], params: Tree | None, axes: AxesOf | None
-) -> StaticOf:
+def _static(rule: Rule, leaves: Leaves, arrays: Sequence[Any], params: Tree | None) -> StaticOf:
     """Return what a rule knows of each leaf besides its arrays, as arguments for `leaf`."""
     if rule.static is None:
         return lambda index: ()
@@ -244,7 +283,7 @@ def _static(
 
     def static_of(index: int) -> tuple[Hashable, ...]:
         masks = frozenset(name for name, through in passes.items() if through[index])
-        facts = leaf_facts(rule.who, leaves.paths[index], arrays[index], axes or rule.axes, masks)
+        facts = leaf_facts(rule.who, leaves.paths[index], arrays[index], rule.axes_of, masks)
         static = rule.static(facts)
         try:
             hash(static)
@@ -440,11 +479,10 @@ class _Step:
         leaves: Leaves,
         params: Tree | None,
         parameters: Sequence[Any],
-        axes: AxesOf | None,
         before: dict[str, Any],
     ):
         self._arrays = leaves.arrays if params is None else parameters
-        self.static = _static(rule, leaves, self._arrays, params, axes)
+        self.static = _static(rule, leaves, self._arrays, params)
         in_force, stored = rule.settled.step(count, getattr(state, "hyperparams", None))
         before |= in_force._asdict()
         if rule.reads:
@@ -462,7 +500,7 @@ class _Step:
             in_force = namedtuple("Hyperparams", names)(*in_force, *read)
         self._rule, self._leaves, self._in_force = rule, leaves, in_force
         self._state = state if stored is None else state._replace(hyperparams=stored)
-        self._touched = leaves.mask(rule.mask, params)
+        self._touched = _touched(rule, leaves, params, self._arrays)
         self._slots = {name: self._aligned(name, getattr(state, name)) for name in rule.slots}
 
     def _aligned(self, name: str, tree: Tree) -> list[Any]:
@@ -479,6 +517,13 @@ class _Step:
                 slot = self._leaves.slot(index, what, layout, parts[index])
                 parts[index] = jax.tree.map(as_array, slot)
         return parts
+
+    def batch_axes(self, index: int) -> tuple[int, ...]:
+        """Return the axes along which a leaf of a stacked rule may stay sharded."""
+        if self._rule.static is None:
+            return ()
+        path = self._leaves.paths[index]
+        return leaf_facts(self._rule.who, path, self._arrays[index], self._rule.axes_of).axes.batch
 
     def scalars(
         self,
@@ -555,17 +600,26 @@ def _complex_dtype(real: DTypeLike) -> jnp.dtype:
 
 
 def _run_stacked(
-    run: Callable[..., Any], key: tuple[Any, ...], batch: list[tuple[int, Any, Any]]
+    run: Callable[..., Any],
+    key: tuple[Any, ...],
+    batch: list[tuple[int, Any, Any]],
+    kept: tuple[int, ...],
 ) -> list[tuple[int, Array, list[Any]]]:
-    """Run leaves of one layout as one batch; return the index, update and slots of each."""
-    scalars = batch[0][2]
+    """Run leaves of one layout as one batch; return the index, update and slots of each.
+
+    On a mesh with explicit axes each device computes some of the batch, on arrays that are whole
+    but for the axes in `kept`; the results return to where the leaves were.
+    """
+    _, (gradient, _, slots), scalars = batch[0]
+    before = gradient, list(slots)
+    members = [placed_alike(*arrays) for _, arrays, _ in batch]
     if len(batch) == 1:
-        index, arrays, _ = batch[0]
-        return [(index, *run(*key, *placed_alike(*arrays), scalars))]
-    stacked = jax.tree.map(
-        lambda *xs: jnp.stack(xs), *(placed_alike(*arrays) for _, arrays, _ in batch)
-    )
-    results = jax.vmap(lambda *arrays: run(*key, *arrays, scalars))(*stacked)
+        results = run(*key, *whole(members[0], kept), scalars)
+        return [(batch[0][0], *kept_in_place(results, before))]
+    stacked = jax.tree.map(lambda *xs: jnp.stack(xs), *members)
+    shared_out = spread(stacked, tuple(axis + 1 for axis in kept))
+    results = jax.vmap(lambda *arrays: run(*key, *arrays, scalars))(*shared_out)
+    results = gathered(results, before, len(batch))
     return [
         (index, *jax.tree.map(lambda x, place=place: x[place], results))
         for place, (index, _, _) in enumerate(batch)

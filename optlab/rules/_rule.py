@@ -14,7 +14,8 @@ from optlab import _checks
 from optlab._tree import compute_dtype
 from optlab._types import Array, ArrayLike, DTypeLike, Mask
 from optlab.rules._hyperparams import Hyperparams, Parameter
-from optlab.rules._leaf import AxesOf, Leaf
+from optlab.rules._leaf import AxesChoice, AxesOf, Leaf
+from optlab.rules._patterns import axes_of
 from optlab.rules._state import RuleState, state_type
 
 InitSlot = Callable[..., Any]
@@ -87,9 +88,12 @@ class Rule:
             type, axes and masks) → a hashable value, which `leaf` and the functions in `slots`
             receive as their last argument. Leaves with equal values share one compiled function.
         stacked: whether leaves of one shape and type are stacked and computed in one batch, which
-            is faster for products of small matrices. `leaf` is still written for one array.
-        axes: (path, shape) → the `Axes` of a leaf, or None for `default_axes`, for `static`; a
-            constructor passes its own argument `axes` on. Those given to `lift` go first.
+            is faster for products of small matrices. `leaf` is still written for one array. Where
+            a mesh with explicit axes shards the leaves, each device computes some of the batch,
+            on whole arrays; where `static` is given, a leaf stays sharded along its batch axes.
+        axes: the axes of some leaves, for `static` and `where`: (path, shape) → `Axes`, or None
+            for `default_axes`; or a mapping of patterns, as `paths_matching` takes them, to `Axes`.
+            A constructor passes its own argument `axes` on. Those given to `lift` go first.
         complex: what happens to complex leaves. "parts": the real and the imaginary part are two
             real arrays. "whole": `leaf` receives the complex array. "refused": an error.
         fields: further scalars of the state that are neither slots nor hyperparameters, by name,
@@ -102,6 +106,9 @@ class Rule:
             the parameter's type, in place of the parameter.
         mask: which leaves the rule touches, as a tree of booleans or a function of the parameters;
             None for all. A leaf that the rule does not touch has no slots.
+        where: which of these leaves it touches, by their facts: (a `Leaf`) → bool; None for all.
+        check_leaves: called at init with the facts of the leaves that the rule touches and with
+            those of all leaves, so that it can refuse them or warn.
         masks: further masks by name, for parts of the arithmetic. `static` finds the names of those
             that let a leaf through in `Leaf.masks`.
         kind: the rule's own name, which names the type of its state; `who` by default.
@@ -121,7 +128,7 @@ class Rule:
     across: Callable[[Any, Array, Sequence[Array], Sequence[Array | None]], Any] | None = None
     reads: Sequence[str] = ()
     static: Callable[[Leaf], Hashable] | None = None
-    axes: AxesOf | None = None
+    axes: AxesChoice | None = None
     stacked: bool = False
     complex: Literal["parts", "whole", "refused"] = "parts"
     fields: Mapping[str, Callable[[], Array]] = field(default_factory=dict)
@@ -130,9 +137,12 @@ class Rule:
     needs_params: bool = False
     after_update: bool = False
     mask: Mask | None = None
+    where: Callable[[Leaf], bool] | None = None
+    check_leaves: Callable[[Sequence[Leaf], Sequence[Leaf]], None] | None = None
     masks: Mapping[str, Mask | None] = field(default_factory=dict)
     kind: str = ""
     counter: Literal["count", "step"] = "count"
+    axes_of: AxesOf | None = field(init=False, repr=False)
     settled: Hyperparams = field(init=False, repr=False)
     slot_type: type = field(init=False, repr=False)
     layouts: dict[Hashable, Any] = field(init=False, repr=False, default_factory=dict)
@@ -164,7 +174,8 @@ class Rule:
             _checks.fail("Rule", "who must be the name that errors begin with", repr(self.who))
         functions = {"leaf": self.leaf, "once": self.once}
         functions |= {f"fields[{name!r}]": make for name, make in self.fields.items()}
-        for what in ("across", "static", "axes", "observe"):
+        object.__setattr__(self, "axes_of", axes_of(self.who, self.axes))
+        for what in ("across", "static", "where", "check_leaves", "observe"):
             if getattr(self, what) is not None:
                 functions[what] = getattr(self, what)
         for what in ("slots", "hyperparams"):

@@ -198,3 +198,54 @@ def test_an_array_whose_size_is_not_known_joins_no_other(monkeypatch):
     shapes = [jax.ShapeDtypeStruct((n,), jnp.float32), jax.ShapeDtypeStruct((3,), jnp.float32)]
     packed = jax.eval_shape(lambda *x: _tree._packed(x, jnp.dtype(jnp.float32)), *shapes)
     assert [part.shape for part in packed] == [(3,), (n,)]
+
+
+def squared_rule():
+    """Return a rule of g gᵀ g by matrix, with a slot for g gᵀ."""
+
+    def leaf(g, slots, h, p, axes):
+        (x,) = rules.matrices(g, axes)
+        square = x @ jnp.swapaxes(x, -1, -2)
+        return rules.from_matrices([square @ x], g.shape, axes), (slots.square + square,)
+
+    def start(p, axes):
+        stack = rules.matrices(jnp.zeros(p.shape), axes)[0].shape
+        return jnp.zeros((*stack[:-1], stack[-2]))
+
+    return rules.Rule(
+        "squared", leaf, slots={"square": start}, static=lambda leaf: leaf.axes, stacked=True
+    )
+
+
+@pytest.mark.parametrize("spec", [P("d"), P(None, "d"), P(None, None, "d"), P()], ids=str)
+def test_products_of_a_sharded_matrix_with_itself_equal_those_on_one_device(spec):
+    tx = rules.lift(squared_rule())
+    rng = np.random.default_rng(0)
+    g = {name: rng.normal(size=(4, 4)).astype(np.float32) for name in ("w1", "w2", "w3")}
+    g["layers"] = {"kernel": rng.normal(size=(2, 4, 6)).astype(np.float32)}
+    alone, state_alone = tx.update(g, tx.init(g))
+    mesh = mesh_of(AxisType.Explicit)
+    with jax.set_mesh(mesh):
+        placements = jax.tree.map(lambda x: NamedSharding(mesh, P(*spec[: x.ndim])), g)
+        placed = jax.device_put(g, placements)
+        updates, state = jax.jit(tx.update)(placed, tx.init(placed))
+    # The products are the same; only the order of their sums may differ.
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-4),
+        (updates, state.square),
+        (alone, state_alone.square),
+    )
+    for leaf, before in zip(jax.tree.leaves(updates), jax.tree.leaves(placed), strict=True):
+        assert leaf.sharding.is_equivalent_to(before.sharding, leaf.ndim)
+
+
+@pytest.mark.parametrize("kind", [AxisType.Explicit, AxisType.Auto])
+def test_a_stack_that_is_sharded_along_its_batch_moves_nothing(kind):
+    tx, mesh = rules.lift(squared_rule()), mesh_of(kind)
+    with jax.set_mesh(mesh):
+        g = {"layers": jax.device_put(jnp.ones((2, 4, 6)), NamedSharding(mesh, P("d")))}
+        state = tx.init(g)
+        square = jax.device_put(state.square["layers"], NamedSharding(mesh, P("d")))
+        state = state._replace(square={"layers": square})
+        text = jax.jit(tx.update).lower(g, state).compile().as_text()
+    assert not re.search(r" (all-|collective-|reduce-scatter)", text)

@@ -1,0 +1,213 @@
+"""What an optimizer does with each parameter, as a table."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import optax
+
+from optlab import _checks
+from optlab._tree import is_traced
+from optlab._types import Tree
+from optlab.rules._leaf import path_name, path_names
+from optlab.rules._recorder import Touch, recording
+from optlab.rules._roles import Axes
+from optlab.rules._state import RuleState
+
+_RATE, _DECAY = "scale_by_learning_rate", "add_decayed_weights"
+
+
+class Treatment(NamedTuple):
+    """What an optimizer does with one parameter.
+
+    Attributes:
+        path: its names, joined by "/".
+        shape: its shape.
+        rules: the rules that touch it, in order, without decay and rate; of a transformation that
+            is not lifted by optlab the type of its state.
+        axes: input → output of its matrices, for a rule that works on matrices; otherwise None.
+        rates: the learning rates that multiply its update, numbers or schedules.
+        decays: its decoupled weight decays, numbers or schedules.
+        state_bytes: the bytes of state that it has.
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    rules: tuple[str, ...]
+    axes: Axes | None
+    rates: tuple[Any, ...]
+    decays: tuple[Any, ...]
+    state_bytes: int
+
+
+class Description(tuple[Treatment, ...]):
+    """What an optimizer does with each parameter: a tuple of `Treatment`; `print` shows a table."""
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        """Return the table, one line for each parameter, and the bytes in all."""
+        rows = [("path", "shape", "rule", "axes", "rate", "decay", "state bytes")]
+        for one in self:
+            rows.append(
+                (
+                    one.path,
+                    str(one.shape),
+                    " + ".join(one.rules) or "-",
+                    "-" if one.axes is None else axes_text(one.axes),
+                    " × ".join(map(_number_text, one.rates)) or "-",
+                    " + ".join(map(_number_text, one.decays)) or "-",
+                    f"{one.state_bytes:,}",
+                )
+            )
+        rows.append(("in all", "", "", "", "", "", f"{sum(one.state_bytes for one in self):,}"))
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        return "\n".join(
+            "  ".join(
+                [
+                    *(cell.ljust(w) for cell, w in zip(row[:-1], widths, strict=False)),
+                    row[-1].rjust(widths[-1]),
+                ]
+            )
+            for row in rows
+        )
+
+
+def describe(tx: optax.GradientTransformation, params: Tree) -> Description:
+    """Return what a transformation does with each parameter; nothing is computed.
+
+    The table shows the rules that touch a parameter, which of its axes a rule on matrices takes for
+    input → output (and for a batch, or split), its learning rate, its weight decay and the bytes of
+    its state. Of a transformation that optlab did not lift, such as one of Optax's, it shows the
+    type of its state for the parameter; rate and decay are not known.
+
+    Args:
+        tx: any transformation: of optlab, of Optax, or a chain, a partition or a wrapper of both.
+        params: the parameters, or their shapes.
+
+    Returns:
+        A tuple of `Treatment`, which prints as a table.
+
+    Raises:
+        ValueError: `tx` is no transformation, or its `init` refuses the parameters.
+
+    Example:
+        >>> import jax.numpy as jnp, optlab
+        >>> params = {"dense": {"kernel": jnp.zeros((2, 3)), "bias": jnp.zeros(3)}}
+        >>> print(describe(optlab.adamw(1e-3), params))
+        path          shape   rule  axes  rate   decay  state bytes
+        dense/bias    (3,)    adam  -     0.001  0.01            24
+        dense/kernel  (2, 3)  adam  -     0.001  0.01            48
+        in all                                                   72
+    """
+    if not callable(getattr(tx, "init", None)):
+        required = "tx must be an optax.GradientTransformation"
+        _checks.fail("describe", required, type(tx).__name__)
+    with recording() as touches:
+        state = jax.eval_shape(tx.init, params)
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    by_path = defaultdict(list)
+    for touch in touches:
+        by_path[touch.leaf.path].append(touch)
+    sizes, owners = _state_of(state, [path_names(path) for path, _ in leaves])
+    rows = []
+    for path, leaf in leaves:
+        name, names = path_name(path), path_names(path)
+        rows.append(_treatment(name, leaf, by_path[name], owners[names], sizes[names]))
+    return Description(rows)
+
+
+def _treatment(
+    name: str, leaf: Any, touches: Sequence[Touch], owners: Sequence[str], state_bytes: int
+) -> Treatment:
+    kinds = [(touch.rule.kind or touch.rule.who, touch) for touch in touches]
+    rules = [kind.removeprefix("scale_by_") for kind, _ in kinds if kind not in (_RATE, _DECAY)]
+    on_matrices = [
+        touch
+        for _, touch in kinds
+        if touch.rule.static and not touch.rule.masks and touch.leaf.is_linear
+    ]
+    return Treatment(
+        name,
+        tuple(leaf.shape),
+        (*rules, *owners),
+        on_matrices[-1].leaf.axes if on_matrices else None,
+        _values(kinds, _RATE),
+        _values(kinds, _DECAY),
+        state_bytes,
+    )
+
+
+def _values(kinds: Sequence[tuple[str, Touch]], kind: str) -> tuple[Any, ...]:
+    """Return the value of each rule of a kind, as it was given to the constructor."""
+    return tuple(
+        next(iter(touch.rule.hyperparams.values())).value for own, touch in kinds if own == kind
+    )
+
+
+def _state_of(
+    state: Any, paths: Sequence[tuple[str, ...]]
+) -> tuple[dict[tuple[str, ...], int], dict[tuple[str, ...], list[str]]]:
+    """Return the bytes of state of each path, and the types of foreign states that hold them."""
+    sizes: dict[tuple[str, ...], int] = defaultdict(int)
+    owners: dict[tuple[str, ...], list[str]] = defaultdict(list)
+    known = set(paths)
+
+    def visit(node: Any, own: bool) -> None:
+        for path, leaf in jax.tree_util.tree_leaves_with_path(node, is_leaf=_is_named(node)):
+            if _is_named(node)(leaf):
+                visit(leaf, isinstance(leaf, RuleState))
+                continue
+            names = path_names(path)
+            owner = _longest(names, known)
+            # The numbers of a rule that all parameters share do not belong to a lone array.
+            if owner is None or (owner == () and leaf.ndim == 0):
+                continue
+            if own and names[0] == "hyperparams":
+                continue
+            sizes[owner] += leaf.size * leaf.dtype.itemsize
+            name = type(node).__name__
+            if not own and name not in owners[owner] and hasattr(node, "_fields"):
+                owners[owner].append(name)
+
+    visit(state, False)
+    return sizes, owners
+
+
+def _is_named(parent: Any) -> Any:
+    """Return the test for a NamedTuple within a node, whose type says what it is."""
+    return lambda node: node is not parent and isinstance(node, tuple) and hasattr(node, "_fields")
+
+
+def _longest(names: tuple[str, ...], known: set[tuple[str, ...]]) -> tuple[str, ...] | None:
+    """Return the longest known path that stands somewhere on a path."""
+    for length in range(len(names), -1, -1):
+        for start in range(len(names) - length, -1, -1):
+            if names[start : start + length] in known:
+                return names[start : start + length]
+    return None
+
+
+def axes_text(axes: Axes) -> str:
+    """Return axes as text: "0→1", "batch 0: 1→2", "0→1 in 3 × 768"."""
+    text = f"{_joined(axes.input)}→{_joined(axes.output)}"
+    if axes.batch:
+        text = f"batch {_joined(axes.batch)}: {text}"
+    if axes.split:
+        same = len(set(axes.split)) == 1
+        sizes = f"{len(axes.split)} × {axes.split[0]}" if same else " + ".join(map(str, axes.split))
+        text += f" in {sizes}"
+    return text
+
+
+def _joined(axes: Sequence[int]) -> str:
+    return " ".join(map(str, axes)) or "-"
+
+
+def _number_text(value: Any) -> str:
+    if is_traced(value):
+        return "traced"
+    if callable(value):
+        return "schedule from " + _number_text(value(0))
+    return f"{value:.4g}"
