@@ -32,7 +32,6 @@ from dataclasses import replace
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -40,7 +39,15 @@ from optlab import _checks
 from optlab._types import Array, ArrayLike, Hyperparam, Tree
 from optlab.dialects import _carry
 from optlab.dialects._adam import with_raw_maximum
-from optlab.dialects._common import by_power, check, decay_rules, flip_sign_rules, is_zero, pair
+from optlab.dialects._common import (
+    by_power,
+    check,
+    decay_rules,
+    first_undampened,
+    flip_sign_rules,
+    is_zero,
+    pair,
+)
 from optlab.optimizers._adagrad import adagrad_rule
 from optlab.optimizers._adam import adam_rule
 from optlab.optimizers._momentum import momentum_rules
@@ -118,7 +125,7 @@ def sgd(
         got = f"momentum={momentum}, dampening={dampening}"
         _checks.fail(who, "nesterov needs momentum and no dampening", got)
     velocity = [
-        replace(rule, once=_first_undampened)
+        replace(rule, once=first_undampened)
         for rule in (
             []
             if is_zero(momentum)
@@ -131,13 +138,6 @@ def sgd(
         *velocity,
         learning_rate_rule(who, lr),
     )
-
-
-def _first_undampened(h, t):
-    """Return momentum's scalars; the first gradient enters the velocity whole."""
-    # PyTorch has no dampening without momentum either.
-    whole = (t == 1) | (h.momentum.value == 0)
-    return h.momentum, jnp.where(whole, 1, h.dampening.complement)
 
 
 def adagrad(
