@@ -13,6 +13,7 @@ from optlab._describe import describe
 from optlab._inspect import hyperparams, replace_hyperparams
 from optlab._tree import global_norm
 from optlab.optimizers import (
+    adafactor,
     adagrad,
     adam,
     adamw,
@@ -20,6 +21,7 @@ from optlab.optimizers import (
     lars,
     lion,
     rmsprop,
+    scale_by_adafactor,
     scale_by_adagrad,
     scale_by_adam,
     scale_by_lamb,
@@ -63,6 +65,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "accumulate",
+    "adafactor",
     "adagrad",
     "adam",
     "adamw",
@@ -87,6 +90,7 @@ __all__ = [
     "replace_hyperparams",
     "rmsprop",
     "rules",
+    "scale_by_adafactor",
     "scale_by_adagrad",
     "scale_by_adam",
     "scale_by_lamb",

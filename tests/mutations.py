@@ -214,6 +214,20 @@ FAULTS = (
         "tests/optimizers/test_facts.py",
     ),
     Fault(
+        "adafactor_swaps_rows_and_columns",
+        "optimizers/_adafactor.py",
+        "level = _mean(row, rows, height, keepdims=True)",
+        "level = _mean(column, columns, width, keepdims=True)",
+        row("adafactor"),
+    ),
+    Fault(
+        "adafactors_relative_step_does_not_fall",
+        "optimizers/_adafactor.py",
+        "1e-2, 1 / jnp.sqrt(t))",
+        "1e-2, 1.0)",
+        "tests/optimizers/test_facts.py",
+    ),
+    Fault(
         "a_direction_loses_its_own_default",
         "rules/_public.py",
         "parameter.replace(default=defaults.get(parameter.name, parameter.default))",

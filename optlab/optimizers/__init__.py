@@ -1,5 +1,6 @@
 """Optimizers: one published rule a file, as a direction and as the optimizer made of it."""
 
+from optlab.optimizers._adafactor import adafactor, scale_by_adafactor
 from optlab.optimizers._adagrad import adagrad, scale_by_adagrad
 from optlab.optimizers._adam import adam, scale_by_adam
 from optlab.optimizers._adamw import adamw
@@ -11,6 +12,7 @@ from optlab.optimizers._rmsprop import rmsprop, scale_by_rmsprop
 from optlab.optimizers._sgd import sgd
 
 __all__ = [
+    "adafactor",
     "adagrad",
     "adam",
     "adamw",
@@ -18,6 +20,7 @@ __all__ = [
     "lars",
     "lion",
     "rmsprop",
+    "scale_by_adafactor",
     "scale_by_adagrad",
     "scale_by_adam",
     "scale_by_lamb",

@@ -1,4 +1,4 @@
-"""Gradient rules: momentum, AdaGrad, RMSProp, Adam, AdamW, Lion, LARS, LAMB.
+"""Gradient rules: from momentum to Adam, Lion, LARS, LAMB and Adafactor.
 
 Every optimizer is θ ← θ − α·d with a direction d made from the gradient g:
 
@@ -20,6 +20,8 @@ Every optimizer is θ ← θ − α·d with a direction d made from the gradient
     Lion        m ← β₂m + (1−β₂)g           d = sign(β₁m + (1−β₁)g) with the m before + λθ
     LARS                                    d = ξ‖θ‖/(‖g‖ + λ‖θ‖ + ε)·(g + λθ)
     LAMB        r = Adam's d + λθ           d = ‖θ‖/‖r‖·r
+    Adafactor   V ← (1−w)V + w(g² + ε)      d = U/max(1, RMS(U)/d_max), U = g/√V, w = t⁻ᶜ
+      factored  R, C the means of V over columns, rows;  V = R·C/mean(R)
 
 Squares, roots, quotients and maxima are taken per coordinate, norms over one array. v and b are
 `velocity`; s is `sum_of_squares` in AdaGrad and `mean_square` in RMSProp; RMSProp's m is `mean`;
@@ -51,7 +53,7 @@ Dokl. 27 (1983). Sutskever, Martens, Dahl, Hinton, ICML (2013). Duchi, Hazan, Si
 (2013), centered RMSProp. Kingma, Ba, ICLR (2015), Adam. Dozat, ICLR workshop (2016), NAdam.
 Reddi, Kale, Kumar, ICLR (2018), AMSGrad. Loshchilov, Hutter, ICLR (2019), AdamW.
 Chen et al., NeurIPS (2023), Lion. You, Gitman, Ginsburg, arXiv:1708.03888 (2017), LARS. You et al.,
-ICLR (2020), LAMB.
+ICLR (2020), LAMB. Shazeer, Stern, ICML (2018), Adafactor.
 """
 
 import math
@@ -324,6 +326,56 @@ def scale_by_lamb(
     if max_trust_ratio is not None:
         ratio = min(ratio, max_trust_ratio)
     return ratio * r, state
+
+
+def scale_by_adafactor(
+    g,
+    state,
+    t,
+    *,
+    min_dim_size_to_factor=128,
+    decay_rate=0.8,
+    decay_offset=0,
+    clipping_threshold=1.0,
+    eps=1e-30,
+    factored=True,
+):
+    """Divide by the root of the average squared gradient, which is kept as a row and a column.
+
+    V ← (1−w)V + w(g² + ε) with w = t⁻ᶜ; U = g/√V; the direction is U/max(1, RMS(U)/d). Of an array
+    whose two largest axes are long enough only the means of V over either axis are kept, R and C,
+    and R·C/mean(R) stands in place of V.
+
+    Args:
+        g: gradient, any shape.
+        state: `v`, or `v_row` and `v_col`; {} before the first update.
+        t: number of this update, from 1.
+        min_dim_size_to_factor: the least length of the two axes, ≥ 1.
+        decay_rate: c, > 0.
+        decay_offset: taken off t, which stays ≥ 1.
+        clipping_threshold: d, > 0; None for no bound.
+        eps: ε, > 0.
+        factored: whether anything is factored.
+
+    Returns:
+        (direction, state).
+    """
+    g = _float64(g)
+    weight = max(t - decay_offset, 1) ** -decay_rate
+    square = g**2 + eps
+    if factored and g.ndim >= 2 and sorted(g.shape)[-2] >= min_dim_size_to_factor:
+        one, other = map(int, np.argsort(g.shape)[-2:])
+        row, column = square.mean(other, keepdims=True), square.mean(one, keepdims=True)
+        row = (1 - weight) * state.get("v_row", 0.0) + weight * row
+        column = (1 - weight) * state.get("v_col", 0.0) + weight * column
+        v, state = row / row.mean(one, keepdims=True) * column, {"v_row": row, "v_col": column}
+    else:
+        v = (1 - weight) * state.get("v", 0.0) + weight * square
+        state = {"v": v}
+    u = g / np.sqrt(v)
+    if clipping_threshold is not None and u.size:
+        u = u / max(1.0, np.sqrt(np.mean(u**2)) / clipping_threshold)
+    return u, state
 
 
 def sgd(p, g, state, t, *, learning_rate, momentum=None, dampening=0.0, nesterov=False):

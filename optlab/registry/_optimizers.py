@@ -3,11 +3,14 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
+
 from optlab import optimizers, reference
 from optlab.registry._row import (
     Arrays,
     Row,
     TreeReference,
+    bad,
     number_errors,
     of_descent,
     of_direction,
@@ -86,6 +89,41 @@ def _lamb(
         gradients, params, state, t, **hyperparams
     )
     return [-learning_rate * u for u in directions], state
+
+
+def _rms(x: np.ndarray) -> float:
+    return np.linalg.norm(x) / x.size**0.5
+
+
+def _adafactor(
+    gradients: Arrays,
+    params: Arrays,
+    state: Any,
+    t: int,
+    *,
+    learning_rate: float | None,
+    multiply_by_parameter_scale: bool = True,
+    min_scale: float = 1e-3,
+    momentum: float | None = None,
+    weight_decay_rate: float = 0.0,
+    warmup_init: bool = False,
+    **hyperparams: Any,
+):
+    slots, averages = state or (None, [0.0] * len(params))
+    directions, slots = of_direction(reference.scale_by_adafactor)(
+        gradients, params, slots, t, **hyperparams
+    )
+    rate = learning_rate
+    if rate is None:
+        rate = min(1e-6 * t if warmup_init else 1e-2, t**-0.5)
+    updates = [-rate * u for u in directions]
+    if multiply_by_parameter_scale:
+        updates = [max(min_scale, _rms(p)) * u for u, p in zip(updates, params, strict=True)]
+    if momentum is not None:
+        pairs = zip(averages, updates, strict=True)
+        averages = updates = [momentum * m + (1 - momentum) * u for m, u in pairs]
+    updates = [u - weight_decay_rate * p for u, p in zip(updates, params, strict=True)]
+    return updates, (slots, averages)
 
 
 _NORM_OF_BOTH = {"complex_equals_two_reals": "its norm is that of both parts"}
@@ -216,6 +254,47 @@ OPTIMIZERS: Mapping[str, Row] = {
                 "extreme_gradients_match_reference": "the sign of a number that counts as 0 is 0",
                 "a_million_updates_keep_to_the_reference": "the sign jumps where a momentum "
                 "passes through 0, so that one rounding can move an update by 2",
+            },
+        ),
+        Row(
+            name="adafactor",
+            summary="V averages g², kept as a row and a column; θ ← θ − α·RMS(θ)·g/√V",
+            constructor=optimizers.adafactor,
+            reference=_adafactor,
+            direction=optimizers.scale_by_adafactor,
+            direction_reference=reference.scale_by_adafactor,
+            samples=(
+                {"min_dim_size_to_factor": 2},
+                {"momentum": 0.9, "weight_decay_rate": 0.01, "clipping_threshold": None},
+                {
+                    "min_dim_size_to_factor": 2,
+                    "learning_rate": None,
+                    "multiply_by_parameter_scale": False,
+                    "decay_offset": 3,
+                    "eps": 1e-3,
+                },
+                {"learning_rate": None, "warmup_init": True, "factored": False},
+            ),
+            hyperparams=RATE
+            | {
+                "decay_rate": (0.8, 0.5),
+                "decay_offset": (0.0, 2.0),
+                "clipping_threshold": (1.0, 0.5),
+                "eps": (1e-30, 0.1),
+                "min_scale": (1e-3, 2.0),
+            },
+            errors=(
+                *flag_errors("factored", "multiply_by_parameter_scale"),
+                ({"warmup_init": True}, "warmup_init needs the relative step, learning_rate=None"),
+                ({"momentum": 1.0}, "momentum must be in [0, 1), got momentum=1.0"),
+                bad("min_dim_size_to_factor", 0, "an integer >= 1"),
+            ),
+            needs_params=True,
+            layerwise=True,
+            squares=True,
+            exempt={
+                "a_donated_step_needs_no_memory_beside_parameters_and_state": "the mean square of "
+                "an array's update is known when all of it is",
             },
         ),
         Row(

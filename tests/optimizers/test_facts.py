@@ -242,6 +242,78 @@ def test_lars_takes_a_complex_array_for_one():
     np.testing.assert_allclose(tx.update(g, tx.init(p), p)[0], [[4 + 3j]], rtol=1e-6)
 
 
+def test_adafactor_keeps_a_row_and_a_column_whose_product_is_the_squares_of_rank_one():
+    # g² = (1, 4)·(1, 9, 16): R = 26/3·(1, 4), C = 5/2·(1, 9, 16), and g/√V is the sign of g.
+    g = jnp.array([[1.0, -3.0, 4.0], [-2.0, 6.0, 8.0]])
+    tx = optlab.scale_by_adafactor(2)
+    update, state = tx.update(g, tx.init(g), g)
+    np.testing.assert_allclose(state.v_row, [26 / 3, 104 / 3], rtol=4 * ULP)
+    np.testing.assert_allclose(state.v_col, [2.5, 22.5, 40], rtol=4 * ULP)
+    np.testing.assert_allclose(update, np.sign(g), rtol=8 * ULP)
+    assert state.v == optax.MaskedNode()
+
+
+def test_adafactors_relative_step_is_a_share_of_the_weights():
+    # The first U is the sign of g. RMS(θ) is 2 and the step 1% of it; with warm-up, of 1e-6.
+    for options, step in (({}, 0.02), ({"warmup_init": True}, 2e-6)):
+        tx = optlab.adafactor(**options)
+        params = jnp.array([1.0, 7.0**0.5])
+        update, state = tx.update(jnp.array([5.0, -0.1]), tx.init(params), params)
+        np.testing.assert_allclose(update, [-step, step], rtol=8 * ULP)
+        assert "learning_rate" not in optlab.hyperparams(state)
+    # 40,000 updates later it is 1/√40,001 of RMS(θ).
+    state = jax.tree.map(lambda x: x + 40_000 if x.dtype == jnp.int32 else x, state)
+    update, _ = optlab.adafactor(factored=False).update(params, state, params)
+    # The average at 1 − 40,001^−0.8 holds the square of the first gradient, 25 and 0.01.
+    np.testing.assert_allclose(jnp.sqrt(jnp.mean(update**2)), 2 / 40_001**0.5, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"momentum": 0.9, "weight_decay_rate": 0.01, "clipping_threshold": None}]
+)
+def test_adafactor_agrees_with_optax_on_vectors_and_matrices(options):
+    params = {"factored": (4, 6), "narrow": (6, 2), "bias": (7,), "scalar": ()}
+    params = {k: np.linspace(-1, 2, int(np.prod(s))).reshape(s) for k, s in params.items()}
+    with jax.enable_x64(True):
+        params = jax.tree.map(jnp.array, params)
+        ours, theirs = optlab.adafactor(0.1, 4, **options), optax.adafactor(0.1, 4, **options)
+        states = ours.init(params), theirs.init(params)
+        for i in range(1, 4):
+            g = jax.tree.map(lambda p, i=i: jnp.sin(i * p + 1), params)
+            u, first = ours.update(g, states[0], params)
+            v, second = theirs.update(g, states[1], params)
+            states = first, second
+            # Optax forms t^−0.8, and keeps its average of steps, in float32.
+            jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), u, v)
+
+
+def test_adafactor_takes_stacked_layers_for_separate_ones():
+    rng = np.random.default_rng(0)
+    sizes = np.array([1.0, 9.0, 0.1], np.float32)[:, None, None]
+    stack, g = (sizes * rng.normal(size=(3, 4, 5)).astype(np.float32) for _ in range(2))
+    tx = optlab.adafactor(0.1, 3)
+
+    def first(g, p):
+        return tx.update(g, tx.init(p), p)[0]
+
+    together = first({"layers": {"kernel": g}}, {"layers": {"kernel": stack}})
+    for i in range(len(stack)):
+        alone = first({"kernel": g[i]}, {"kernel": stack[i]})
+        np.testing.assert_allclose(together["layers"]["kernel"][i], alone["kernel"], rtol=16 * ULP)
+
+
+def test_adafactor_factors_the_axes_that_it_is_told():
+    params = {"query": jnp.zeros((6, 2, 3)), "other": jnp.zeros((6, 2, 3))}
+    axes = {"query": optlab.rules.Axes(input=(0,), output=(1, 2))}
+    state = optlab.scale_by_adafactor(2, axes=axes).init(params)
+    # Of three axes with a name that says nothing the first is taken for a stack.
+    assert jax.tree.map(jnp.shape, state.v_row) == {"query": (6,), "other": (6, 2)}
+    assert jax.tree.map(jnp.shape, state.v_col) == {"query": (2, 3), "other": (6, 3)}
+    g = jax.tree.map(lambda p: p + 2.0, params)
+    updates, _ = optlab.scale_by_adafactor(2, axes=axes).update(g, state, params)
+    np.testing.assert_allclose(updates["query"], 1.0, rtol=8 * ULP)
+
+
 def test_l2_and_decoupled_decay_agree_for_sgd():
     l2 = optax.chain(optlab.add_decayed_weights(0.5), optlab.sgd(0.1))
     decoupled = optax.chain(optlab.add_decayed_weights(0.5), optlab.scale_by_learning_rate(0.1))

@@ -163,7 +163,8 @@ def test_an_update_that_is_not_finite_leaves_no_trace(name):
     assert state.total_notfinite == 1
 
 
-@every_row
+# Of Adafactor's slots some have no array, and others another shape than the parameter.
+@pytest.mark.parametrize("name", [name for name in ROWS if name != "adafactor"])
 def test_tree_map_params_finds_every_slot(name):
     tx = MAKERS[name]()
     state = tx.init(PARAMS)
@@ -183,7 +184,8 @@ def test_an_injected_hyperparameter_changes_from_the_next_update_on(name, jit):
     row = ROWS[name]
     first, second = ({key: pair[i] for key, pair in row.hyperparams.items()} for i in (0, 1))
     options = dict(row.fixed) | dict(row.samples[0])
-    make = optax.inject_hyperparams(row.constructor, hyperparam_dtype=jnp.float32)
+    sizes = tuple({"min_dim_size_to_factor"} & {*options})
+    make = optax.inject_hyperparams(row.constructor, sizes, hyperparam_dtype=jnp.float32)
     tx = make(**(options | first))
     update = jax.jit(tx.update) if jit else tx.update
     before, middle, state = walk(tx, GRADIENTS[:2], update=update)
