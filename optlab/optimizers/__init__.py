@@ -5,6 +5,7 @@ from optlab.optimizers._adam import adam, scale_by_adam
 from optlab.optimizers._adamw import adamw
 from optlab.optimizers._lion import lion, scale_by_lion
 from optlab.optimizers._momentum import scale_by_momentum
+from optlab.optimizers._muon import muon, scale_by_muon
 from optlab.optimizers._rmsprop import rmsprop, scale_by_rmsprop
 from optlab.optimizers._sgd import sgd
 
@@ -13,11 +14,13 @@ __all__ = [
     "adam",
     "adamw",
     "lion",
+    "muon",
     "rmsprop",
     "scale_by_adagrad",
     "scale_by_adam",
     "scale_by_lion",
     "scale_by_momentum",
+    "scale_by_muon",
     "scale_by_rmsprop",
     "sgd",
 ]

@@ -26,6 +26,7 @@ Example:
     1.9700
 """
 
+from ._muon import muon, orthogonalized, scale_by_muon
 from ._optimizers import (
     adagrad,
     adam,
@@ -82,7 +83,9 @@ __all__ = [
     "join",
     "linear",
     "multistep",
+    "muon",
     "one_cycle",
+    "orthogonalized",
     "params_ema",
     "polynomial",
     "rmsprop",
@@ -91,6 +94,7 @@ __all__ = [
     "scale_by_adam",
     "scale_by_lion",
     "scale_by_momentum",
+    "scale_by_muon",
     "scale_by_rmsprop",
     "sgd",
     "step_decay",

@@ -44,10 +44,11 @@ from optlab.rules._hyperparams import Decay, Parameter, decay, number
 from optlab.rules._leaf import AxesChoice, Leaf
 from optlab.rules._lift import lift
 from optlab.rules._matrices import from_matrices, matrices
+from optlab.rules._newton_schulz import newton_schulz_coefficients, orthogonalized
 from optlab.rules._patterns import paths_matching, paths_not_matching
 from optlab.rules._public import direction, optimizer
 from optlab.rules._roles import Axes, Meaning, default_axes, meaning
-from optlab.rules._rule import Rule, slot
+from optlab.rules._rule import Rule, slot, with_prefix
 from optlab.rules._steps import learning_rate, weight_decay
 
 __all__ = [
@@ -83,8 +84,10 @@ __all__ = [
     "lift",
     "matrices",
     "meaning",
+    "newton_schulz_coefficients",
     "number",
     "optimizer",
+    "orthogonalized",
     "paths_matching",
     "paths_not_matching",
     "root",
@@ -94,4 +97,5 @@ __all__ = [
     "slot",
     "visibly_bounded",
     "weight_decay",
+    "with_prefix",
 ]

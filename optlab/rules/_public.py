@@ -25,7 +25,11 @@ _RATE = "learning_rate: α ≥ 0, a number, an array or a schedule of the update
 
 
 def direction(
-    name: str, rules: Callable[Concatenate[str, P], Rule | Sequence[Rule]], **defaults: Any
+    name: str,
+    rules: Callable[Concatenate[str, P], Rule | Sequence[Rule]],
+    *,
+    like: Sequence[Callable[..., Any]] = (),
+    **defaults: Any,
 ) -> Callable[P, Transformation]:
     """Return the public function of a direction.
 
@@ -33,6 +37,7 @@ def direction(
         name: the name of the function; errors begin with it.
         rules: (name, *hyperparameters) → the rule, or a sequence of rules that act one after the
             other.
+        like: functions whose docstrings describe the arguments that `rules` does not describe.
         **defaults: defaults of hyperparameters where they differ from those of `rules`.
 
     Returns:
@@ -47,7 +52,8 @@ def direction(
         parameter.replace(default=defaults.get(parameter.name, parameter.default))
         for parameter in _parameters(rules)
     ]
-    return _public(name, rules, parameters, make, "A transformation that makes a direction.")
+    returns = "A transformation that makes a direction."
+    return _public(name, rules, parameters, make, returns, like)
 
 
 def optimizer(
@@ -56,6 +62,7 @@ def optimizer(
     *,
     summary: str = "",
     like: Sequence[Callable[..., Any]] = (),
+    rates: Callable[..., Rule | Sequence[Rule]] = learning_rate_rule,
 ) -> Callable[Concatenate[Hyperparam, P], Transformation]:
     """Return the public function of an optimizer: the rules, and behind them the learning rate.
 
@@ -65,17 +72,22 @@ def optimizer(
             other.
         summary: the first line of the docstring, in place of that of `rules`.
         like: functions whose docstrings describe the arguments that `rules` does not describe.
+        rates: (name, learning rate, **those of the other arguments that it names) → the rule of
+            the learning rate, or rules for several rates; by default one for all parameters.
 
     Returns:
         (learning_rate, *hyperparameters) → an `optax.GradientTransformationExtraArgs`.
     """
     with_any: Callable[..., Rule | Sequence[Rule]] = rules
+    own = {parameter.name for parameter in _parameters(rules)}
+    read_by_rates = [p.name for p in _parameters(rates) if p.name in own]
 
     def make(arguments: inspect.BoundArguments) -> list[Rule]:
         rate, *others = arguments.args
+        named = {key: arguments.arguments[key] for key in read_by_rates}
         return [
             *_as_list(with_any(name, *others, **arguments.kwargs)),
-            learning_rate_rule(name, rate),
+            *_as_list(rates(name, rate, **named)),
         ]
 
     rate = inspect.Parameter(
