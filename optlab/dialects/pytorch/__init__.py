@@ -1,4 +1,4 @@
-"""PyTorch's optimizers (`torch.optim`), its clipping, and its optimizer state.
+"""PyTorch's optimizers (`torch.optim`), its clipping, its schedulers, and its optimizer state.
 
     sgd       g ← ±g + λθ;  v ← g at update 1, then μv + (1 − τ)g;  θ ← θ − ηv, or θ − η(g + μv)
     adagrad   g ← ±g + λθ;  s ← s + g²;             θ ← θ − η/(1 + (t − 1)·lr_decay) · g/(√s + ε)
@@ -12,8 +12,8 @@ during a run. AMSGrad takes the maximum of v, not of v̂.
 
 Arguments have PyTorch's names, order and defaults. Those that do not change the arithmetic
 (`foreach`, `fused`, `capturable`, `differentiable`) have no place here. Every number may be a
-schedule of the count before the update; in the state, `lr` is `learning_rate` and so on, as
-everywhere in optlab.
+schedule of the count before the update, PyTorch's own among them (`lr_scheduler`); in the state,
+`lr` is `learning_rate` and so on, as everywhere in optlab.
 
 What differs, where PyTorch fails: the variance of centered RMSProp is clamped at 0, where rounding
 makes it negative and PyTorch's root NaN; finite gradients whose squares overflow count as 2⁶³
@@ -27,6 +27,7 @@ Reference: pytorch.org/docs/stable/optim.html, and the single-tensor functions i
 Trajectories are checked against PyTorch 2.13.
 """
 
+from optlab.dialects.pytorch import lr_scheduler
 from optlab.dialects.pytorch._rules import (
     adagrad,
     adam,
@@ -45,6 +46,7 @@ __all__ = [
     "clip_grad_norm",
     "clip_grad_value",
     "from_state_dict",
+    "lr_scheduler",
     "rmsprop",
     "sgd",
     "to_state_dict",
