@@ -308,7 +308,7 @@ def get_cosine_with_hard_restarts_schedule_with_warmup(
 
     def after(done):
         # In units of 1/num_cycles of an update a cycle has as many of them as all have updates.
-        place = jnp.minimum(done, updates) * num_cycles % updates
+        place = done * num_cycles % updates
         high, _ = half_cosines(as_float(updates - place) / updates, as_float(place) / updates)
         return times(lr, jnp.where(done < updates, high, 0))
 

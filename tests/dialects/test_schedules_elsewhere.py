@@ -151,6 +151,18 @@ def test_a_cycle_stays_at_its_last_values():
     one = lr_scheduler.OneCycleLR(0.1, total_steps=11)
     for curve, last in ((one.learning_rate, 4e-7), (one.momentum, 0.95)):
         assert {float(curve(step)) for step in (10, 11, 1000, LAST)} == {float(np.float32(last))}
+    # Its last step is within the second phase.
+    cut = lr_scheduler.OneCycleLR(0.1, total_steps=40, pct_start=0.7, three_phase=True)
+    assert len({float(cut.learning_rate(step)) for step in (39, 40, 1000, LAST)}) == 1
+
+
+def test_rates_given_as_arguments_are_met_exactly():
+    # In float32, 0.3 + (0.1 − 0.3) is not 0.1.
+    cycle = lr_scheduler.CyclicLR(0.3, 0.1, 5, base_momentum=0.1, max_momentum=0.3)
+    cosine = lr_scheduler.CosineAnnealingLR(0.3, T_max=5, eta_min=0.1)
+    ends = [float(np.float32(rate)) for rate in (0.3, 0.1)]
+    for curve in (cycle.learning_rate, cycle.momentum, cosine):
+        assert [float(curve(step)) for step in (0, 5, 10, 15)] == ends + ends
 
 
 def test_cosines_keep_their_digits_near_0_and_after_many_waves():

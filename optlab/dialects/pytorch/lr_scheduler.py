@@ -97,7 +97,8 @@ class Cycle(NamedTuple):
     """
 
     learning_rate: Curve
-    momentum: Curve | None
+    # Not `Curve | None`, which no optimizer's argument takes: whoever reads it has asked for it.
+    momentum: Any
 
 
 @dataclass(frozen=True, repr=False)
