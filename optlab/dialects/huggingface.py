@@ -8,15 +8,19 @@
                                            η_min + (η − η_min) · ½(1 + cos(2π · num_cycles · x))
     get_cosine_with_hard_restarts_schedule_with_warmup
                                            η · ½(1 + cos(π · frac(num_cycles · x))), 0 from x = 1 on
+    get_cosine_with_min_lr_schedule_with_warmup_lr_rate
+                                           as with_min_lr, with t + 1 in the place of t
     get_polynomial_decay_schedule_with_warmup
                                            lr_end + (η − lr_end) · (1 − x)^power, then lr_end
     get_inverse_sqrt_schedule              η · √(τ/(t − W + τ))
-    get_wsd_schedule                       η for a while, then down to η · min_lr_ratio
+    get_wsd_schedule                       η for S updates, then down to η_min within D
 
-t is the step, 0 at the first update, and η is `lr`. Before step W = `num_warmup_steps` the rate is
-η · t/W in all but the first. From there on x = (t − W)/(T − W) is the share of the updates that are
-done, with T = `num_training_steps`, warm-up included. τ is `timescale`. Past the end of training a
-cosine rises again, as the library's does.
+t is the step, 0 at the first update, and η is `lr`. The formulas are of the steps from W on, which
+is `num_warmup_steps`. Before it the rate is η · t/W, but `get_wsd_schedule` rises from η_min.
+x = (t − W)/(T − W) is the share of the updates that are done, with T = `num_training_steps`,
+warm-up included. η_min is `min_lr`, or η times `min_lr_rate` or `min_lr_ratio`; τ is `timescale`, S
+`num_stable_steps`, D `num_decay_steps`. Past the end of training a cosine rises again, as the
+library's does.
 
     schedule = get_linear_schedule_with_warmup(3e-4, num_warmup_steps=100, num_training_steps=1000)
     tx = optlab.dialects.pytorch.adamw(schedule)

@@ -11,14 +11,15 @@
     CosineAnnealingLR    η_min + (η − η_min) · ½(1 + cos(π t/T_max)), up again past T_max
     CosineAnnealingWarmRestarts
                          the same, begun anew after T_0, T_0·T_mult, T_0·T_mult², … updates
-    OneCycleLR           from max_lr/div_factor to max_lr, and down to the first rate over
-                         final_div_factor
-    CyclicLR             base_lr + (max_lr − base_lr) · height · scale, up and down for ever
+    OneCycleLR           a = max_lr/div_factor at t = 0, max_lr at t = pN − 1 and
+                         a/final_div_factor at t = N − 1, with half cosines or lines between
+    CyclicLR             base_lr + (max_lr − base_lr) · height · scale, where height goes up from 0
+                         to 1 in step_size_up updates, and back in step_size_down
     SequentialLR         one schedule after the other, each from its own step 0
-    ChainedScheduler     η · the product of all factors of η
+    ChainedScheduler     η · the product of what multiplies η in each of several schedules
 
 t is the step, which is PyTorch's `last_epoch`: the number of calls of `scheduler.step()` before,
-0 at the first update. η is `lr`, T `total_iters`, η_min `eta_min`.
+0 at the first update. η is `lr`, T `total_iters`, η_min `eta_min`, p `pct_start`, N `total_steps`.
 
     schedule = StepLR(0.1, step_size=30, gamma=0.5)    # PyTorch: StepLR(optimizer, step_size=30, …)
     tx = optlab.dialects.pytorch.sgd(schedule, momentum=0.9)
@@ -30,10 +31,14 @@ PyTorch's own arguments give it; a group of parameters with another rate has a s
 `ReduceLROnPlateau` depends on the loss, so it is no schedule: it is `optlab.reduce_on_plateau`.
 
 PyTorch forms most rates from the rate before. These are the closed forms, so the two differ by
-PyTorch's roundings. What differs otherwise: past its end `OneCycleLR` stays at its last rate, where
-PyTorch raises an error; `SequentialLR` begins a `MultiplicativeLR` at its own `lr`, where PyTorch
-goes on from the rate before; past T_max a `CosineAnnealingLR` in a `ChainedScheduler` is still a
-factor, where PyTorch begins anew from 0.
+PyTorch's roundings. What differs otherwise:
+
+- From step N on `OneCycleLR` stays at its last rate. PyTorch goes beyond it at N, and then fails.
+- `SequentialLR` begins every schedule at its own step 0 with its own rate. PyTorch goes on from the
+  rate before in a `MultiplicativeLR`, multiplies a `ChainedScheduler` once too often or fails with
+  it, loses its place in another `SequentialLR`, and lets a `OneCycleLR` change the others' rates.
+- Past T_max a `CosineAnnealingLR` in a `ChainedScheduler` is still a factor. PyTorch begins there
+  anew from 0.
 
 Reference: pytorch.org/docs/stable/optim.html. Every scheduler is checked at each step against
 recordings from PyTorch 2.13 (`tests/golden`).
