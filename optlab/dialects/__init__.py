@@ -7,6 +7,9 @@ float32, and `optlab.hyperparams` reads the state, under optlab's names.
 
     tx = optlab.dialects.pytorch.adamw(lr=3e-4, betas=(0.9, 0.95), weight_decay=0.1)
 
+`optlab.dialects.pytorch.lr_scheduler` and `optlab.dialects.huggingface` are the schedules of
+PyTorch and of Hugging Face's transformers, under their names and with their arguments.
+
 `optlab.dialects.optax` is all of Optax's namespace, to be imported in its place. The same rules
 stand there under Optax's names, with Optax's arguments and states.
 
@@ -21,9 +24,9 @@ All dialects side by side, as `optlab dialects` prints them:
 
 """
 
-from optlab.dialects import keras, optax, pytorch, tensorflow1
+from optlab.dialects import huggingface, keras, optax, pytorch, tensorflow1
 from optlab.dialects._table import TABLES, table
 
-__all__ = ["keras", "optax", "pytorch", "table", "tensorflow1"]
+__all__ = ["huggingface", "keras", "optax", "pytorch", "table", "tensorflow1"]
 
 __doc__ = (__doc__ or "") + "\n\n".join(map(table, TABLES)) + "\n"
