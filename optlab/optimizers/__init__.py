@@ -8,6 +8,7 @@ from optlab.optimizers._lamb import lamb, scale_by_lamb
 from optlab.optimizers._lars import lars, scale_by_lars
 from optlab.optimizers._lion import lion, scale_by_lion
 from optlab.optimizers._momentum import scale_by_momentum
+from optlab.optimizers._muon import muon, scale_by_muon
 from optlab.optimizers._rmsprop import rmsprop, scale_by_rmsprop
 from optlab.optimizers._sgd import sgd
 
@@ -19,6 +20,7 @@ __all__ = [
     "lamb",
     "lars",
     "lion",
+    "muon",
     "rmsprop",
     "scale_by_adafactor",
     "scale_by_adagrad",
@@ -27,6 +29,7 @@ __all__ = [
     "scale_by_lars",
     "scale_by_lion",
     "scale_by_momentum",
+    "scale_by_muon",
     "scale_by_rmsprop",
     "sgd",
 ]

@@ -20,7 +20,8 @@ An array is factored over its two largest axes, as in Optax, if both have
 `min_dim_size_to_factor` elements or more. Axes that count layers or experts (see `rules.meaning`)
 are never factored, and each layer has its own RMS, so that stacked layers take the steps of
 separate ones. `axes` names the axes of an array: it is then factored into all its input and all its
-output axes. A finite gradient beyond 2⁶³, whose square would overflow float32, counts as 2⁶³ (2⁵¹¹ in float64).
+output axes. A finite gradient beyond 2⁶³, whose square would overflow float32, counts as 2⁶³ (2⁵¹¹
+in float64).
 
 Reference: Shazeer & Stern, "Adafactor: adaptive learning rates with sublinear memory cost", ICML
 (2018).

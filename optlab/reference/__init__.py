@@ -26,6 +26,7 @@ Example:
     1.9700
 """
 
+from ._muon import muon, orthogonalized, scale_by_muon
 from ._optimizers import (
     adagrad,
     adam,
@@ -85,7 +86,9 @@ __all__ = [
     "join",
     "linear",
     "multistep",
+    "muon",
     "one_cycle",
+    "orthogonalized",
     "params_ema",
     "polynomial",
     "rmsprop",
@@ -97,6 +100,7 @@ __all__ = [
     "scale_by_lars",
     "scale_by_lion",
     "scale_by_momentum",
+    "scale_by_muon",
     "scale_by_rmsprop",
     "sgd",
     "step_decay",

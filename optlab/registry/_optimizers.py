@@ -290,7 +290,7 @@ OPTIMIZERS: Mapping[str, Row] = {
                 bad("min_dim_size_to_factor", 0, "an integer >= 1"),
             ),
             needs_params=True,
-            layerwise=True,
+            elementwise=False,
             squares=True,
             exempt={
                 "a_donated_step_needs_no_memory_beside_parameters_and_state": "the mean square of "
@@ -337,7 +337,7 @@ OPTIMIZERS: Mapping[str, Row] = {
                 *number_errors("max_trust_ratio"),
             ),
             needs_params=True,
-            layerwise=True,
+            elementwise=False,
             drift=(2.5e-7, 3e-7, 4e-7),
             exempt=_NORM_OF_BOTH,
         ),
@@ -365,12 +365,63 @@ OPTIMIZERS: Mapping[str, Row] = {
             hyperparams=RATE | ADAM | {"eps": (1e-6, 0.1), "weight_decay": (0.1, 0.2)},
             errors=number_errors("max_trust_ratio"),
             needs_params=True,
-            layerwise=True,
+            elementwise=False,
             squares=True,
             drift=(8e-7, 4e-7),
             exempt={
                 **_NORM_OF_BOTH,
                 "zero_gradient_is_a_no_op": "decay moves the parameters",
+            },
+        ),
+        Row(
+            name="muon",
+            summary="m ← βm + (1−β)g; θ ← θ − α(s·orthogonal factor of m + λθ); others by AdamW",
+            constructor=optimizers.muon,
+            reference=_of_optimizer(reference.muon),
+            direction=optimizers.scale_by_muon,
+            direction_reference=reference.scale_by_muon,
+            samples=(
+                {},
+                {"ns_coeffs": "polar_express", "ns_steps": 8, "scale": "scion"},
+                {
+                    "nesterov": False,
+                    "ns_coeffs": "you",
+                    "scale": "keller_jordan",
+                    "adam_learning_rate": 0.02,
+                    "adam_weight_decay": 0.3,
+                },
+            ),
+            hyperparams=RATE
+            | {
+                "beta": (0.95, 0.5),
+                "eps": (1e-7, 0.1),
+                "weight_decay": (0.01, 0.2),
+                "adam_b1": (0.9, 0.5),
+                "adam_b2": (0.999, 0.9),
+                "adam_eps": (1e-8, 0.1),
+                "adam_eps_root": (0.0, 0.1),
+            },
+            errors=(
+                MU_DTYPE,
+                ({"ns_dtype": int}, "ns_dtype must be a floating-point type or None"),
+                ({"ns_coeffs": "quintic"}, "ns_coeffs must be keller_jordan, you, polar_express"),
+                ({"ns_coeffs": ((1.0, 2.0),)}, "ns_coeffs must be a name, or finite rows"),
+                ({"ns_steps": 0}, "ns_steps must be an integer >= 1, got ns_steps=0"),
+                ({"scale": "rms"}, "scale must be one of moonshot, keller_jordan, scion"),
+                ({"ns_precision": "low"}, "ns_precision must be 'default', 'high', 'highest'"),
+                *flag_errors("nesterov"),
+            ),
+            needs_params=True,
+            squares=True,
+            elementwise=False,
+            gain=7000,  # the slope at 0 of eight steps of Polar Express
+            # Products of rounded matrices, again and again; see `rules._newton_schulz._groups`.
+            rtol=2e-5,
+            exempt={
+                "zero_gradient_is_a_no_op": "decay moves the parameters",
+                "complex_equals_two_reals": "matrices must be real",
+                "a_million_updates_keep_to_the_reference": "an update depends on the last few "
+                "hundred gradients, and the reference of matrices takes hours",
             },
         ),
     )

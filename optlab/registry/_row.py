@@ -52,7 +52,10 @@ class Row:
         drift: the same over a million updates, for each sample of the row, or of its direction
             where it has one; the default is 1e-5.
         shapes: the shapes of the leaves to check on.
-        layerwise: whether the elements of a leaf act on each other, as through its norm.
+        elementwise: whether an element of an update depends on no other element of its leaf, so
+            that its error is relative to itself; otherwise to the largest of the leaf.
+        gain: how much larger than gradient/ε an update can be where both are small; what underflows
+            may be missing from an update as many times.
         squares: whether gradients beyond 2⁶³ count as 2⁶³, as their squares overflow.
         exempt: checks that do not hold for this row, with the reason.
     """
@@ -76,7 +79,8 @@ class Row:
     rtol: float = 2e-6
     drift: tuple[float, ...] = ()
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=lambda: SHAPES)
-    layerwise: bool = False
+    elementwise: bool = True
+    gain: float = 1.0
     squares: bool = False
     exempt: Mapping[str, str] = field(default_factory=dict)
 

@@ -44,6 +44,7 @@ from optlab.rules._hyperparams import Decay, Parameter, decay, number
 from optlab.rules._leaf import AxesChoice, Leaf, linear_maps
 from optlab.rules._lift import lift
 from optlab.rules._matrices import from_matrices, matrices
+from optlab.rules._newton_schulz import newton_schulz_coefficients, orthogonalized
 from optlab.rules._norms import (
     global_norm_clip,
     norm_of,
@@ -53,7 +54,7 @@ from optlab.rules._norms import (
 from optlab.rules._patterns import paths_matching, paths_not_matching
 from optlab.rules._public import direction, optimizer
 from optlab.rules._roles import Axes, Meaning, default_axes, meaning
-from optlab.rules._rule import Rule, slot
+from optlab.rules._rule import Rule, slot, with_prefix
 from optlab.rules._steps import learning_rate, weight_decay
 
 __all__ = [
@@ -91,9 +92,11 @@ __all__ = [
     "linear_maps",
     "matrices",
     "meaning",
+    "newton_schulz_coefficients",
     "norm_of",
     "number",
     "optimizer",
+    "orthogonalized",
     "paths_matching",
     "paths_not_matching",
     "root",
@@ -105,4 +108,5 @@ __all__ = [
     "times_ratio",
     "visibly_bounded",
     "weight_decay",
+    "with_prefix",
 ]

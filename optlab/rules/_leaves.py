@@ -47,9 +47,11 @@ class Leaves:
             self.arrays[index] = as_array(leaf)
             _checks.check_inexact(self._who, self._what, self.paths[index], self.arrays[index])
 
-    def refuse_complex(self) -> None:
-        """Require real leaves."""
+    def refuse_complex(self, touched: list[bool]) -> None:
+        """Require that the leaves that a rule touches are real."""
         for index in self.present:
+            if not touched[index]:
+                continue
             dtype = getattr(self.arrays[index], "dtype", None)
             if dtype is not None and jnp.issubdtype(dtype, jnp.complexfloating):
                 _checks.fail(

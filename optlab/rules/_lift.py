@@ -86,12 +86,11 @@ def lift(*rules: Rule, axes: AxesChoice | None = None) -> optax.GradientTransfor
         # Without slots nothing is made of the leaves, so that they may be anything.
         if has_slots:
             leaves.check()
-        for rule in rules:
-            if rule.complex == "refused":
-                leaves.refuse_complex()
         states, touched_by = [], []
         for rule, state in zip(rules, types, strict=True):
             touched = _touched(rule, leaves, params, leaves.arrays)
+            if rule.complex == "refused":
+                leaves.refuse_complex(touched)
             _check_leaves(rule, leaves, touched)
             static = _static(rule, leaves, leaves.arrays, params)
             slots = {name: _start(rule, name, leaves, touched, static) for name in rule.slots}

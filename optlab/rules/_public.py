@@ -62,6 +62,7 @@ def optimizer(
     *,
     summary: str = "",
     like: Sequence[Callable[..., Any]] = (),
+    rates: Callable[..., Rule | Sequence[Rule]] = learning_rate_rule,
 ) -> Callable[Concatenate[Hyperparam, P], Transformation]:
     """Return the public function of an optimizer: the rules, and behind them the learning rate.
 
@@ -72,21 +73,26 @@ def optimizer(
             optimizer: `rules` then decides where the learning rate acts, and whether one is needed.
         summary: the first line of the docstring, in place of that of `rules`.
         like: functions whose docstrings describe the arguments that `rules` does not describe.
+        rates: (name, learning rate, **those of the other arguments that it names) → the rule of
+            the learning rate, or rules for several rates; by default one for all parameters.
 
     Returns:
         (learning_rate, *hyperparameters) → an `optax.GradientTransformationExtraArgs`.
     """
     with_any: Callable[..., Rule | Sequence[Rule]] = rules
     parameters = _parameters(rules)
-    takes_rate = any(parameter.name == "learning_rate" for parameter in parameters)
+    own = {parameter.name for parameter in parameters}
+    takes_rate = "learning_rate" in own
+    read_by_rates = [p.name for p in _parameters(rates) if p.name in own]
 
     def make(arguments: inspect.BoundArguments) -> list[Rule]:
         if takes_rate:
             return _as_list(with_any(name, *arguments.args, **arguments.kwargs))
         rate, *others = arguments.args
+        named = {key: arguments.arguments[key] for key in read_by_rates}
         return [
             *_as_list(with_any(name, *others, **arguments.kwargs)),
-            learning_rate_rule(name, rate),
+            *_as_list(rates(name, rate, **named)),
         ]
 
     rate = inspect.Parameter(

@@ -3,7 +3,7 @@
 import keyword
 from collections import namedtuple
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import jax
@@ -236,6 +236,33 @@ class Rule:
             slot = jax.eval_shape(lambda p: self.init_leaf(name, p, static), param)
             self.layouts[key] = optax.MaskedNode() if slot is None else slot
         return self.layouts[key]
+
+
+def with_prefix(prefix: str, rule: Rule, **values: Any) -> Rule:
+    """Return a rule whose hyperparameters have longer names, such as "adam_b1" for "b1".
+
+    So two rules of one lift, which treat different parameters, need not share names.
+
+    Args:
+        prefix: what the names begin with.
+        rule: a rule with `once`, or with neither `once` nor `across`.
+        **values: other values of its hyperparameters, by their names in `rule`; errors about them
+            use the longer names.
+    """
+    names = tuple(rule.hyperparams)
+    short = namedtuple("Hyperparams", names)
+
+    def once(h: Any, t: Array) -> Any:
+        return rule.once(short(*(getattr(h, prefix + name) for name in names)), t)
+
+    return replace(
+        rule,
+        hyperparams={
+            prefix + name: parameter._replace(value=values.get(name, parameter.value))
+            for name, parameter in rule.hyperparams.items()
+        },
+        once=once,
+    )
 
 
 def _is_field_name(name: Any) -> bool:

@@ -131,14 +131,17 @@ def require_right(
 ) -> None:
     """Require closeness relative to the outcome or the one before it, whose difference it may be.
 
+    Where the elements of a matrix depend on each other, the largest of them takes their place.
     8e-7 is measured, the roundings of two terms that cancel.
     """
     result, want = (measured(row, sample) if results is None else results)[scenario]
     options = row.arguments(**row.samples[sample])
     # What an outcome may lack where gradients and state below TINY count as zero.
     eps = options.get("eps", row.hyperparams.get("eps", (1,))[0])
-    vanishing = 16 * TINY / min(eps or 1, 1)
+    vanishing = 16 * row.gain * TINY / min(eps or 1, 1)
     size = np.maximum(np.abs(want), np.abs(np.concatenate([want[:1], want[:-1]])))
+    if not row.elementwise:
+        size[:, 2:] = size[:, 2:].max(axis=1, keepdims=True)
     where = f"{scenario} of the sample {dict(row.samples[sample])}"
     require(np.isfinite(result).all(), f"not finite at {where}: {result}")
     close = np.abs(result - want) <= max(1.5e-6, row.rtol) * size + vanishing

@@ -620,13 +620,13 @@ def test_bad_arguments_are_refused_under_the_frameworks_names(make, message):
 
 
 def public(module):
-    return [getattr(module, name) for name in module.__all__]
+    return filter(inspect.isfunction, (getattr(module, name) for name in module.__all__))
 
 
 @pytest.mark.parametrize(
     "function",
     [
-        pytest.param(f, id=f"{f.__module__.split('.')[-1]}.{f.__name__}")
+        pytest.param(f, id=f"{module.__name__.split('.')[-1]}.{f.__name__}")
         for module in (dialects.pytorch, dialects.keras, dialects.tensorflow1)
         for f in public(module)
     ],

@@ -283,8 +283,8 @@ def test_adafactor_agrees_with_optax_on_vectors_and_matrices(options):
             u, first = ours.update(g, states[0], params)
             v, second = theirs.update(g, states[1], params)
             states = first, second
-            # Optax forms t^−0.8, and keeps its average of steps, in float32.
-            jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), u, v)
+            # Optax forms t^−0.8, and keeps its average of steps, in float32. They are up to 0.5.
+            jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-7), u, v)
 
 
 def test_adafactor_takes_stacked_layers_for_separate_ones():

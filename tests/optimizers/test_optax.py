@@ -6,6 +6,7 @@ an update chains about ten.
 """
 
 import functools
+import inspect
 
 import chex
 import jax
@@ -127,7 +128,7 @@ def test_masked_leaves_pass_through_untouched(name):
     chex.assert_trees_all_equal(part(updates, "dense"), alone)
 
 
-@pytest.mark.parametrize("name", [name for name, row in ROWS.items() if not row.layerwise])
+@pytest.mark.parametrize("name", [name for name in MAKERS if ROWS[name].elementwise])
 def test_flattening_changes_nothing(name):
     tx = MAKERS[name]()
     _, after, _ = walk(optax.flatten(tx))
@@ -163,14 +164,22 @@ def test_an_update_that_is_not_finite_leaves_no_trace(name):
     assert state.total_notfinite == 1
 
 
-# Of Adafactor's slots some have no array, and others another shape than the parameter.
-@pytest.mark.parametrize("name", [name for name in ROWS if name != "adafactor"])
+def is_masked(node):
+    return isinstance(node, optax.MaskedNode)
+
+
+@every_row
 def test_tree_map_params_finds_every_slot(name):
     tx = MAKERS[name]()
     state = tx.init(PARAMS)
     specs = jax.tree.map(lambda p: f"spec of {p.shape}", PARAMS)
     mapped = optax.tree_map_params(
-        tx, lambda slot, spec: spec, state, specs, transform_non_params=lambda x: f"{x.shape}"
+        tx,
+        lambda slot, spec: slot if is_masked(slot) else spec,
+        state,
+        specs,
+        transform_non_params=lambda x: f"{x.shape}",
+        is_leaf=is_masked,
     )
     expected = jax.tree.map(
         lambda x: f"spec of {x.shape}" if x.shape in {(6, 5), (7,)} else f"{x.shape}", state
@@ -184,8 +193,11 @@ def test_an_injected_hyperparameter_changes_from_the_next_update_on(name, jit):
     row = ROWS[name]
     first, second = ({key: pair[i] for key, pair in row.hyperparams.items()} for i in (0, 1))
     options = dict(row.fixed) | dict(row.samples[0])
-    sizes = tuple({"min_dim_size_to_factor"} & {*options})
-    make = optax.inject_hyperparams(row.constructor, sizes, hyperparam_dtype=jnp.float32)
+    sizes = {"ns_steps", "min_dim_size_to_factor"}
+    counts = [key for key in inspect.signature(row.constructor).parameters if key in sizes]
+    make = optax.inject_hyperparams(
+        row.constructor, static_args=counts, hyperparam_dtype=jnp.float32
+    )
     tx = make(**(options | first))
     update = jax.jit(tx.update) if jit else tx.update
     before, middle, state = walk(tx, GRADIENTS[:2], update=update)

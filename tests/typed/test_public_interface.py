@@ -93,6 +93,20 @@ def test_schedules_map_steps_to_arrays():
     assert_type(schedules.epochs_to_steps(2, 100, 10), int)
 
 
+def test_schedules_of_other_frameworks_are_schedules():
+    torch = dialects.pytorch.lr_scheduler
+    step = torch.StepLR(0.1, step_size=30)
+    assert_type(step, schedules.Curve)
+    assert_type(torch.ChainedScheduler([step, torch.LinearLR(0.1)]), schedules.Curve)
+    assert_type(torch.LambdaLR(0.1, lambda t: 0.5**t), schedules.Curve)
+    cycle = torch.OneCycleLR(0.1, total_steps=100)
+    assert_type(cycle.learning_rate, schedules.Curve)
+    tx = dialects.pytorch.sgd(cycle.learning_rate, momentum=cycle.momentum)
+    assert_type(tx, Transformation)
+    warm = dialects.huggingface.get_linear_schedule_with_warmup(0.1, 10, 100)
+    assert_type(warm, schedules.Curve)
+
+
 def test_dialects_make_transformations_and_carry_states():
     assert_type(dialects.pytorch.adamw(lr=0.1, betas=(0.9, 0.95)), Transformation)
     assert_type(dialects.keras.adam(0.1, beta_1=0.9), Transformation)
