@@ -6,6 +6,7 @@ from optlab.optimizers._adam import adam, scale_by_adam
 from optlab.optimizers._adamw import adamw
 from optlab.optimizers._lamb import lamb, scale_by_lamb
 from optlab.optimizers._lars import lars, scale_by_lars
+from optlab.optimizers._lbfgs import lbfgs, scale_by_lbfgs
 from optlab.optimizers._lion import lion, scale_by_lion
 from optlab.optimizers._momentum import scale_by_momentum
 from optlab.optimizers._muon import muon, scale_by_muon
@@ -19,6 +20,7 @@ __all__ = [
     "adamw",
     "lamb",
     "lars",
+    "lbfgs",
     "lion",
     "muon",
     "rmsprop",
@@ -27,6 +29,7 @@ __all__ = [
     "scale_by_adam",
     "scale_by_lamb",
     "scale_by_lars",
+    "scale_by_lbfgs",
     "scale_by_lion",
     "scale_by_momentum",
     "scale_by_muon",

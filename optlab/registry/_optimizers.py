@@ -426,3 +426,15 @@ OPTIMIZERS: Mapping[str, Row] = {
         ),
     )
 }
+
+PASSED_ON: Mapping[str, Row] = {
+    "lbfgs": Row(
+        name="lbfgs",
+        summary="θ ← θ − η·Pg, P the inverse Hessian by the last gradients, η by a line search",
+        constructor=optimizers.lbfgs,
+        direction=optimizers.scale_by_lbfgs,
+        needs_params=True,
+        own=False,
+    ),
+}
+"""Optax's own optimizers under their names; the checks of rules are not made on them."""

@@ -314,6 +314,14 @@ def test_adafactor_factors_the_axes_that_it_is_told():
     np.testing.assert_allclose(updates["query"], 1.0, rtol=8 * ULP)
 
 
+def test_lbfgs_says_what_its_line_search_needs():
+    tx, x = optlab.lbfgs(), jnp.ones(2)
+    with pytest.raises(ValueError, match=r"^lbfgs: update must be given value, grad and value_fn"):
+        tx.update(x, tx.init(x), x, value=1.0)
+    with pytest.raises(ValueError, match=r"^lbfgs: memory_size must be an integer >= 1, got"):
+        optlab.lbfgs(memory_size=0)
+
+
 def test_l2_and_decoupled_decay_agree_for_sgd():
     l2 = optax.chain(optlab.add_decayed_weights(0.5), optlab.sgd(0.1))
     decoupled = optax.chain(optlab.add_decayed_weights(0.5), optlab.scale_by_learning_rate(0.1))
