@@ -322,12 +322,12 @@ def lamb(
         beta_2=(beta_2, _DECAY),
         epsilon=(epsilon, _NONNEGATIVE),
     )
-    decays = not is_zero(weight_decay)
+    decay = 0.0 if weight_decay is None else weight_decay
     return lift(
         *_clip_rules(who, clipnorm, clipvalue, global_clipnorm),
         held_rate(who, learning_rate),
         by_power(adam_rule(who, beta_1, beta_2, epsilon)),
-        decoupled_decay_and_trust_ratio(who, weight_decay if decays else 0.0, decays, True),
+        decoupled_decay_and_trust_ratio(who, decay, not is_zero(decay), True),
         step(who),
     )
 

@@ -169,10 +169,11 @@ def _factors(facts: Leaf, least: int) -> tuple[Axes, Axes] | None:
 
 def _factor(param: Array, static: tuple[tuple[Axes, Axes] | None, Axes], kept: int) -> Array | None:
     """Return the slot of a row or of a column: the parameter's without the axes of the other."""
-    if static[0] is None:
+    factors, _ = static
+    if factors is None:
         return None
     # The sum of a parameter that is sharded explicitly has the sharding that its mean will have.
-    like = jax.eval_shape(lambda p: p.sum(static[0][1 - kept]), param)
+    like = jax.eval_shape(lambda p: p.sum(factors[1 - kept]), param)
     return slot()(like)
 
 

@@ -89,7 +89,8 @@ def lbfgs(
     memory_size = _checks.check_count(_WHO, "memory_size", memory_size, 1)
     steps = _checks.check_count(_WHO, "max_linesearch_steps", max_linesearch_steps, 1)
     search = optax.scale_by_zoom_linesearch(steps, initial_guess_strategy="one")
-    tx = optax.lbfgs(learning_rate, memory_size, scale_init_precond, search)
+    rate: Any = learning_rate  # Optax's type has no NumPy arrays
+    tx = optax.lbfgs(rate, memory_size, scale_init_precond, search)
 
     def update(
         updates: Tree, state: Any, params: Tree | None = None, **extra_args: Any
