@@ -44,6 +44,9 @@ from optlab.rules._recorder import record
 from optlab.rules._rule import Rule, Slot, joined
 from optlab.rules._state import RuleState
 
+StaticOf = Callable[[int], tuple[Hashable, ...]]
+"""What a rule knows of a leaf besides its arrays, by the leaf's index."""
+
 
 def lift(*rules: Rule, axes: AxesChoice | None = None) -> optax.GradientTransformationExtraArgs:
     """Make one transformation of rules that act one after the other.
@@ -89,8 +92,9 @@ def lift(*rules: Rule, axes: AxesChoice | None = None) -> optax.GradientTransfor
             if rule.complex == "refused":
                 leaves.refuse_complex(touched)
             _check_leaves(rule, leaves, touched)
-            slots = {name: _start(rule, name, leaves, touched) for name in rule.slots}
-            _check_arithmetic(rule, leaves, slots, touched)
+            static = _static(rule, leaves, leaves.arrays, params)
+            slots = {name: _start(rule, name, leaves, touched, static) for name in rule.slots}
+            _check_arithmetic(rule, leaves, slots, touched, static)
             touched_by.append(touched)
             values = {name: leaves.structure.unflatten(slots[name]) for name in slots}
             values |= {name: make() for name, make in rule.fields.items()}
@@ -232,16 +236,17 @@ def _check_leaves(rule: Rule, leaves: Leaves, touched: list[bool]) -> None:
         rule.check_leaves(own, list(facts.values()))
 
 
-def _start(rule: Rule, name: str, leaves: Leaves, touched: list[bool]) -> list[Any]:
+def _start(
+    rule: Rule, name: str, leaves: Leaves, touched: list[bool], static: StaticOf
+) -> list[Any]:
     """Return a slot of all leaves before the first update; `MaskedNode` where there is none."""
     slots: list[Any] = list(leaves.arrays)
     for index in leaves.present:
         slots[index] = optax.MaskedNode()
         if touched[index]:
-            param = leaves.arrays[index]
-            static = _static(rule, leaves.paths[index], param)
+            param, facts = leaves.arrays[index], static(index)
             try:
-                slot = rule.init_leaf(name, param, static)
+                slot = rule.init_leaf(name, param, facts)
             except Exception as error:
                 in_parts = _is_complex(param) and rule.complex == "parts"
                 _checks.fail(
@@ -271,22 +276,28 @@ def _check_slot(rule: Rule, name: str, slot: Any, where: str) -> None:
             )
 
 
-def _static(rule: Rule, path: Any, array: Any) -> tuple[Hashable, ...]:
-    """Return what a rule knows of a leaf besides its arrays, as arguments for `leaf`."""
+def _static(rule: Rule, leaves: Leaves, arrays: Sequence[Any], params: Tree | None) -> StaticOf:
+    """Return what a rule knows of each leaf besides its arrays, as arguments for `leaf`."""
     if rule.static is None:
-        return ()
-    facts = leaf_facts(rule.who, path, array, rule.axes_of)
-    static = rule.static(facts)
-    try:
-        hash(static)
-    except TypeError:
-        _checks.fail(
-            rule.who,
-            "static must return a hashable value",
-            f"{type(static).__name__} for {facts.path}",
-            "return a tuple in place of a list",
-        )
-    return (static,)
+        return lambda index: ()
+    passes = {name: leaves.mask(mask, params) for name, mask in rule.masks.items()}
+
+    def static_of(index: int) -> tuple[Hashable, ...]:
+        masks = frozenset(name for name, through in passes.items() if through[index])
+        facts = leaf_facts(rule.who, leaves.paths[index], arrays[index], rule.axes_of, masks)
+        static = rule.static(facts)
+        try:
+            hash(static)
+        except TypeError:
+            _checks.fail(
+                rule.who,
+                "static must return a hashable value",
+                f"{type(static).__name__} for {facts.path}",
+                "return a tuple in place of a list",
+            )
+        return (static,)
+
+    return static_of
 
 
 _sound: set[Hashable] = set()
@@ -298,6 +309,7 @@ def _check_arithmetic(
     leaves: Leaves,
     slots: Mapping[str, list[Any]],
     touched: list[bool],
+    static_of: StaticOf,
 ) -> None:
     """Require of `leaf` that it returns what it must, without computing anything.
 
@@ -311,7 +323,7 @@ def _check_arithmetic(
     code = _identity((rule.leaf, rule.once, rule.across))
     for index in indices:
         param = leaves.arrays[index]
-        static = _static(rule, leaves.paths[index], param)
+        static = static_of(index)
         own = {name: slots[name][index] for name in slots}
         key = (
             code,
@@ -454,7 +466,7 @@ def _contents(state: Any) -> tuple[str, ...]:
 
 
 class _Step:
-    """One rule in one update: its hyperparameters in force, its mask, and its slots by leaf.
+    """One rule in one update: its hyperparameters in force, its masks, and its slots by leaf.
 
     `before` holds the hyperparameters in force of the rules before it, and gains this rule's. Facts
     and slots are those of the parameter, or of the gradient where `update` got no parameters.
@@ -471,6 +483,7 @@ class _Step:
         before: dict[str, Any],
     ):
         self._arrays = leaves.arrays if params is None else parameters
+        self.static = _static(rule, leaves, self._arrays, params)
         in_force, stored = rule.settled.step(count, getattr(state, "hyperparams", None))
         before |= in_force._asdict()
         if rule.reads:
@@ -505,10 +518,6 @@ class _Step:
                 slot = self._leaves.slot(index, what, layout, parts[index])
                 parts[index] = jax.tree.map(as_array, slot)
         return parts
-
-    def static(self, index: int) -> tuple[Hashable, ...]:
-        """Return what the rule knows of a leaf besides its arrays."""
-        return _static(self._rule, self._leaves.paths[index], self._arrays[index])
 
     def batch_axes(self, index: int) -> tuple[int, ...]:
         """Return the axes along which a leaf of a stacked rule may stay sharded."""

@@ -193,7 +193,8 @@ def test_an_injected_hyperparameter_changes_from_the_next_update_on(name, jit):
     row = ROWS[name]
     first, second = ({key: pair[i] for key, pair in row.hyperparams.items()} for i in (0, 1))
     options = dict(row.fixed) | dict(row.samples[0])
-    counts = [key for key in inspect.signature(row.constructor).parameters if key == "ns_steps"]
+    sizes = {"ns_steps", "min_dim_size_to_factor"}
+    counts = [key for key in inspect.signature(row.constructor).parameters if key in sizes]
     make = optax.inject_hyperparams(
         row.constructor, static_args=counts, hyperparam_dtype=jnp.float32
     )
@@ -346,6 +347,15 @@ AGREEING = {
     "lion-decayed": (
         optlab.lion(0.01, 0.8, 0.9, weight_decay=0.5),
         optax.lion(0.01, 0.8, 0.9, weight_decay=0.5),
+    ),
+    # Optax's norm is that of the sum, and its masks let all arrays through.
+    "lars": (
+        optlab.lars(cut, 0.1, True, 0.05, 1e-3, True, norm_of_sum=True, nesterov=True),
+        optax.lars(cut, 0.1, True, 0.05, 1e-3, True, nesterov=True),
+    ),
+    "lamb": (
+        optlab.lamb(0.01, weight_decay=0.1, mask=True, trust_ratio_mask=True),
+        optax.lamb(0.01, weight_decay=0.1),
     ),
     "clipped": (
         optax.chain(optlab.clip_by_global_norm(1.0), optlab.clip_by_value(0.2), optlab.sgd(0.01)),
