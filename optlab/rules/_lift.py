@@ -168,8 +168,10 @@ def lift(*rules: Rule, axes: AxesChoice | None = None) -> optax.GradientTransfor
                 new[index], new_slots = run_leaf(*key, *placed_alike(*arrays), shared)
                 for number, slots in zip(numbers, new_slots, strict=True):
                     steps[number].store(index, slots)
+            places = _places(max(map(len, batches.values()), default=0), next_count, traced)
             for (key, _, kept), batch in batches.items():
-                for index, new[index], new_slots in _run_stacked(run_leaf, key, batch, kept):
+                results = _run_stacked(run_leaf, key, batch, kept, places)
+                for index, new[index], new_slots in results:
                     for number, slots in zip(key[0], new_slots, strict=True):
                         steps[number].store(index, slots)
         states = tuple(
@@ -604,6 +606,7 @@ def _run_stacked(
     key: tuple[Any, ...],
     batch: list[tuple[int, Any, Any]],
     kept: tuple[int, ...],
+    places: Sequence[Any],
 ) -> list[tuple[int, Array, list[Any]]]:
     """Run leaves of one layout as one batch; return the index, update and slots of each.
 
@@ -621,9 +624,38 @@ def _run_stacked(
     results = jax.vmap(lambda *arrays: run(*key, *arrays, scalars))(*shared_out)
     results = gathered(results, before, len(batch))
     return [
-        (index, *jax.tree.map(lambda x, place=place: x[place], results))
-        for place, (index, _, _) in enumerate(batch)
+        (index, *jax.tree.map(lambda x, place=place: _at(x, place), results))
+        for place, (index, _, _) in zip(places, batch, strict=False)
     ]
+
+
+def _places(count: int, number: Array, traced: bool) -> Sequence[Any]:
+    """Return 0, 1, …, at which the members of a batch are.
+
+    XLA's CPU backend compiles a kernel for each constant place. From a conditional, whose other
+    branch is never taken, the places come as numbers that it does not know; one kernel then serves
+    all leaves of a shape.
+    """
+    if count < 2 or not traced:
+        return range(count)
+
+    def from_branch(number: Array) -> list[Array]:
+        return jax.lax.cond(
+            number >= 0,
+            lambda: [jnp.int32(place) for place in range(count)],
+            lambda: [jnp.int32(0)] * count,
+        )
+
+    return jax.lax.platform_dependent(
+        number, cpu=from_branch, default=lambda number: [jnp.int32(i) for i in range(count)]
+    )
+
+
+def _at(stack: Array, place: Any) -> Array:
+    """Return one member of a stack."""
+    if isinstance(place, int):
+        return stack[place]
+    return jax.lax.dynamic_index_in_dim(stack, place, keepdims=False, allow_negative_indices=False)
 
 
 def _run_leaf(
