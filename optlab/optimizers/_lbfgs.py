@@ -24,6 +24,7 @@ from optlab import _checks
 from optlab._types import Hyperparam, Tree
 
 _WHO = "lbfgs"
+_ZOOM = optax.scale_by_zoom_linesearch(20, initial_guess_strategy="one")
 
 
 def scale_by_lbfgs(
@@ -50,8 +51,7 @@ def lbfgs(
     learning_rate: Hyperparam | None = None,
     memory_size: int = 10,
     scale_init_precond: bool = True,
-    *,
-    max_linesearch_steps: int = 20,
+    linesearch: optax.GradientTransformation | None = _ZOOM,
 ) -> optax.GradientTransformationExtraArgs:
     """Descend with L-BFGS and a zoom line search, as `optax.lbfgs`.
 
@@ -61,13 +61,14 @@ def lbfgs(
         memory_size: how many differences are kept, ≥ 1; the state has twice as many copies of the
             parameters.
         scale_init_precond: whether P starts from the scale of the last difference.
-        max_linesearch_steps: how often the loss is computed in one update at most, ≥ 1.
+        linesearch: what finds η; by default Optax's zoom line search, which computes the loss and
+            its gradient at most 20 times in an update. None for η = 1.
 
     Returns:
-        The optimizer, whose `update` needs `value`, `grad` and `value_fn`.
+        The optimizer. With a line search `update` needs `value`, `grad` and `value_fn`.
 
     Raises:
-        ValueError: a size is below 1; at update, an argument for the line search is missing.
+        ValueError: memory_size is below 1; at update, an argument for the line search is missing.
 
     Example:
         >>> import jax, jax.numpy as jnp, optax, optlab
@@ -87,15 +88,14 @@ def lbfgs(
         True
     """
     memory_size = _checks.check_count(_WHO, "memory_size", memory_size, 1)
-    steps = _checks.check_count(_WHO, "max_linesearch_steps", max_linesearch_steps, 1)
-    search = optax.scale_by_zoom_linesearch(steps, initial_guess_strategy="one")
     rate: Any = learning_rate  # Optax's type has no NumPy arrays
-    tx = optax.lbfgs(rate, memory_size, scale_init_precond, search)
+    tx = optax.lbfgs(rate, memory_size, scale_init_precond, linesearch)
+    needed = () if linesearch is None else ("value", "grad", "value_fn")
 
     def update(
         updates: Tree, state: Any, params: Tree | None = None, **extra_args: Any
     ) -> tuple[Tree, Any]:
-        missing = [name for name in ("value", "grad", "value_fn") if name not in extra_args]
+        missing = [name for name in needed if name not in extra_args]
         if missing:
             _checks.fail(
                 _WHO,
