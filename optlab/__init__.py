@@ -23,7 +23,9 @@ from optlab.optimizers import (
     scale_by_lion,
     scale_by_momentum,
     scale_by_rmsprop,
+    scale_by_soap,
     sgd,
+    soap,
 )
 from optlab.transforms import (
     add_decayed_weights,
@@ -87,9 +89,11 @@ __all__ = [
     "scale_by_lion",
     "scale_by_momentum",
     "scale_by_rmsprop",
+    "scale_by_soap",
     "schedules",
     "sgd",
     "skip_counts",
     "skip_nonfinite",
+    "soap",
     "stochastic_rounding",
 ]

@@ -9,6 +9,7 @@ at every update, so that a schedule is a different value at each update.
 
 - `_optimizers`: the directions `scale_by_…`, which are multiplied by −α, and the optimizers built
   on them.
+- `_preconditioned`: the same for rules on matrices.
 - `_transforms`: norms, clipping, weight decay, the average of the parameters.
 - `_schedules`: the rate, or the rate and momentum, as a function of the number of updates already
   made.
@@ -38,6 +39,7 @@ from ._optimizers import (
     scale_by_rmsprop,
     sgd,
 )
+from ._preconditioned import scale_by_soap, soap
 from ._schedules import (
     clamp,
     constant,
@@ -92,7 +94,9 @@ __all__ = [
     "scale_by_lion",
     "scale_by_momentum",
     "scale_by_rmsprop",
+    "scale_by_soap",
     "sgd",
+    "soap",
     "step_decay",
     "triangular",
     "warmup",

@@ -50,6 +50,7 @@ class Row:
         drift: the same over a million updates, for each sample of the row, or of its direction
             where it has one; the default is 1e-5.
         shapes: the shapes of the leaves to check on.
+        spread: the sizes of a leaf's gradients differ from 10⁻ᵛ to 10ᵛ between coordinates.
         squares: whether gradients beyond 2⁶³ count as 2⁶³, as their squares overflow.
         exempt: checks that do not hold for this row, with the reason.
     """
@@ -72,6 +73,7 @@ class Row:
     rtol: float = 2e-6
     drift: tuple[float, ...] = ()
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=lambda: SHAPES)
+    spread: float = 2.0
     squares: bool = False
     exempt: Mapping[str, str] = field(default_factory=dict)
 
