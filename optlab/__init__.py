@@ -23,8 +23,10 @@ from optlab.optimizers import (
     scale_by_lion,
     scale_by_momentum,
     scale_by_rmsprop,
+    scale_by_shampoo,
     scale_by_soap,
     sgd,
+    shampoo,
     soap,
 )
 from optlab.transforms import (
@@ -89,9 +91,11 @@ __all__ = [
     "scale_by_lion",
     "scale_by_momentum",
     "scale_by_rmsprop",
+    "scale_by_shampoo",
     "scale_by_soap",
     "schedules",
     "sgd",
+    "shampoo",
     "skip_counts",
     "skip_nonfinite",
     "soap",

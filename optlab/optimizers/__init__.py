@@ -7,6 +7,7 @@ from optlab.optimizers._lion import lion, scale_by_lion
 from optlab.optimizers._momentum import scale_by_momentum
 from optlab.optimizers._rmsprop import rmsprop, scale_by_rmsprop
 from optlab.optimizers._sgd import sgd
+from optlab.optimizers._shampoo import scale_by_shampoo, shampoo
 from optlab.optimizers._soap import scale_by_soap, soap
 
 __all__ = [
@@ -20,7 +21,9 @@ __all__ = [
     "scale_by_lion",
     "scale_by_momentum",
     "scale_by_rmsprop",
+    "scale_by_shampoo",
     "scale_by_soap",
     "sgd",
+    "shampoo",
     "soap",
 ]

@@ -83,8 +83,8 @@ from optlab.rules._factors import (
     multiplied,
     plan_of,
     product,
-    statistics,
     transposed,
+    updated_statistics,
 )
 
 
@@ -256,16 +256,7 @@ def _refreshed(
     """Return the same with g in the statistics and, where it is due, with new bases."""
     if plan is None:
         return mu, nu, stats, bases, failures
-    checks = []
-
-    def averaged(old: Factors, x: Array) -> dict[str, Array]:
-        new = {}
-        for side, square in statistics(x, tuple(old)).items():
-            new[side], is_finite = finite_or_old(average(b2, old[side], square), old[side])
-            checks.append(is_finite)
-        return new
-
-    stats = [averaged(old, x) for old, x in zip(stats, plan.blocks(g), strict=True)]
+    stats, were_finite = updated_statistics(plan, g, stats, partial(average, b2))
 
     def renew():
         moments = [plan.blocks(mu), plan.blocks(nu)]
@@ -280,7 +271,7 @@ def _refreshed(
         return bases, mu, nu, jnp.bool_(True)
 
     bases, mu, nu, is_finite = jax.lax.cond(is_due, renew, keep)
-    return mu, nu, stats, bases, counted(failures, all_of([*checks, is_finite]))
+    return mu, nu, stats, bases, counted(failures, were_finite & is_finite)
 
 
 def _new_bases(

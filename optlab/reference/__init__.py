@@ -39,7 +39,7 @@ from ._optimizers import (
     scale_by_rmsprop,
     sgd,
 )
-from ._preconditioned import scale_by_soap, soap
+from ._preconditioned import scale_by_shampoo, scale_by_soap, shampoo, soap
 from ._schedules import (
     clamp,
     constant,
@@ -94,8 +94,10 @@ __all__ = [
     "scale_by_lion",
     "scale_by_momentum",
     "scale_by_rmsprop",
+    "scale_by_shampoo",
     "scale_by_soap",
     "sgd",
+    "shampoo",
     "soap",
     "step_decay",
     "triangular",

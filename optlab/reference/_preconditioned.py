@@ -1,4 +1,4 @@
-"""Rules that precondition matrices: SOAP.
+"""Rules that precondition matrices: SOAP, Shampoo.
 
 An array of two axes is a matrix G; one of more axes is a stack of matrices, each treated by itself;
 fewer axes are a vector. The left side of a matrix belongs to its rows, the right to its columns.
@@ -9,6 +9,20 @@ fewer axes are a vector. The left side of a matrix belongs to its rows, the righ
             d = √(1−β₂ᵗ)/(1−β₁ᵗ) · Q_L(m/(√v + ε))Q_Rᵀ
 
 m is kept rotated, and is carried over where the bases change. A vector has no bases: G′ = g.
+
+    Shampoo L, R as above, or sums   L̂ = L/(1−β₂ᵗ), R̂ = R/(1−β₂ᵗ); sums as they are
+            m ← β₁m + (1−β₁)g        m̂ = m/(1−β₁ᵗ)
+            P = (L̂ + εI)^−p · m̂ · (R̂ + εI)^−p
+            d = P·‖a‖/‖P‖            a is the step of another rule, d = a for a vector
+      Adam      v ← β₂v + (1−β₂)g²   a = m̂/(√(v/(1−β₂ᵗ)) + ε_a)
+      RMSProp   the same v           a = m̂/(√v + ε_a)
+      AdaGrad   v ← v + g²           a = m̂/(√v + ε_a)
+      SGD                            a = m̂
+      none                           d = P, Adam's a for a vector
+      momentum  b ← μb + d           d′ = b   (Nesterov: d′ = μb + d)
+
+p is 1/(2k) with k preconditioned sides unless given. ε is a share of the largest eigenvalue or an
+absolute number; where an eigenvalue plus ε is 0, its power is taken for 0.
 
 Conventions chosen:
 - The first update computes the bases by eigendecomposition, columns by falling eigenvalue, and
@@ -22,7 +36,12 @@ Conventions chosen:
 - Decay is decoupled and rests at the first update. (The authors' code decays after the step, which
   differs by α²λd.)
 
-Reference: Vyas et al., ICLR (2025), and the authors' code for the order of things.
+- Shampoo's roots are new at the updates s, s + k, …; before update s, d = a (m̂ without grafting).
+- Lengths ‖·‖ are those of the blocks of a matrix.
+
+References: Vyas et al., ICLR (2025), and the authors' code for the order of things, SOAP. Gupta,
+Koren, Singer, ICML (2018), Anil et al., arXiv:2002.09018 (2020), Shi et al., arXiv:2309.06497
+(2023), Shampoo.
 """
 
 import numpy as np
@@ -142,6 +161,128 @@ def soap(p, g, state, t, *, learning_rate, weight_decay=0.01, **options):
     if t > 1 or options.get("refresh_before"):
         direction = direction + weight_decay * p
     return p - learning_rate * direction, state
+
+
+def scale_by_shampoo(
+    g,
+    state,
+    t,
+    *,
+    b1=0.9,
+    b2=0.999,
+    eps=1e-6,
+    grafting="adam",
+    graft_eps=1e-8,
+    eps_place="relative",
+    exponent=None,
+    accumulate=False,
+    momentum=None,
+    nesterov=False,
+    precondition_frequency=10,
+    start_step=1,
+    block_size=1024,
+    max_precondition_dim=10_000,
+    one_sided=False,
+):
+    """Multiply the average gradient by roots of the averages of GGᵀ and GᵀG.
+
+    Args:
+        g: gradient: a vector, a matrix or a stack of matrices.
+        state: {} before the first update.
+        t: number of this update, from 1.
+        b1: β₁, in [0, 1).
+        b2: β₂, in [0, 1).
+        eps: ε, ≥ 0.
+        grafting: "adam", "rmsprop", "adagrad", "sgd" or None: what a is.
+        graft_eps: ε_a, ≥ 0.
+        eps_place: "relative" to the largest eigenvalue, or "absolute".
+        exponent: p, > 0; None for 1/(2k).
+        accumulate: L and R are sums.
+        momentum: μ, in [0, 1); None for none.
+        nesterov: look ahead along the momentum.
+        precondition_frequency: k ≥ 1.
+        start_step: s ≥ 1.
+        block_size: the longest side of a block, of preconditioned sides; None for no blocks.
+        max_precondition_dim: the longest side that is preconditioned.
+        one_sided: precondition the shorter side alone, of two equal ones the rows.
+
+    Returns:
+        (direction, state).
+    """
+    g = _float64(g)
+    new_state = {}
+    for name, beta in (("mean_log_b1", b1), ("mean_log_b2", b2)):
+        new_state[name] = _mean_log(beta, state.get(name), t)
+    weights = [-np.expm1(t * new_state[f"mean_log_{b}"]) for b in ("b1", "b2")]  # 1 − βᵗ
+
+    def step(block, old, sides):
+        mu = b1 * old.get("mu", 0.0) + (1 - b1) * block
+        m_hat, new = mu / weights[0], {"mu": mu}
+        kind = "adam" if grafting is None and block.ndim < 2 else grafting
+        a = m_hat
+        if kind in ("adam", "rmsprop", "adagrad"):
+            nu = old.get("nu", 0.0)
+            nu = nu + block**2 if kind == "adagrad" else b2 * nu + (1 - b2) * block**2
+            a = m_hat / (np.sqrt(nu / weights[1] if kind == "adam" else nu) + graft_eps)
+            new["nu"] = nu
+        if block.ndim < 2:
+            return a, new
+        squares = {"L": lambda: block @ block.T, "R": lambda: block.T @ block}
+        new["factors"], roots = {}, dict(old.get("roots", {}))
+        for side in sides:
+            square, before = squares[side](), old.get("factors", {}).get(side, 0.0)
+            factor = before + square if accumulate else b2 * before + (1 - b2) * square
+            new["factors"][side] = factor
+            if t >= start_step and (t - start_step) % precondition_frequency == 0:
+                power = -(exponent or 0.5 / len(sides))
+                unbiased = factor if accumulate else factor / weights[1]
+                roots[side] = _power(unbiased, eps, eps_place, power)
+        new["roots"] = roots
+        if t < start_step:
+            return a, new
+        d = roots["L"] @ m_hat if "L" in sides else m_hat
+        d = d @ roots["R"] if "R" in sides else d
+        length = np.linalg.norm(d)
+        if grafting is not None and length > 0:
+            d = d * (np.linalg.norm(a) / length)
+        return d, new
+
+    plan = max_precondition_dim, block_size, one_sided
+    direction, new_state["blocks"] = _by_block(step, g, state.get("blocks"), *plan)
+    if momentum is not None:
+        velocity = momentum * state.get("velocity", 0.0) + direction
+        direction = momentum * velocity + direction if nesterov else velocity
+        new_state["velocity"] = velocity
+    return direction, new_state
+
+
+def shampoo(p, g, state, t, *, learning_rate, weight_decay=0.01, **options):
+    """Step by Shampoo: θ ← θ − α(d + λθ).
+
+    Args:
+        p: parameter θ.
+        g: gradient, of the parameter's shape.
+        state: that of `scale_by_shampoo`; {} before the first update.
+        t: number of this update, from 1.
+        learning_rate: α, ≥ 0.
+        weight_decay: λ, ≥ 0.
+        options: those of `scale_by_shampoo`.
+
+    Returns:
+        (new parameter, state).
+    """
+    p = _float64(p)
+    direction, state = scale_by_shampoo(g, state, t, **options)
+    return p - learning_rate * (direction + weight_decay * p), state
+
+
+def _power(a, eps, eps_place, exponent):
+    """Return the power of A + εI; 0 in the place of powers of 0."""
+    values, vectors = np.linalg.eigh(a)
+    values = np.maximum(values, 0)
+    values = values + (eps * values.max(initial=0) if eps_place == "relative" else eps)
+    powers = np.where(values > 0, np.where(values > 0, values, 1) ** exponent, 0)
+    return (vectors * powers) @ vectors.T
 
 
 def _by_block(step, g, states, max_dim, block_size, one_sided):

@@ -4,7 +4,16 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from optlab import optimizers, reference
-from optlab.registry._row import STEPS, Arrays, Row, TreeReference, bad, number_errors, of_descent
+from optlab.registry._row import (
+    DECAY,
+    STEPS,
+    Arrays,
+    Row,
+    TreeReference,
+    bad,
+    number_errors,
+    of_descent,
+)
 
 RATE = {"learning_rate": (0.1, 0.05)}
 ADAM = {"b1": (0.9, 0.5), "b2": (0.999, 0.9), "eps": (1e-8, 0.1), "eps_root": (0.0, 0.1)}
@@ -194,6 +203,43 @@ OPTIMIZERS: Mapping[str, Row] = {
                 "a_million_updates_keep_to_the_reference": "the sign jumps where a momentum "
                 "passes through 0, so that one rounding can move an update by 2",
             },
+        ),
+        Row(
+            name="shampoo",
+            summary="m̂ times roots of averages of GGᵀ and GᵀG, for matrices",
+            constructor=optimizers.shampoo,
+            reference=_of_optimizer(reference.shampoo),
+            direction=optimizers.scale_by_shampoo,
+            direction_reference=reference.scale_by_shampoo,
+            # In float32 an eigenvalue is known to 6e-8 of the largest one, beside which eps stands.
+            samples=(
+                {"eps": 0.1},
+                {"eps": 0.1, "b2": 0.9, "grafting": None, "one_sided": True, "start_step": 3},
+                {"eps": 0.1, "grafting": "adagrad", "accumulate": True, "momentum": 0.9},
+                {"eps": 1.0, "eps_place": "absolute", "exponent": 0.5, "grafting": "sgd"}
+                | {"block_size": 2, "precondition_frequency": 3},
+                {"eps": 0.1, "grafting": "rmsprop", "momentum": 0.5, "nesterov": True}
+                | {"max_precondition_dim": 3},
+            ),
+            hyperparams=RATE
+            | {"b1": (0.9, 0.5), "b2": (0.999, 0.9), "eps": (0.1, 0.3), "graft_eps": (1e-8, 0.1)}
+            | {"weight_decay": (0.01, 0.2)},
+            errors=(
+                bad("precondition_frequency", 0.5, "finite and >= 1"),
+                bad("start_step", 0.0, "finite and >= 1"),
+                bad("exponent", 0.0, "finite and > 0"),
+                bad("momentum", 1.0, DECAY),
+                *sizes_errors("max_precondition_dim", "block_size"),
+                *flag_errors("one_sided", "accumulate", "nesterov"),
+                ({"grafting": "lion"}, "grafting must be one of 'adam', 'rmsprop', 'adagrad', "),
+                ({"eps_place": 1}, "eps_place must be one of 'relative', 'absolute', got "),
+                NESTEROV,
+            ),
+            needs_params=True,
+            shapes=MATRICES,
+            spread=0.25,
+            squares=True,
+            exempt=OF_MATRICES | {"zero_gradient_is_a_no_op": "decay moves the parameters"},
         ),
         Row(
             name="soap",

@@ -251,6 +251,28 @@ def multiplied(x: Array, factors: Factors) -> Array:
     return product(x, factors["right"]) if "right" in factors else x
 
 
+def updated_statistics(
+    plan: Plan, g: Array, old: Sequence[Factors], combine: Callable[[Array, Array], Array]
+) -> tuple[list[Factors], Array]:
+    """Return the statistics with a gradient in them, and whether all were finite.
+
+    Args:
+        plan: of the leaf.
+        g: its gradient.
+        old: the statistics before, by stack of blocks; one whose successor is not finite stays.
+        combine: (statistic, G Gᵀ or Gᵀ G) → the new statistic.
+    """
+    new, checks = [], []
+    for x, before in zip(plan.blocks(g), old, strict=True):
+        of_stack = {}
+        for side, square in statistics(x, tuple(before)).items():
+            combined = combine(before[side], square)
+            of_stack[side], is_finite = finite_or_old(combined, before[side])
+            checks.append(is_finite)
+        new.append(of_stack)
+    return new, all_of(checks)
+
+
 def statistics(x: Array, sides: Sequence[str]) -> dict[str, Array]:
     """Return x xᵀ for the left and xᵀ x for the right side."""
     of_side = {

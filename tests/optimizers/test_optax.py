@@ -21,9 +21,9 @@ from optlab.registry import OPTIMIZERS, TRANSFORMATIONS
 COMPILED = {"rtol": 2e-6, "atol": 1e-6}  # see above; parameters and gradients are of order 1
 
 RATE = 0.1
-MAKERS = {name: functools.partial(row.make, RATE) for name, row in OPTIMIZERS.items()} | {
-    name: functools.partial(row.make, **row.samples[0]) for name, row in TRANSFORMATIONS.items()
-}
+MAKERS = {
+    name: functools.partial(row.make, RATE, **row.samples[0]) for name, row in OPTIMIZERS.items()
+} | {name: functools.partial(row.make, **row.samples[0]) for name, row in TRANSFORMATIONS.items()}
 ROWS = OPTIMIZERS | TRANSFORMATIONS
 
 
@@ -191,7 +191,9 @@ def test_an_injected_hyperparameter_changes_from_the_next_update_on(name, jit):
     first, second = ({key: pair[i] for key, pair in row.hyperparams.items()} for i in (0, 1))
     options = dict(row.fixed) | dict(row.samples[0])
     # Sizes of arrays, unlike other numbers, cannot be traced.
-    sizes = {"max_precondition_dim"} & set(inspect.signature(row.constructor).parameters)
+    sizes = {"block_size", "max_precondition_dim"} & set(
+        inspect.signature(row.constructor).parameters
+    )
     make = optax.inject_hyperparams(row.constructor, sizes, hyperparam_dtype=jnp.float32)
     tx = make(**(options | first))
     update = jax.jit(tx.update) if jit else tx.update
