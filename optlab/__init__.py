@@ -33,7 +33,11 @@ from optlab.optimizers import (
     scale_by_momentum,
     scale_by_muon,
     scale_by_rmsprop,
+    scale_by_shampoo,
+    scale_by_soap,
     sgd,
+    shampoo,
+    soap,
 )
 from optlab.transforms import (
     add_decayed_weights,
@@ -107,9 +111,13 @@ __all__ = [
     "scale_by_momentum",
     "scale_by_muon",
     "scale_by_rmsprop",
+    "scale_by_shampoo",
+    "scale_by_soap",
     "schedules",
     "sgd",
+    "shampoo",
     "skip_counts",
     "skip_nonfinite",
+    "soap",
     "stochastic_rounding",
 ]

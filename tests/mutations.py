@@ -214,10 +214,10 @@ FAULTS = (
         "tests/optimizers/test_facts.py",
     ),
     Fault(
-        "adafactor_swaps_rows_and_columns",
+        "adafactor_divides_by_the_wrong_level",
         "optimizers/_adafactor.py",
         "level = _mean(row, rows, height, keepdims=True)",
-        "level = _mean(column, columns, width, keepdims=True)",
+        "level = _mean(row, rows, width, keepdims=True)",
         row("adafactor"),
     ),
     Fault(

@@ -12,6 +12,8 @@ from optlab.optimizers._momentum import scale_by_momentum
 from optlab.optimizers._muon import muon, scale_by_muon
 from optlab.optimizers._rmsprop import rmsprop, scale_by_rmsprop
 from optlab.optimizers._sgd import sgd
+from optlab.optimizers._shampoo import scale_by_shampoo, shampoo
+from optlab.optimizers._soap import scale_by_soap, soap
 
 __all__ = [
     "adafactor",
@@ -34,5 +36,9 @@ __all__ = [
     "scale_by_momentum",
     "scale_by_muon",
     "scale_by_rmsprop",
+    "scale_by_shampoo",
+    "scale_by_soap",
     "sgd",
+    "shampoo",
+    "soap",
 ]

@@ -9,6 +9,7 @@ at every update, so that a schedule is a different value at each update.
 
 - `_optimizers`: the directions `scale_by_…`, which are multiplied by −α, and the optimizers built
   on them.
+- `_preconditioned`: the same for rules on matrices.
 - `_transforms`: norms, clipping, weight decay, the average of the parameters.
 - `_schedules`: the rate, or the rate and momentum, as a function of the number of updates already
   made.
@@ -42,6 +43,7 @@ from ._optimizers import (
     scale_by_rmsprop,
     sgd,
 )
+from ._preconditioned import scale_by_shampoo, scale_by_soap, shampoo, soap
 from ._schedules import (
     clamp,
     constant,
@@ -102,7 +104,11 @@ __all__ = [
     "scale_by_momentum",
     "scale_by_muon",
     "scale_by_rmsprop",
+    "scale_by_shampoo",
+    "scale_by_soap",
     "sgd",
+    "shampoo",
+    "soap",
     "step_decay",
     "triangular",
     "warmup",

@@ -7,6 +7,8 @@ import numpy as np
 
 from optlab import optimizers, reference
 from optlab.registry._row import (
+    DECAY,
+    STEPS,
     Arrays,
     Row,
     TreeReference,
@@ -35,6 +37,33 @@ def flag_errors(*names: str) -> tuple[tuple[dict[str, Any], str], ...]:
         for name in names
         for value in ("no", 1)
     )
+
+
+def sizes_errors(*names: str) -> tuple[tuple[dict[str, Any], str], ...]:
+    """Return what sizes that are integers ≥ 1 must not be."""
+    return tuple(bad(name, value, STEPS) for name in names for value in (0, 2.5))
+
+
+MATRICES = {"layers": (2, 4, 3), "s": (), "w": (4, 3)}
+"""A stack of matrices, a scalar, and a matrix."""
+
+OF_MATRICES = {
+    "a_donated_step_needs_no_memory_beside_parameters_and_state": "leaves of one shape are stacked",
+    "a_million_updates_keep_to_the_reference": "eigenvectors of close eigenvalues turn by far more "
+    "than a rounding",
+    "a_none_gradient_leaves_its_slots_alone": "a tree without a matrix is refused",
+    "an_integer_leaf_is_an_error": "a tree without a matrix is refused before",
+    "complex_equals_two_reals": "complex arrays are refused",
+    "extreme_gradients_match_reference": "small coordinates are mixed with large ones, whose "
+    "roundings they then have",
+    "extreme_parameters_match_reference": "its gradients are extreme, too",
+    "huge_gradients_again_and_again_match_reference": "an array's norm is bounded in place of each "
+    "element",
+    "flattening_changes_nothing": "a vector is no matrix",
+    "odd_trees_pass_through": "a tree without a matrix is refused",
+    "tree_map_params_finds_every_slot": "factors have other shapes than their parameters",
+}
+"""What does not hold of a rule that factors matrices."""
 
 
 def _of_optimizer(rule: Callable[..., Any]) -> TreeReference:
@@ -425,7 +454,77 @@ OPTIMIZERS: Mapping[str, Row] = {
                 "complex_equals_two_reals": "matrices must be real",
                 "a_million_updates_keep_to_the_reference": "an update depends on the last few "
                 "hundred gradients, and the reference of matrices takes hours",
+                "flattening_changes_nothing": "a vector is no matrix",
             },
+        ),
+        Row(
+            name="shampoo",
+            summary="m̂ times roots of averages of GGᵀ and GᵀG, for matrices",
+            constructor=optimizers.shampoo,
+            reference=_of_optimizer(reference.shampoo),
+            direction=optimizers.scale_by_shampoo,
+            direction_reference=reference.scale_by_shampoo,
+            # In float32 an eigenvalue is known to 6e-8 of the largest one, beside which eps stands.
+            samples=(
+                {"eps": 0.1},
+                {"eps": 0.1, "b2": 0.9, "grafting": None, "one_sided": True, "start_step": 3},
+                {"eps": 0.1, "grafting": "adagrad", "accumulate": True, "momentum": 0.9},
+                {"eps": 1.0, "eps_place": "absolute", "exponent": 0.5, "grafting": "sgd"}
+                | {"block_size": 2, "precondition_frequency": 3},
+                {"eps": 0.1, "grafting": "rmsprop", "momentum": 0.5, "nesterov": True}
+                | {"max_precondition_dim": 3},
+            ),
+            hyperparams=RATE
+            | {"b1": (0.9, 0.5), "b2": (0.999, 0.9), "eps": (0.1, 0.3), "graft_eps": (1e-8, 0.1)}
+            | {"weight_decay": (0.01, 0.2)},
+            errors=(
+                bad("precondition_frequency", 0.5, "finite and >= 1"),
+                bad("start_step", 0.0, "finite and >= 1"),
+                bad("exponent", 0.0, "finite and > 0"),
+                bad("momentum", 1.0, DECAY),
+                *sizes_errors("max_precondition_dim", "block_size"),
+                *flag_errors("one_sided", "accumulate", "nesterov"),
+                ({"grafting": "lion"}, "grafting must be one of 'adam', 'rmsprop', 'adagrad', "),
+                ({"eps_place": 1}, "eps_place must be one of 'relative', 'absolute', got "),
+                NESTEROV,
+            ),
+            needs_params=True,
+            shapes=MATRICES,
+            spread=0.25,
+            squares=True,
+            exempt=OF_MATRICES | {"zero_gradient_is_a_no_op": "decay moves the parameters"},
+        ),
+        Row(
+            name="soap",
+            summary="Adam in the eigenbasis of averages of GGᵀ and GᵀG, for matrices",
+            constructor=optimizers.soap,
+            reference=_of_optimizer(reference.soap),
+            direction=optimizers.scale_by_soap,
+            direction_reference=reference.scale_by_soap,
+            samples=(
+                {},
+                {"precondition_frequency": 1, "one_sided": True, "eps": 0.1},
+                {"block_size": 2, "refresh": "eigh", "normalize": True, "eps": 0.1},
+                {"refresh_before": True, "max_precondition_dim": 3, "correct_bias": False},
+            ),
+            hyperparams=RATE
+            | {
+                "b1": (0.95, 0.5),
+                "b2": (0.95, 0.9),
+                "eps": (1e-8, 0.1),
+                "weight_decay": (0.01, 0.2),
+            },
+            errors=(
+                bad("precondition_frequency", 0.5, "finite and >= 1"),
+                *sizes_errors("max_precondition_dim", "block_size"),
+                *flag_errors("one_sided", "refresh_before", "correct_bias", "normalize"),
+                ({"refresh": "svd"}, "refresh must be one of 'qr', 'eigh', got refresh='svd'"),
+            ),
+            needs_params=True,
+            shapes=MATRICES,
+            spread=0.25,
+            squares=True,
+            exempt=OF_MATRICES | {"zero_gradient_is_a_no_op": "decay moves the parameters"},
         ),
     )
 }

@@ -56,6 +56,7 @@ class Row:
             that its error is relative to itself; otherwise to the largest of the leaf.
         gain: how much larger than gradient/ε an update can be where both are small; what underflows
             may be missing from an update as many times.
+        spread: the sizes of a leaf's gradients differ from 10⁻ᵛ to 10ᵛ between coordinates.
         squares: whether gradients beyond 2⁶³ count as 2⁶³, as their squares overflow.
         exempt: checks that do not hold for this row, with the reason.
     """
@@ -81,6 +82,7 @@ class Row:
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=lambda: SHAPES)
     elementwise: bool = True
     gain: float = 1.0
+    spread: float = 2.0
     squares: bool = False
     exempt: Mapping[str, str] = field(default_factory=dict)
 

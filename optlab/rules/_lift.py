@@ -278,15 +278,15 @@ def _check_slot(rule: Rule, name: str, slot: Any, where: str) -> None:
 
 def _static(rule: Rule, leaves: Leaves, arrays: Sequence[Any], params: Tree | None) -> StaticOf:
     """Return what a rule knows of each leaf besides its arrays, as arguments for `leaf`."""
-    describe = rule.static
-    if describe is None:
+    make = rule.static
+    if make is None:
         return lambda index: ()
     passes = {name: leaves.mask(mask, params) for name, mask in rule.masks.items()}
 
     def static_of(index: int) -> tuple[Hashable, ...]:
         masks = frozenset(name for name, through in passes.items() if through[index])
         facts = leaf_facts(rule.who, leaves.paths[index], arrays[index], rule.axes_of, masks)
-        static = describe(facts)
+        static = make(facts)
         try:
             hash(static)
         except TypeError:
