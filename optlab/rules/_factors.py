@@ -11,7 +11,7 @@ statistic would be right to a thousandth of the largest one, where they differ b
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, reduce
 
 import jax
 import jax.numpy as jnp
@@ -285,10 +285,10 @@ def statistics(x: Array, sides: Sequence[str]) -> dict[str, Array]:
 def decomposed(function: Callable[[Array], Array], x: Array) -> Array:
     """Return what a decomposition makes of matrices, (…, n, n) → (…, n, n).
 
-    JAX does not decompose stacks that explicit mesh axes shard; the compiler then shards the work.
+    JAX does not decompose stacks that explicit mesh axes shard; there the compiler shards the work.
     """
     sharding = jax.typeof(x).sharding
-    if not any(sharding.spec):
+    if jax.sharding.AxisType.Explicit not in sharding.mesh.axis_types:
         return function(x)
     return jax.sharding.auto_axes(function, out_sharding=sharding)(x)
 
@@ -305,7 +305,7 @@ def finite_or_old(new: Array, old: Array) -> tuple[Array, Array]:
 
 def all_of(checks: Sequence[Array]) -> Array:
     """Return whether all elements of all arrays of booleans are true."""
-    return jnp.all(jnp.stack([jnp.bool_(True), *map(jnp.all, checks)]))
+    return reduce(jnp.logical_and, map(jnp.all, checks), jnp.bool_(True))
 
 
 def counted(failures: Array, succeeded: Array) -> Array:
