@@ -86,6 +86,7 @@ from optlab.rules._factors import (
     factor_slot,
     finite_or_old,
     multiplied,
+    only_where_due,
     plan_of,
     product,
     transposed,
@@ -297,7 +298,7 @@ def _refreshed(
     def keep():
         return before, jnp.bool_(True)
 
-    after, are_finite = jax.lax.cond(is_due, renew, keep)
+    after, are_finite = only_where_due(is_due, renew, keep)
     return stats, after, counted(failures, were_finite & are_finite)
 
 

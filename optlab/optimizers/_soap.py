@@ -81,6 +81,7 @@ from optlab.rules._factors import (
     factor_slot,
     finite_or_old,
     multiplied,
+    only_where_due,
     plan_of,
     product,
     transposed,
@@ -270,7 +271,7 @@ def _refreshed(
     def keep():
         return bases, mu, nu, jnp.bool_(True)
 
-    bases, mu, nu, is_finite = jax.lax.cond(is_due, renew, keep)
+    bases, mu, nu, is_finite = only_where_due(is_due, renew, keep)
     return mu, nu, stats, bases, counted(failures, were_finite & is_finite)
 
 
@@ -284,7 +285,7 @@ def _new_bases(
         places = jnp.arange(old.shape[-1])
         unordered = jnp.zeros_like(old[..., 0, :], places.dtype) + places
         if by_qr:
-            basis, order = jax.lax.cond(
+            basis, order = only_where_due(
                 is_first,
                 lambda s=statistic, n=unordered: (_eigenvectors(s), n),
                 lambda s=statistic, q=old: _iterated(s, q),

@@ -11,7 +11,8 @@ statistic would be right to a thousandth of the largest one, where they differ b
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial, reduce
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -285,10 +286,10 @@ def statistics(x: Array, sides: Sequence[str]) -> dict[str, Array]:
 def decomposed(function: Callable[[Array], Array], x: Array) -> Array:
     """Return what a decomposition makes of matrices, (…, n, n) → (…, n, n).
 
-    JAX does not decompose stacks that explicit mesh axes shard; the compiler then shards the work.
+    JAX does not decompose stacks that explicit mesh axes shard; there the compiler shards the work.
     """
     sharding = jax.typeof(x).sharding
-    if not any(sharding.spec):
+    if jax.sharding.AxisType.Explicit not in sharding.mesh.axis_types:
         return function(x)
     return jax.sharding.auto_axes(function, out_sharding=sharding)(x)
 
@@ -305,10 +306,34 @@ def finite_or_old(new: Array, old: Array) -> tuple[Array, Array]:
 
 def all_of(checks: Sequence[Array]) -> Array:
     """Return whether all elements of all arrays of booleans are true."""
-    return jnp.all(jnp.stack([jnp.bool_(True), *map(jnp.all, checks)]))
+    return reduce(jnp.logical_and, map(jnp.all, checks), jnp.bool_(True))
 
 
 def counted(failures: Array, succeeded: Array) -> Array:
     """Return a count of failures after an update; it ends at the largest integer."""
     may_grow = ~succeeded & (failures < jnp.iinfo(failures.dtype).max)
     return jnp.where(may_grow, failures + 1, failures)
+
+
+def only_where_due(is_due: Array, renew: Callable[[], Any], keep: Callable[[], Any]) -> Any:
+    """Return renew() where it is due, else keep(); renew is computed only if it is due anywhere.
+
+    Under `jax.vmap` a conditional would compute both for every lane at every step. Here it is
+    computed for all lanes at the steps at which it is due for one.
+    """
+
+    def renew_some() -> Any:
+        return jax.tree.map(partial(jnp.where, is_due), renew(), keep())
+
+    return jax.lax.cond(_anywhere(is_due), renew_some, keep)
+
+
+@jax.custom_batching.custom_vmap
+def _anywhere(flag: Array) -> Array:
+    """Return whether a flag is set in any lane of the `jax.vmap` around."""
+    return flag
+
+
+@_anywhere.def_vmap
+def _anywhere_in_lanes(size: int, in_batched: Any, flag: Array) -> tuple[Array, bool]:
+    return _anywhere(jnp.any(flag) if in_batched[0] else flag), False
