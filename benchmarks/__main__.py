@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 
 import jax
 
-from benchmarks import compilation, memory, precision, step
+from benchmarks import compilation, matrices, memory, precision, step
 from benchmarks.contenders import num_cores
 from benchmarks.environment import environment
 from benchmarks.options import Options, parse
@@ -21,6 +21,7 @@ SECTIONS = {
     "compile": compilation.sections,
     "memory": memory.sections,
     "types": precision.sections,
+    "matrices": matrices.sections,
 }
 
 QUICK = "Only tried out (--quick): these figures say nothing about speed."

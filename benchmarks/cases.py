@@ -135,7 +135,7 @@ class Case:
             members.insert(0, optlab.clip_by_global_norm(MAX_NORM))
         if self.average:
             members.append(optlab.params_ema(AVERAGE_DECAY))
-        return _functions(members, optlab.averaged_params if self.average else None)
+        return chained(members, optlab.averaged_params if self.average else None)
 
     def _optax(self, **options: Any) -> Functions:
         members = [RULES[self.rule].optax(**options)]
@@ -143,7 +143,7 @@ class Case:
             members.insert(0, optax.clip_by_global_norm(MAX_NORM))
         if self.average:
             members.append(_params_average(AVERAGE_DECAY))
-        return _functions(members, (lambda state: state[-1].average) if self.average else None)
+        return chained(members, (lambda state: state[-1].average) if self.average else None)
 
     def _by_hand(self) -> Functions:
         init, step = by_hand.RULES[self.rule]
@@ -154,9 +154,10 @@ class Case:
         return Functions(init, step, (lambda state: state["average"]) if self.average else None)
 
 
-def _functions(
-    members: list[optax.GradientTransformation], average: Callable[[Tree], Tree] | None
+def chained(
+    members: list[optax.GradientTransformation], average: Callable[[Tree], Tree] | None = None
 ) -> Functions:
+    """Return a chain of transformations as functions."""
     tx = optax.chain(*members) if len(members) > 1 else members[0]
 
     def step(params, state, gradients):

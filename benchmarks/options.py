@@ -16,6 +16,7 @@ PARTS = {
     "compile": "time to trace, lower and compile a step, by the number of leaves",
     "memory": "temporary memory and bytes accessed of compiled steps",
     "types": "time of a step with bfloat16 parameters, against float32",
+    "matrices": "time, first step and memory of Muon, Shampoo and SOAP, against Optax's Muon",
 }
 DONATIONS = {"yes": (True,), "no": (False,), "both": (True, False)}
 ROUNDS = 30
@@ -57,6 +58,11 @@ class Options:
     def leaf_counts(self) -> tuple[int, ...]:
         """The numbers of leaves to compile for."""
         return (2, 4) if self.quick else (10, 100, 1000)
+
+    @property
+    def matrix_rounds(self) -> int:
+        """The number of samples, of ten steps each, of the part matrices."""
+        return max(1, self.rounds // 10)
 
     @property
     def compilations(self) -> int:

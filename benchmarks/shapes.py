@@ -59,6 +59,17 @@ def gpt2() -> Shapes:
     return {"tokens": (50257, 768), "positions": (1024, 768)} | _transformer(12, 768)
 
 
+def gpt2_matrices(depth: int = 12, width: int = 768) -> Shapes:
+    """The hidden matrices of GPT-2, with query, key and value apart."""
+    shapes: Shapes = {}
+    for i in range(depth):
+        for name in ("query", "key", "value", "out"):
+            shapes[f"block{i:02}.{name}.kernel"] = (width, width)
+        shapes[f"block{i:02}.mlp.in.kernel"] = (width, 4 * width)
+        shapes[f"block{i:02}.mlp.out.kernel"] = (4 * width, width)
+    return dict(sorted(shapes.items()))
+
+
 def many(count: int = 1000) -> Shapes:
     """Vectors of 3500 numbers, which show the cost of each leaf."""
     return {f"leaf{i:04}": (3500,) for i in range(count)}

@@ -4,6 +4,7 @@ adamw: b1 must be in [0, 1), got b1=1.0
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -176,6 +177,14 @@ def check_flag(who: str, name: str, value: Any) -> bool:
     if not isinstance(value, bool | np.bool_):
         fail(who, f"{name} must be True or False", f"{name}={value!r}")
     return bool(value)
+
+
+def check_choice(who: str, name: str, value: Any, choices: Sequence[Any]) -> Any:
+    """Require one of a few values; return it."""
+    if not any(value is choice or value == choice for choice in choices):
+        required = f"{name} must be one of {', '.join(map(repr, choices))}"
+        fail(who, required, f"{name}={value!r}")
+    return value
 
 
 def check_float_dtype(who: str, name: str, dtype: DTypeLike | None) -> None:

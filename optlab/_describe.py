@@ -123,7 +123,11 @@ def _treatment(
 ) -> Treatment:
     kinds = [(touch.rule.kind or touch.rule.who, touch) for touch in touches]
     rules = [kind.removeprefix("scale_by_") for kind, _ in kinds if kind not in (_RATE, _DECAY)]
-    on_matrices = [touch for _, touch in kinds if touch.rule.static and touch.leaf.is_linear]
+    on_matrices = [
+        touch
+        for _, touch in kinds
+        if touch.rule.static and not touch.rule.masks and touch.leaf.is_linear
+    ]
     return Treatment(
         name,
         tuple(leaf.shape),

@@ -142,11 +142,13 @@ def test_exports_are_complete():
 
 def test_every_public_rule_has_a_row_and_every_row_is_public():
     kinds = (registry.OPTIMIZERS, registry.DIRECTIONS, registry.TRANSFORMATIONS, registry.WRAPPERS)
-    rows = [row for rows in kinds for row in rows.values()]
+    rows = [row for rows in (*kinds, registry.PASSED_ON) for row in rows.values()]
     rooms = {"dialects", "reference", "rules", "schedules"}
     helpers = {"averaged_params", "describe", "global_norm", "hyperparams", "loss_scale"}
     helpers |= {"replace_hyperparams", "skip_counts"}
-    assert {row.constructor.__name__ for row in rows} == set(optlab.__all__) - helpers - rooms
+    names = {row.constructor.__name__ for row in rows}
+    names |= {row.direction.__name__ for row in registry.PASSED_ON.values()}
+    assert names == set(optlab.__all__) - helpers - rooms
     not_schedules = {"Curve", "OneCycle", "epochs_to_steps"}
     schedules = {name.split(".")[0] for name in registry.SCHEDULES}
     assert schedules == set(optlab.schedules.__all__) - not_schedules

@@ -8,13 +8,13 @@ from docutils.parsers.rst import Directive
 from docutils.statemachine import StringList
 from sphinx.application import Sphinx
 
-from optlab.registry import OPTIMIZERS, Row
+from optlab.registry import BY_NAME, Row
 
 
 def table() -> list[str]:
     """Return the lines of the table in Markdown."""
     lines = ["| optimizer | one update | its direction alone | arguments |", "|---|---|---|---|"]
-    return lines + [_line(row) for row in OPTIMIZERS.values()]
+    return lines + [_line(row) for row in BY_NAME.values()]
 
 
 def _line(row: Row) -> str:

@@ -23,7 +23,7 @@ from optlab.cli._output import check_writable_folder, log, progress, require, wr
 from optlab.cli._task_errors import task_errors
 from optlab.cli._tasks import make_task
 from optlab.lab import Comparison, compare
-from optlab.registry import OPTIMIZERS
+from optlab.registry import BY_NAME, OPTIMIZERS
 
 
 def add(commands: Commands) -> None:
@@ -69,7 +69,7 @@ def add(commands: Commands) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Compare, print the table or the JSON, write the results and the plots."""
-    optimizers = {name: look_up("optimizer", name, OPTIMIZERS).make for name in options.optimizers}
+    optimizers = {name: look_up("optimizer", name, BY_NAME).make for name in options.optimizers}
     task = make_task(options.task, batch_size=options.batch_size)
     num_steps = options.steps or task.num_steps
     require("compare", "matplotlib", "rich")

@@ -20,7 +20,7 @@ from optlab.cli._task_errors import task_errors
 from optlab.cli._tasks import make_task
 from optlab.lab import lr_range_test
 from optlab.lab._range_test import LEAST_STEPS, MODES
-from optlab.registry import OPTIMIZERS
+from optlab.registry import BY_NAME
 
 
 def add(commands: Commands) -> None:
@@ -65,7 +65,7 @@ def add(commands: Commands) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Test the range, print the suggestions or the JSON, draw the curves."""
-    optimizer = look_up("optimizer", options.optimizer, OPTIMIZERS).make
+    optimizer = look_up("optimizer", options.optimizer, BY_NAME).make
     _check(options)
     task = make_task(options.task)
     check_plot_format(options.out)

@@ -11,7 +11,7 @@ import numpy as np
 
 from optlab.cli._output import PLOT_FORMATS
 from optlab.cli._tasks import FORM, TASKS
-from optlab.registry import OPTIMIZERS
+from optlab.registry import BY_NAME
 
 Commands = Any
 """The object to which argparse adds commands; its type is not public."""
@@ -52,7 +52,7 @@ def add_command(
 
 def optimizer_list() -> str:
     """Return the optimizers with their formulas, for the end of a help."""
-    rows = (f"  {name:<14}{row.summary}" for name, row in OPTIMIZERS.items())
+    rows = (f"  {name:<14}{row.summary}" for name, row in BY_NAME.items())
     return "optimizers:\n" + "\n".join(rows)
 
 
@@ -75,7 +75,7 @@ def add_batch_size(parser: argparse.ArgumentParser) -> None:
 
 
 def add_optimizer(parser: argparse.ArgumentParser) -> None:
-    """Add --optimizer, a name in `OPTIMIZERS`."""
+    """Add --optimizer, a name in `BY_NAME`."""
     parser.add_argument(
         "--optimizer", default="adam", metavar="NAME", help="the optimizer (default: %(default)s)"
     )

@@ -38,7 +38,7 @@ from optlab.lab import (
     sweep,
 )
 from optlab.lab._search import SEARCHES
-from optlab.registry import OPTIMIZERS
+from optlab.registry import BY_NAME
 
 RATES = "learning_rate=1e-4:1e-1:log"
 """The default space."""
@@ -125,7 +125,7 @@ def add(commands: Commands) -> None:
 def run(options: argparse.Namespace) -> None:
     """Search, print the table or the JSON, write the results and the plot."""
     check_known("search", options.search, SEARCHES)
-    row = look_up("optimizer", options.optimizer, OPTIMIZERS)
+    row = look_up("optimizer", options.optimizer, BY_NAME)
     task = find_task(options.task)
     space = _space(options.space or [named(range_of)(RATES)])
     require("sweep", "matplotlib", "rich", "scipy")

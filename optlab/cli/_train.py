@@ -45,7 +45,7 @@ from optlab.lab import (
     train,
 )
 from optlab.lab._report import aligned, number
-from optlab.registry import OPTIMIZERS
+from optlab.registry import BY_NAME
 
 
 def add(commands: Commands) -> None:
@@ -132,7 +132,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _optimizer(options: argparse.Namespace) -> optax.GradientTransformation:
-    row = look_up("optimizer", options.optimizer, OPTIMIZERS)
+    row = look_up("optimizer", options.optimizer, BY_NAME)
     try:
         optimizer = row.make(_rate(options.rate), **_hyperparams(options, row.constructor))
     except (ValueError, OverflowError, RecursionError) as error:

@@ -4,11 +4,12 @@ from dataclasses import replace
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from optlab import _checks
 from optlab._checks import Domain
-from optlab._types import Hyperparam, Mask
+from optlab._types import Array, Hyperparam, Mask
 from optlab.rules import Rule
 from optlab.rules import weight_decay as weight_decay_rule
 
@@ -68,3 +69,10 @@ def by_power(rule: Rule) -> Rule:
         name: parameter._replace(by_power=True) for name, parameter in rule.hyperparams.items()
     }
     return replace(rule, hyperparams=parameters)
+
+
+def first_undampened(h: Any, t: Array) -> Any:
+    """Return momentum's scalars as PyTorch's; the first gradient enters the velocity whole."""
+    # PyTorch has no dampening without momentum either.
+    whole = (t == 1) | (h.momentum.value == 0)
+    return h.momentum, jnp.where(whole, 1, h.dampening.complement)

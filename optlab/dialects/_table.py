@@ -7,9 +7,10 @@ from types import ModuleType
 from typing import NamedTuple
 
 from optlab import _checks, optimizers, transforms
-from optlab.dialects import keras, optax, pytorch, tensorflow1
+from optlab.dialects import keras, optax, pytorch, tensorflow1, timm
 
 OPTLAB, PYTORCH, KERAS, TENSORFLOW1, OPTAX = "optlab", "PyTorch", "Keras 3", "TensorFlow 1", "Optax"
+TIMM = "timm"
 
 MODULES: Mapping[str, ModuleType] = {
     OPTLAB: optimizers,
@@ -17,6 +18,7 @@ MODULES: Mapping[str, ModuleType] = {
     KERAS: keras,
     TENSORFLOW1: tensorflow1,
     OPTAX: optax,
+    TIMM: timm,
 }
 
 
@@ -227,6 +229,85 @@ TABLES: Mapping[str, Comparison] = {
         "η is the rate in force, schedule included; the paper multiplies λ by the schedule's\n"
         "factor alone. TensorFlow's decay does not follow the rate at all.",
     ),
+    "lars": Comparison(
+        "v ← μv + ηr(g + λθ);  θ ← θ − v, norms of each array",
+        ("η", "r", "ξ", "ε", "μ, λ", "rate", "not adapted"),
+        {
+            OPTLAB: (
+                "=learning_rate",
+                "ξ‖θ‖/(‖g‖ + λ‖θ‖ + ε)",
+                "=trust_coefficient",
+                "=eps",
+                "=momentum, =weight_decay",
+                "in v",
+                "biases, norms",
+            ),
+            OPTAX: (
+                "=learning_rate",
+                "ξ‖θ‖/(‖g + λθ‖ + ε)",
+                "=trust_coefficient",
+                "=eps",
+                "=momentum, =weight_decay",
+                "in v",
+                "none",
+            ),
+            TIMM: (
+                "=lr",
+                "ξ‖θ‖/(‖g‖ + λ‖θ‖ + ε)",
+                "=trust_coeff",
+                "=eps",
+                "=momentum, =weight_decay",
+                "outside v",
+                "where λ = 0",
+            ),
+        },
+        "What is not adapted has r = 1 and in optlab no decay. optlab takes the others' forms\n"
+        "with norm_of_sum, rate_in_velocity and the two masks.",
+    ),
+    "lamb": Comparison(
+        "r = m̂/(√v̂ + ε) + λθ;  θ ← θ − η‖θ‖/‖r‖·r, with Adam's m̂ and v̂, norms of each array",
+        ("η", "β₁, β₂", "ε", "λ", "decay", "clip of ‖g‖", "not adapted"),
+        {
+            OPTLAB: (
+                "=learning_rate",
+                "=b1, =b2",
+                "=eps",
+                "=weight_decay",
+                "in r",
+                "=max_grad_norm",
+                "biases, norms",
+            ),
+            KERAS: (
+                "=learning_rate",
+                "=beta_1, =beta_2",
+                "=epsilon",
+                "=weight_decay",
+                "ηλθ, before",
+                "=global_clipnorm",
+                "none",
+            ),
+            OPTAX: (
+                "=learning_rate",
+                "=b1, =b2",
+                "=eps",
+                "=weight_decay",
+                "in r",
+                "none",
+                "none",
+            ),
+            TIMM: (
+                "=lr",
+                "=betas",
+                "=eps",
+                "=weight_decay",
+                "in r",
+                "=max_grad_norm",
+                "where λ = 0",
+            ),
+        },
+        "The ratio ‖θ‖/‖r‖ is 1 where a norm is 0, and bounded by 1 with timm's trust_clip and\n"
+        "optlab's max_trust_ratio=1.",
+    ),
     "clip": Comparison(
         "g gradient, ‖g‖ norm of all leaves, c bound",
         ("function", "clipped to norm c", "where ‖g‖ is not finite"),
@@ -253,7 +334,7 @@ def table(rule: str, width: int | None = None) -> str:
     """Return one rule in all dialects, side by side, as text.
 
     Args:
-        rule: "sgd", "adagrad", "rmsprop", "adam", "adamw" or "clip".
+        rule: "sgd", "adagrad", "rmsprop", "adam", "adamw", "lars", "lamb" or "clip".
         width: columns of text there is room for; a table that is wider comes as lists, one below
             the other. None for no bound.
 

@@ -5,6 +5,7 @@
     rmsprop   s ← ρs + (1 − ρ)g²;              b ← μb + ηg/√(s + ε);  θ ← θ − ηλθ − b
     adam      m, v averages of g, g²;          θ ← θ − η (λθ + m̂/(√v̂ + ε/√(1 − β₂ᵗ)))
     adamw     adam, with λ
+    lamb      θ ← (1 − ηλ) θ;                  θ ← θ − η ‖θ‖/‖r‖·r,  r = m̂/(√v̂ + ε), leaf by leaf
 
 η is `learning_rate`, μ `momentum`, ρ `rho`, ε `epsilon`, λ `weight_decay`, which is decoupled in
 every rule; m̂ = m/(1 − β₁ᵗ), v̂ = v/(1 − β₂ᵗ). The rate stands *inside* the velocities of `sgd` and
@@ -36,15 +37,17 @@ from optlab import _checks
 from optlab._types import ArrayLike, Hyperparam
 from optlab.dialects._adam import with_eps_hat, with_raw_maximum
 from optlab.dialects._common import by_power, check, decay_rules, is_zero, step_decay_rules
+from optlab.dialects._layerwise import decoupled_decay_and_trust_ratio, held_rate, step
 from optlab.optimizers._adagrad import adagrad_rule
 from optlab.optimizers._adam import adam_rule
 from optlab.optimizers._momentum import momentum_rules
 from optlab.optimizers._rmsprop import rmsprop_rule
-from optlab.rules import Rule, lift
+from optlab.rules import Rule, global_norm_clip, lift
 from optlab.rules import learning_rate as learning_rate_rule
-from optlab.transforms._clipping import clip_factors, global_norm_rule, times, value_rule
+from optlab.rules._norms import clip_factors, times
+from optlab.transforms._clipping import value_rule
 
-__all__ = ["adagrad", "adam", "adamw", "rmsprop", "sgd"]
+__all__ = ["adagrad", "adam", "adamw", "lamb", "rmsprop", "sgd"]
 
 _NONNEGATIVE, _DECAY, _UNIT = _checks.NONNEGATIVE, _checks.DECAY, _checks.UNIT
 
@@ -283,13 +286,59 @@ def _adam(who, learning_rate, beta_1, beta_2, epsilon, amsgrad, weight_decay, cl
     )
 
 
+def lamb(
+    learning_rate: Hyperparam = 0.001,
+    beta_1: Hyperparam = 0.9,
+    beta_2: Hyperparam = 0.999,
+    epsilon: Hyperparam = 1e-7,
+    weight_decay: Hyperparam | None = None,
+    clipnorm: Hyperparam | None = None,
+    clipvalue: Hyperparam | None = None,
+    global_clipnorm: Hyperparam | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Descend as `keras.optimizers.Lamb`: every leaf is adapted, and decayed before.
+
+    Args:
+        learning_rate: η ≥ 0.
+        beta_1: β₁ in [0, 1).
+        beta_2: β₂ in [0, 1).
+        epsilon: ε ≥ 0, outside the root.
+        weight_decay: λ ≥ 0; each update takes the share ηλ of the weights. None for none.
+        clipnorm: bound on the norm of each leaf.
+        clipvalue: bound on each element.
+        global_clipnorm: bound on the norm of all leaves.
+
+    Returns:
+        The optimizer.
+
+    Raises:
+        ValueError: a number is out of its range, or there is more than one bound.
+    """
+    who = "dialects.keras.lamb"
+    check(
+        who,
+        learning_rate=(learning_rate, _NONNEGATIVE),
+        beta_1=(beta_1, _DECAY),
+        beta_2=(beta_2, _DECAY),
+        epsilon=(epsilon, _NONNEGATIVE),
+    )
+    decays = not is_zero(weight_decay)
+    return lift(
+        *_clip_rules(who, clipnorm, clipvalue, global_clipnorm),
+        held_rate(who, learning_rate),
+        by_power(adam_rule(who, beta_1, beta_2, epsilon)),
+        decoupled_decay_and_trust_ratio(who, weight_decay if decays else 0.0, decays, True),
+        step(who),
+    )
+
+
 def _leaf_norm_rule(who: str, clipnorm: Hyperparam) -> Rule:
-    """Return the rule that bounds the norm of each leaf, as `global_norm_rule` that of all."""
+    """Return the rule that bounds the norm of each leaf, as `global_norm_clip` that of all."""
 
     def leaf(g, slots, max_norm, p):
         return times(g, clip_factors([g], max_norm)), slots
 
-    rule = global_norm_rule(who, clipnorm)
+    rule = global_norm_clip(who, clipnorm)
     return replace(rule, across=None, once=lambda h, t: h.max_norm, leaf=leaf)
 
 
@@ -303,7 +352,7 @@ def _clip_rules(
     rules = {
         "clipnorm": _leaf_norm_rule,
         "clipvalue": value_rule,
-        "global_clipnorm": global_norm_rule,
+        "global_clipnorm": global_norm_clip,
     }
     bounds = {"clipnorm": clipnorm, "clipvalue": clipvalue, "global_clipnorm": global_clipnorm}
     wanted = {name: bound for name, bound in bounds.items() if bound is not None}

@@ -31,9 +31,8 @@ from optlab.optimizers._adagrad import adagrad_rule
 from optlab.optimizers._adam import adam_rule
 from optlab.optimizers._momentum import momentum_rules
 from optlab.optimizers._rmsprop import rmsprop_rule
+from optlab.rules import global_norm_clip, lift
 from optlab.rules import learning_rate as learning_rate_rule
-from optlab.rules import lift
-from optlab.transforms._clipping import global_norm_rule
 
 __all__ = ["adagrad", "adam", "adamw", "clip_by_global_norm", "rmsprop", "sgd"]
 
@@ -215,4 +214,4 @@ def clip_by_global_norm(clip_norm: Hyperparam) -> optax.GradientTransformationEx
         ValueError: the bound is negative or not finite.
     """
     check("dialects.tensorflow1.clip_by_global_norm", clip_norm=(clip_norm, _NONNEGATIVE))
-    return lift(global_norm_rule("dialects.tensorflow1.clip_by_global_norm", clip_norm))
+    return lift(global_norm_clip("dialects.tensorflow1.clip_by_global_norm", clip_norm))

@@ -9,6 +9,7 @@ at every update, so that a schedule is a different value at each update.
 
 - `_optimizers`: the directions `scale_by_…`, which are multiplied by −α, and the optimizers built
   on them.
+- `_preconditioned`: the same for rules on matrices.
 - `_transforms`: norms, clipping, weight decay, the average of the parameters.
 - `_schedules`: the rate, or the rate and momentum, as a function of the number of updates already
   made.
@@ -32,13 +33,17 @@ from ._optimizers import (
     adam,
     adamw,
     rmsprop,
+    scale_by_adafactor,
     scale_by_adagrad,
     scale_by_adam,
+    scale_by_lamb,
+    scale_by_lars,
     scale_by_lion,
     scale_by_momentum,
     scale_by_rmsprop,
     sgd,
 )
+from ._preconditioned import scale_by_shampoo, scale_by_soap, shampoo, soap
 from ._schedules import (
     clamp,
     constant,
@@ -90,13 +95,20 @@ __all__ = [
     "polynomial",
     "rmsprop",
     "scale",
+    "scale_by_adafactor",
     "scale_by_adagrad",
     "scale_by_adam",
+    "scale_by_lamb",
+    "scale_by_lars",
     "scale_by_lion",
     "scale_by_momentum",
     "scale_by_muon",
     "scale_by_rmsprop",
+    "scale_by_shampoo",
+    "scale_by_soap",
     "sgd",
+    "shampoo",
+    "soap",
     "step_decay",
     "triangular",
     "warmup",

@@ -128,7 +128,7 @@ def muon(
         weight_decay: λ, ≥ 0.
         adam_learning_rate: α of AdamW; None for `learning_rate`.
         adam_weight_decay: λ of AdamW; None for `weight_decay`.
-        **hyperparams: those of `scale_by_muon`.
+        hyperparams: those of `scale_by_muon`.
 
     Returns:
         (new parameter, state).

@@ -1,4 +1,4 @@
-"""Gradient rules: momentum, AdaGrad, RMSProp, Adam, AdamW, Lion.
+"""Gradient rules: from momentum to Adam, Lion, LARS, LAMB and Adafactor.
 
 Every optimizer is θ ← θ − α·d with a direction d made from the gradient g:
 
@@ -18,13 +18,17 @@ Every optimizer is θ ← θ − α·d with a direction d made from the gradient
       Nesterov  m̂ = β₁·m / (1 − β₁ᵗ⁺¹) + (1−β₁)·g / (1 − β₁ᵗ)
     AdamW       Adam's d + λθ
     Lion        m ← β₂m + (1−β₂)g           d = sign(β₁m + (1−β₁)g) with the m before + λθ
+    LARS                                    d = ξ‖θ‖/(‖g‖ + λ‖θ‖ + ε)·(g + λθ)
+    LAMB        r = Adam's d + λθ           d = ‖θ‖/‖r‖·r
+    Adafactor   V ← (1−w)V + w(g² + ε)      d = U/max(1, RMS(U)/d_max), U = g/√V, w = t⁻ᶜ
+      factored  R, C the means of V over columns, rows;  V = R·C/mean(R)
 
-Squares, roots, quotients and maxima are taken per coordinate. v and b are `velocity`; s is
-`sum_of_squares` in AdaGrad and `mean_square` in RMSProp; RMSProp's m is `mean`; Adam's m, v and
-v̂max are `mu`, `nu` and `nu_max`. All start at 0, but for AdaGrad's s
+Squares, roots, quotients and maxima are taken per coordinate, norms over one array. v and b are
+`velocity`; s is `sum_of_squares` in AdaGrad and `mean_square` in RMSProp; RMSProp's m is `mean`;
+Adam's m, v and v̂max are `mu`, `nu` and `nu_max`. All start at 0, but for AdaGrad's s
 (`initial_accumulator_value`) and RMSProp's s (`initial_scale`). α is `learning_rate`; β is
 `momentum` or `decay`, μ is `momentum`, τ is `dampening`, β₁ and β₂ are `b1` and `b2`, ε is `eps`,
-ε_root is `eps_root`, λ is `weight_decay`.
+ε_root is `eps_root`, λ is `weight_decay`, ξ is `trust_coefficient`.
 
 Conventions chosen:
 - α stands outside every momentum buffer: a new rate acts at once on the whole velocity.
@@ -48,7 +52,8 @@ Dokl. 27 (1983). Sutskever, Martens, Dahl, Hinton, ICML (2013). Duchi, Hazan, Si
 (2011), AdaGrad. Tieleman, Hinton, Coursera lecture 6.5 (2012), RMSProp. Graves, arXiv:1308.0850
 (2013), centered RMSProp. Kingma, Ba, ICLR (2015), Adam. Dozat, ICLR workshop (2016), NAdam.
 Reddi, Kale, Kumar, ICLR (2018), AMSGrad. Loshchilov, Hutter, ICLR (2019), AdamW.
-Chen et al., NeurIPS (2023), Lion.
+Chen et al., NeurIPS (2023), Lion. You, Gitman, Ginsburg, arXiv:1708.03888 (2017), LARS. You et al.,
+ICLR (2020), LAMB. Shazeer, Stern, ICML (2018), Adafactor.
 """
 
 import math
@@ -220,6 +225,157 @@ def scale_by_lion(g, state, t, *, b1=0.9, b2=0.99):
     g = _float64(g)
     mu = state.get("mu", 0.0)
     return np.sign(b1 * mu + (1 - b1) * g), {"mu": b2 * mu + (1 - b2) * g}
+
+
+def scale_by_lars(
+    p,
+    g,
+    state,
+    t,
+    *,
+    weight_decay=0.0,
+    weight_decay_mask=None,
+    trust_coefficient=0.001,
+    eps=0.0,
+    trust_ratio_mask=None,
+    norm_of_sum=False,
+    max_trust_ratio=None,
+):
+    """Give the gradient and the decay a share of the norm of the weights.
+
+    The direction is r(g + λθ) with r = ξ‖θ‖/(‖g‖ + λ‖θ‖ + ε), or with `norm_of_sum`
+    ξ‖θ‖/(‖g + λθ‖ + ε); r is 1 where ‖θ‖ or the norm of the gradient (of the sum) is 0.
+
+    Args:
+        p: parameter θ, any shape.
+        g: gradient, of the parameter's shape.
+        state: not used; {}.
+        t: number of this update, from 1; not used.
+        weight_decay: λ, ≥ 0.
+        weight_decay_mask: whether this array is decayed; None for whether it has two axes or more.
+        trust_coefficient: ξ, ≥ 0.
+        eps: ε, ≥ 0.
+        trust_ratio_mask: whether r is not 1 throughout; None for whether there are two axes or
+            more.
+        norm_of_sum: take the norm of the sum in place of the sum of the norms.
+        max_trust_ratio: the largest r, ≥ 0; None for no bound.
+
+    Returns:
+        (direction, state).
+    """
+    p, g = _float64(p), _float64(g)
+    if not _applies(weight_decay_mask, p):
+        weight_decay = 0.0
+    total = g + weight_decay * p
+    if not _applies(trust_ratio_mask, p):
+        return total, {}
+    weights, gradient = _norm(p), _norm(total if norm_of_sum else g)
+    decay = 0.0 if norm_of_sum else weight_decay * weights
+    ratio = 1.0
+    if weights > 0 and gradient > 0:
+        ratio = trust_coefficient * (weights / (gradient + decay + eps))
+    if max_trust_ratio is not None:
+        ratio = min(ratio, max_trust_ratio)
+    return ratio * total, {}
+
+
+def scale_by_lamb(
+    p,
+    g,
+    state,
+    t,
+    *,
+    b1=0.9,
+    b2=0.999,
+    eps=1e-6,
+    eps_root=0.0,
+    weight_decay=0.0,
+    mask=None,
+    trust_ratio_mask=None,
+    max_trust_ratio=None,
+):
+    """Give Adam's direction, decay included, the norm of the weights.
+
+    The direction is ‖θ‖/‖r‖·r with r = m̂/(√(v̂ + ε_root) + ε) + λθ; the ratio is 1 where one of
+    the norms is 0.
+
+    Args:
+        p: parameter θ, any shape.
+        g: gradient, of the parameter's shape.
+        state: that of `scale_by_adam`; {} before the first update.
+        t: number of this update, from 1.
+        b1: β₁, in [0, 1).
+        b2: β₂, in [0, 1).
+        eps: ε, ≥ 0.
+        eps_root: ε_root, ≥ 0.
+        weight_decay: λ, ≥ 0.
+        mask: whether this array is decayed; None for whether it has two axes or more.
+        trust_ratio_mask: whether r is scaled; None for whether there are two axes or more.
+        max_trust_ratio: the largest ratio, ≥ 0; None for no bound.
+
+    Returns:
+        (direction, state).
+    """
+    p = _float64(p)
+    r, state = scale_by_adam(g, state, t, b1=b1, b2=b2, eps=eps, eps_root=eps_root)
+    if _applies(mask, p):
+        r = r + weight_decay * p
+    if not _applies(trust_ratio_mask, p):
+        return r, state
+    ratio = _norm(p) / _norm(r) if _norm(p) > 0 and _norm(r) > 0 else 1.0
+    if max_trust_ratio is not None:
+        ratio = min(ratio, max_trust_ratio)
+    return ratio * r, state
+
+
+def scale_by_adafactor(
+    g,
+    state,
+    t,
+    *,
+    min_dim_size_to_factor=128,
+    decay_rate=0.8,
+    decay_offset=0,
+    clipping_threshold=1.0,
+    eps=1e-30,
+    factored=True,
+):
+    """Divide by the root of the average squared gradient, which is kept as a row and a column.
+
+    V ← (1−w)V + w(g² + ε) with w = t⁻ᶜ; U = g/√V; the direction is U/max(1, RMS(U)/d). Of an array
+    whose two largest axes are long enough only the means of V over either axis are kept, R and C,
+    and R·C/mean(R) stands in place of V.
+
+    Args:
+        g: gradient, any shape.
+        state: `v`, or `v_row` and `v_col`; {} before the first update.
+        t: number of this update, from 1.
+        min_dim_size_to_factor: the least length of the two axes, ≥ 1.
+        decay_rate: c, > 0.
+        decay_offset: taken off t, which stays ≥ 1.
+        clipping_threshold: d, > 0; None for no bound.
+        eps: ε, > 0.
+        factored: whether anything is factored.
+
+    Returns:
+        (direction, state).
+    """
+    g = _float64(g)
+    weight = max(t - decay_offset, 1) ** -decay_rate
+    square = g**2 + eps
+    if factored and g.ndim >= 2 and sorted(g.shape)[-2] >= min_dim_size_to_factor:
+        one, other = map(int, np.argsort(g.shape)[-2:])
+        row, column = square.mean(other, keepdims=True), square.mean(one, keepdims=True)
+        row = (1 - weight) * state.get("v_row", 0.0) + weight * row
+        column = (1 - weight) * state.get("v_col", 0.0) + weight * column
+        v, state = row / row.mean(one, keepdims=True) * column, {"v_row": row, "v_col": column}
+    else:
+        v = (1 - weight) * state.get("v", 0.0) + weight * square
+        state = {"v": v}
+    u = g / np.sqrt(v)
+    if clipping_threshold is not None and u.size:
+        u = u / max(1.0, np.sqrt(np.mean(u**2)) / clipping_threshold)
+    return u, state
 
 
 def sgd(p, g, state, t, *, learning_rate, momentum=None, dampening=0.0, nesterov=False):
@@ -425,6 +581,15 @@ def adamw(
 
 def _float64(x):
     return np.asarray(x, dtype=np.float64)
+
+
+def _norm(x):
+    largest = np.max(np.abs(x), initial=0.0)  # so that no square leaves the range of float64
+    return largest * np.sqrt(np.sum((x / largest) ** 2)) if largest > 0 else 0.0
+
+
+def _applies(mask, p):
+    return p.ndim >= 2 if mask is None else mask
 
 
 def _log(beta):

@@ -6,7 +6,7 @@ a rule: its file, its function in `optlab.reference`, its row, and its name in `
 
 from collections.abc import Mapping
 
-from optlab.registry._optimizers import OPTIMIZERS
+from optlab.registry._optimizers import OPTIMIZERS, PASSED_ON
 from optlab.registry._row import Row, ScheduleRow
 from optlab.registry._schedules import SCHEDULES
 from optlab.registry._transformations import TRANSFORMATIONS
@@ -19,9 +19,14 @@ DIRECTIONS: Mapping[str, Row] = {
 }
 """The directions of the optimizers, made of the optimizers' rows."""
 
+BY_NAME: Mapping[str, Row] = {**OPTIMIZERS, **PASSED_ON}
+"""All optimizers, as the command line looks them up."""
+
 __all__ = [
+    "BY_NAME",
     "DIRECTIONS",
     "OPTIMIZERS",
+    "PASSED_ON",
     "SCHEDULES",
     "TRANSFORMATIONS",
     "WRAPPERS",

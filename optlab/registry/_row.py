@@ -33,6 +33,8 @@ class Row:
         reference: the same on lists of float64 arrays; None where there is none.
         direction: for an optimizer, the function of its direction alone.
         direction_reference: the reference of the direction, for one array.
+        direction_needs_params: whether the direction needs the parameters; its reference then
+            takes one before the gradient.
         wraps: for a wrapper, the constructor of the optimizer it is checked around.
         fixed: arguments that make this row of the constructor, such as `momentum` of "momentum".
         samples: further arguments, so that together they reach every branch of the arithmetic.
@@ -54,6 +56,7 @@ class Row:
             that its error is relative to itself; otherwise to the largest of the leaf.
         gain: how much larger than gradient/ε an update can be where both are small; what underflows
             may be missing from an update as many times.
+        spread: the sizes of a leaf's gradients differ from 10⁻ᵛ to 10ᵛ between coordinates.
         squares: whether gradients beyond 2⁶³ count as 2⁶³, as their squares overflow.
         exempt: checks that do not hold for this row, with the reason.
     """
@@ -64,6 +67,7 @@ class Row:
     reference: TreeReference | None = None
     direction: Callable[..., optax.GradientTransformation] | None = None
     direction_reference: Callable[..., Any] | None = None
+    direction_needs_params: bool = False
     wraps: Callable[..., optax.GradientTransformation] | None = None
     fixed: Mapping[str, Any] = field(default_factory=dict)
     samples: tuple[Mapping[str, Any], ...] = ({},)
@@ -78,6 +82,7 @@ class Row:
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=lambda: SHAPES)
     elementwise: bool = True
     gain: float = 1.0
+    spread: float = 2.0
     squares: bool = False
     exempt: Mapping[str, str] = field(default_factory=dict)
 
@@ -124,7 +129,7 @@ class Row:
             name=self.direction.__name__,
             summary=f"the direction of {self.name}",
             constructor=self.direction,
-            reference=of_direction(self.direction_reference),
+            reference=of_direction(self.direction_reference, self.direction_needs_params),
             direction=None,
             fixed=mine(self.fixed),
             samples=tuple(samples),
@@ -132,17 +137,18 @@ class Row:
             errors=tuple(
                 (options, message) for options, message in self.errors if set(options) <= names
             ),
-            needs_params=False,
+            needs_params=self.direction_needs_params,
             exemplar=False,
         )
 
 
-def of_direction(rule: Callable[..., Any]) -> TreeReference:
+def of_direction(rule: Callable[..., Any], needs_params: bool = False) -> TreeReference:
     """Return the reference of a direction on lists of arrays, from that on one array."""
 
     def tree_reference(gradients: Arrays, params: Arrays, state: Any, t: int, **hyperparams: Any):
         state = state or [{}] * len(gradients)
-        pairs = [rule(g, s, t, **hyperparams) for g, s in zip(gradients, state, strict=True)]
+        arrays = zip(params, gradients, strict=True) if needs_params else ((g,) for g in gradients)
+        pairs = [rule(*own, s, t, **hyperparams) for own, s in zip(arrays, state, strict=True)]
         return [u for u, _ in pairs], [s for _, s in pairs]
 
     return tree_reference

@@ -41,10 +41,16 @@ from optlab.rules._arithmetic import (
     visibly_bounded,
 )
 from optlab.rules._hyperparams import Decay, Parameter, decay, number
-from optlab.rules._leaf import AxesChoice, Leaf
+from optlab.rules._leaf import AxesChoice, Leaf, linear_maps
 from optlab.rules._lift import lift
 from optlab.rules._matrices import from_matrices, matrices
 from optlab.rules._newton_schulz import newton_schulz_coefficients, orthogonalized
+from optlab.rules._norms import (
+    global_norm_clip,
+    norm_of,
+    sum_of_norms,
+    times_ratio,
+)
 from optlab.rules._patterns import paths_matching, paths_not_matching
 from optlab.rules._public import direction, optimizer
 from optlab.rules._roles import Axes, Meaning, default_axes, meaning
@@ -80,11 +86,14 @@ __all__ = [
     "direction",
     "fail",
     "from_matrices",
+    "global_norm_clip",
     "learning_rate",
     "lift",
+    "linear_maps",
     "matrices",
     "meaning",
     "newton_schulz_coefficients",
+    "norm_of",
     "number",
     "optimizer",
     "orthogonalized",
@@ -95,6 +104,8 @@ __all__ = [
     "saturated",
     "scaled_norm",
     "slot",
+    "sum_of_norms",
+    "times_ratio",
     "visibly_bounded",
     "weight_decay",
     "with_prefix",

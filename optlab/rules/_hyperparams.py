@@ -61,6 +61,7 @@ class Parameter(NamedTuple):
     is_decay: bool = False
     bias_corrected: bool = False
     by_power: bool = False
+    idle: int = 0
 
     @property
     def has_product(self) -> bool:
@@ -84,6 +85,7 @@ def decay(
     *,
     bias_corrected: bool = False,
     by_power: bool = False,
+    idle: int = 0,
 ) -> Parameter:
     """Declare a decay rate β, which a rule sees as a `Decay` and passes to `average`.
 
@@ -92,8 +94,9 @@ def decay(
         domain: the values it may take; [0, 1) by default.
         bias_corrected: whether the rule needs `Decay.correction`, to free an average of its bias.
         by_power: whether the correction is 1/(1 − βᵗ) with the present β, in place of 1/(1 − Πβ).
+        idle: how many updates at the start leave the average alone; Πβ begins after them.
     """
-    return Parameter(value, domain, True, bias_corrected, by_power)
+    return Parameter(value, domain, True, bias_corrected, by_power, idle)
 
 
 class Hyperparams:
@@ -185,7 +188,11 @@ class Hyperparams:
             if parameter.has_product:
                 before = next(products)
                 high, low = _add(before, log)
-                new_products += [high, low]
+                kept = (high, low)
+                if parameter.idle:
+                    is_idle = count < parameter.idle
+                    kept = (jnp.where(is_idle, x, y) for x, y in zip(before, kept, strict=True))
+                new_products += kept
                 beta = beta._replace(correction=_correction(high, value, jnp.exp(before[0])))
             elif parameter.bias_corrected:
                 t = count.astype(value.dtype) + 1

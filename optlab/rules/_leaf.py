@@ -5,8 +5,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import numpy as np
 
 from optlab import _checks
+from optlab._types import Tree
 from optlab.rules._roles import Axes, Meaning, meaning, size
 
 
@@ -21,6 +23,7 @@ class Leaf:
         axes: which axes are input, output and batch; those that were asked for, or by its names.
         names: what its names say of it.
         asked: whether its axes were asked for.
+        masks: the names of those of `Rule.masks` that let the leaf through.
     """
 
     path: str
@@ -29,6 +32,7 @@ class Leaf:
     axes: Axes
     names: Meaning
     asked: bool = False
+    masks: frozenset[str] = frozenset()
 
     @property
     def is_linear(self) -> bool:
@@ -48,14 +52,21 @@ AxesChoice = AxesOf | Mapping[str, Axes]
 """The axes of some leaves, by a function or by patterns of paths; those of the others by name."""
 
 
-def leaf_facts(who: str, path: Any, array: Any, axes: AxesOf | None) -> Leaf:
+def leaf_facts(
+    who: str,
+    path: Any,
+    array: Any,
+    axes: AxesOf | None,
+    masks: frozenset[str] = frozenset(),
+) -> Leaf:
     """Return the static facts of a leaf; require that its axes are each named once."""
     name, shape = path_name(path), tuple(array.shape)
     by_name = meaning(name, shape)
     own = axes(name, shape) if axes is not None else None
     if own is None:
-        return Leaf(name, shape, array.dtype, by_name.axes, by_name)
-    return Leaf(name, shape, array.dtype, _checked(who, name, shape, own), by_name, asked=True)
+        return Leaf(name, shape, array.dtype, by_name.axes, by_name, masks=masks)
+    own = _checked(who, name, shape, own)
+    return Leaf(name, shape, array.dtype, own, by_name, asked=True, masks=masks)
 
 
 def _checked(who: str, name: str, shape: tuple[int, ...], own: Any) -> Axes:
@@ -94,6 +105,22 @@ def _checked(who: str, name: str, shape: tuple[int, ...], own: Any) -> Axes:
             repr(split),
         )
     return named
+
+
+def linear_maps(params: Tree) -> Tree:
+    """Return a mask of kernels and embeddings, which leaves out biases and whatever is of a norm.
+
+    An array with fewer than two axes is no linear map. Of the others the names decide, as `meaning`
+    says them, so that the biases of stacked layers are left out, too.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> linear_maps({"kernel": jnp.zeros((2, 3)), "bias": jnp.zeros(3)})
+        {'bias': False, 'kernel': True}
+    """
+    return jax.tree_util.tree_map_with_path(
+        lambda path, array: bool(meaning(path_name(path), np.shape(array)).axes.input), params
+    )
 
 
 def path_name(path: Any) -> str:

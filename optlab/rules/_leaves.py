@@ -242,18 +242,20 @@ def kept_in_place(new: Any, old: Any) -> Any:
 def whole(arrays: Any, kept: tuple[int, ...] = ()) -> Any:
     """Return arrays that no explicit mesh axis shards, but along the axes in `kept`.
 
-    `kept` are axes of the first array. One of another shape keeps the shards of its leading axes,
-    where these are as long as the ones in `kept`.
+    `kept` are axes of the first array. The leading axes of one of another shape are sharded like
+    these, where they are as long.
     """
     first = jax.tree.leaves(arrays)[0]
     sizes = tuple(first.shape[axis] for axis in kept)
+    shards = tuple(_spec(first)[axis] for axis in kept)
 
     def unsharded(array: Any) -> Any:
-        own = kept if array.shape == first.shape else ()
-        if not own and array.shape[: len(sizes)] == sizes:
-            own = tuple(range(len(sizes)))
-        spec = _spec(array)
-        return _resharded(array, tuple(s if i in own else None for i, s in enumerate(spec)))
+        spec: list[Any] = [None] * array.ndim
+        own = kept if array.shape == first.shape else tuple(range(len(sizes)))
+        if tuple(array.shape[axis] for axis in own if axis < array.ndim) == sizes:
+            for axis, names in zip(own, shards, strict=True):
+                spec[axis] = names
+        return _resharded(array, tuple(spec), jax.typeof(first).sharding.mesh)
 
     return jax.tree.map(unsharded, arrays)
 

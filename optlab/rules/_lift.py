@@ -44,6 +44,9 @@ from optlab.rules._recorder import record
 from optlab.rules._rule import Rule, Slot, joined
 from optlab.rules._state import RuleState
 
+StaticOf = Callable[[int], tuple[Hashable, ...]]
+"""What a rule knows of a leaf besides its arrays, by the leaf's index."""
+
 
 def lift(*rules: Rule, axes: AxesChoice | None = None) -> optax.GradientTransformationExtraArgs:
     """Make one transformation of rules that act one after the other.
@@ -89,8 +92,9 @@ def lift(*rules: Rule, axes: AxesChoice | None = None) -> optax.GradientTransfor
             if rule.complex == "refused":
                 leaves.refuse_complex(touched)
             _check_leaves(rule, leaves, touched)
-            slots = {name: _start(rule, name, leaves, touched) for name in rule.slots}
-            _check_arithmetic(rule, leaves, slots, touched)
+            static = _static(rule, leaves, leaves.arrays, params)
+            slots = {name: _start(rule, name, leaves, touched, static) for name in rule.slots}
+            _check_arithmetic(rule, leaves, slots, touched, static)
             touched_by.append(touched)
             values = {name: leaves.structure.unflatten(slots[name]) for name in slots}
             values |= {name: make() for name, make in rule.fields.items()}
@@ -164,8 +168,10 @@ def lift(*rules: Rule, axes: AxesChoice | None = None) -> optax.GradientTransfor
                 new[index], new_slots = run_leaf(*key, *placed_alike(*arrays), shared)
                 for number, slots in zip(numbers, new_slots, strict=True):
                     steps[number].store(index, slots)
+            places = _places(max(map(len, batches.values()), default=0), next_count, traced)
             for (key, _, kept), batch in batches.items():
-                for index, new[index], new_slots in _run_stacked(run_leaf, key, batch, kept):
+                results = _run_stacked(run_leaf, key, batch, kept, places)
+                for index, new[index], new_slots in results:
                     for number, slots in zip(key[0], new_slots, strict=True):
                         steps[number].store(index, slots)
         states = tuple(
@@ -230,16 +236,17 @@ def _check_leaves(rule: Rule, leaves: Leaves, touched: list[bool]) -> None:
         rule.check_leaves(own, list(facts.values()))
 
 
-def _start(rule: Rule, name: str, leaves: Leaves, touched: list[bool]) -> list[Any]:
+def _start(
+    rule: Rule, name: str, leaves: Leaves, touched: list[bool], static: StaticOf
+) -> list[Any]:
     """Return a slot of all leaves before the first update; `MaskedNode` where there is none."""
     slots: list[Any] = list(leaves.arrays)
     for index in leaves.present:
         slots[index] = optax.MaskedNode()
         if touched[index]:
-            param = leaves.arrays[index]
-            static = _static(rule, leaves.paths[index], param)
+            param, facts = leaves.arrays[index], static(index)
             try:
-                slot = rule.init_leaf(name, param, static)
+                slot = rule.init_leaf(name, param, facts)
             except Exception as error:
                 in_parts = _is_complex(param) and rule.complex == "parts"
                 _checks.fail(
@@ -269,22 +276,29 @@ def _check_slot(rule: Rule, name: str, slot: Any, where: str) -> None:
             )
 
 
-def _static(rule: Rule, path: Any, array: Any) -> tuple[Hashable, ...]:
-    """Return what a rule knows of a leaf besides its arrays, as arguments for `leaf`."""
-    if rule.static is None:
-        return ()
-    facts = leaf_facts(rule.who, path, array, rule.axes_of)
-    static = rule.static(facts)
-    try:
-        hash(static)
-    except TypeError:
-        _checks.fail(
-            rule.who,
-            "static must return a hashable value",
-            f"{type(static).__name__} for {facts.path}",
-            "return a tuple in place of a list",
-        )
-    return (static,)
+def _static(rule: Rule, leaves: Leaves, arrays: Sequence[Any], params: Tree | None) -> StaticOf:
+    """Return what a rule knows of each leaf besides its arrays, as arguments for `leaf`."""
+    make = rule.static
+    if make is None:
+        return lambda index: ()
+    passes = {name: leaves.mask(mask, params) for name, mask in rule.masks.items()}
+
+    def static_of(index: int) -> tuple[Hashable, ...]:
+        masks = frozenset(name for name, through in passes.items() if through[index])
+        facts = leaf_facts(rule.who, leaves.paths[index], arrays[index], rule.axes_of, masks)
+        static = make(facts)
+        try:
+            hash(static)
+        except TypeError:
+            _checks.fail(
+                rule.who,
+                "static must return a hashable value",
+                f"{type(static).__name__} for {facts.path}",
+                "return a tuple in place of a list",
+            )
+        return (static,)
+
+    return static_of
 
 
 _sound: set[Hashable] = set()
@@ -296,6 +310,7 @@ def _check_arithmetic(
     leaves: Leaves,
     slots: Mapping[str, list[Any]],
     touched: list[bool],
+    static_of: StaticOf,
 ) -> None:
     """Require of `leaf` that it returns what it must, without computing anything.
 
@@ -309,7 +324,7 @@ def _check_arithmetic(
     code = _identity((rule.leaf, rule.once, rule.across))
     for index in indices:
         param = leaves.arrays[index]
-        static = _static(rule, leaves.paths[index], param)
+        static = static_of(index)
         own = {name: slots[name][index] for name in slots}
         key = (
             code,
@@ -452,7 +467,7 @@ def _contents(state: Any) -> tuple[str, ...]:
 
 
 class _Step:
-    """One rule in one update: its hyperparameters in force, its mask, and its slots by leaf.
+    """One rule in one update: its hyperparameters in force, its masks, and its slots by leaf.
 
     `before` holds the hyperparameters in force of the rules before it, and gains this rule's. Facts
     and slots are those of the parameter, or of the gradient where `update` got no parameters.
@@ -469,6 +484,7 @@ class _Step:
         before: dict[str, Any],
     ):
         self._arrays = leaves.arrays if params is None else parameters
+        self.static = _static(rule, leaves, self._arrays, params)
         in_force, stored = rule.settled.step(count, getattr(state, "hyperparams", None))
         before |= in_force._asdict()
         if rule.reads:
@@ -503,10 +519,6 @@ class _Step:
                 slot = self._leaves.slot(index, what, layout, parts[index])
                 parts[index] = jax.tree.map(as_array, slot)
         return parts
-
-    def static(self, index: int) -> tuple[Hashable, ...]:
-        """Return what the rule knows of a leaf besides its arrays."""
-        return _static(self._rule, self._leaves.paths[index], self._arrays[index])
 
     def batch_axes(self, index: int) -> tuple[int, ...]:
         """Return the axes along which a leaf of a stacked rule may stay sharded."""
@@ -594,6 +606,7 @@ def _run_stacked(
     key: tuple[Any, ...],
     batch: list[tuple[int, Any, Any]],
     kept: tuple[int, ...],
+    places: Sequence[Any],
 ) -> list[tuple[int, Array, list[Any]]]:
     """Run leaves of one layout as one batch; return the index, update and slots of each.
 
@@ -611,9 +624,38 @@ def _run_stacked(
     results = jax.vmap(lambda *arrays: run(*key, *arrays, scalars))(*shared_out)
     results = gathered(results, before, len(batch))
     return [
-        (index, *jax.tree.map(lambda x, place=place: x[place], results))
-        for place, (index, _, _) in enumerate(batch)
+        (index, *jax.tree.map(lambda x, place=place: _at(x, place), results))
+        for place, (index, _, _) in zip(places, batch, strict=False)
     ]
+
+
+def _places(count: int, number: Array, traced: bool) -> Sequence[Any]:
+    """Return 0, 1, …, at which the members of a batch are.
+
+    XLA's CPU backend compiles a kernel for each constant place. From a conditional, whose other
+    branch is never taken, the places come as numbers that it does not know; one kernel then serves
+    all leaves of a shape.
+    """
+    if count < 2 or not traced:
+        return range(count)
+
+    def from_branch(number: Array) -> list[Array]:
+        return jax.lax.cond(
+            number >= 0,
+            lambda: [jnp.int32(place) for place in range(count)],
+            lambda: [jnp.int32(0)] * count,
+        )
+
+    return jax.lax.platform_dependent(
+        number, cpu=from_branch, default=lambda number: [jnp.int32(i) for i in range(count)]
+    )
+
+
+def _at(stack: Array, place: Any) -> Array:
+    """Return one member of a stack."""
+    if isinstance(place, int):
+        return stack[place]
+    return jax.lax.dynamic_index_in_dim(stack, place, keepdims=False, allow_negative_indices=False)
 
 
 def _run_leaf(

@@ -22,7 +22,7 @@ Gower, "The Polar Express", arXiv 2505.16932 (2025).
 
 import operator
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import jax
@@ -36,6 +36,9 @@ from optlab._types import Array, ArrayLike, DTypeLike
 Coefficients = tuple[tuple[float, float, float], ...]
 """(a, b, c) of each step."""
 
+Product = Callable[[Array, Array], Array]
+"""The product of stacks of matrices, in some precision."""
+
 _KELLER_JORDAN = (3.4445, -4.7750, 2.0315)
 _YOU = (
     (4.0848, -6.8946, 2.9270),
@@ -46,9 +49,6 @@ _YOU = (
 )
 _GRAM_FROM = 1.5
 """The ratio of the sides from which the Gram form takes fewer operations."""
-
-_HALVES_FROM = 256
-"""The side from which a symmetric product is computed by halves on a CPU."""
 
 
 def newton_schulz_coefficients(who: str, ns_coeffs: str | ArrayLike, ns_steps: int) -> Coefficients:
@@ -160,8 +160,8 @@ def orthogonalized(
     unit = (x / jnp.where(length == 0, 1, length)).astype(dtype or x.dtype)
     is_tall = x.shape[-2] > x.shape[-1]
     wide = jnp.swapaxes(unit, -1, -2) if is_tall else unit
-    in_steps = Products(precision).iterate(wide, rows)
-    return (jnp.swapaxes(in_steps, -1, -2) if is_tall else in_steps).astype(x.dtype)
+    factor = _iterated(wide, rows, partial(jnp.matmul, precision=precision))
+    return (jnp.swapaxes(factor, -1, -2) if is_tall else factor).astype(x.dtype)
 
 
 def _scale(x: Array) -> Array:
@@ -173,68 +173,54 @@ def _scale(x: Array) -> Array:
     return jnp.where(largest > edge, 2.0 ** (-6 * step), small).astype(x.dtype)
 
 
-class Products:
-    """The products of an iteration, in one precision."""
-
-    def __init__(self, precision: Any):
-        self._precision = precision
-
-    def iterate(self, x: Array, rows: Coefficients) -> Array:
-        """Return wide matrices after all steps."""
-        short, long = x.shape[-2:]
-        # In half precision the Gram form loses the small singular values.
-        in_gram_form = long > _GRAM_FROM * short and jnp.finfo(x.dtype).bits >= 32
-        for group in _groups(rows) if in_gram_form else [(row,) for row in rows]:
-            x = self._steps(x, group)
+def _iterated(x: Array, rows: Coefficients, product: Product) -> Array:
+    """Return wide matrices after all steps."""
+    short, long = x.shape[-2:]
+    table = jnp.asarray(rows, x.dtype)
+    # In half precision the Gram form loses the small singular values.
+    if long > _GRAM_FROM * short and jnp.finfo(x.dtype).bits >= 32:
+        for start, stop in _groups(len(rows)):
+            x = _composed(x, table[start:stop], product)
         return x
 
-    def _steps(self, x: Array, rows: Coefficients) -> Array:
-        """Return X after some steps, in which it is multiplied once.
-
-        Each step multiplies X by W = aI + bA + cA², which commutes with A, so that the next A is
-        AW² and the product of all W comes last.
-        """
-        gram = self._symmetric(x, jnp.swapaxes(x, -1, -2))
-        if len(rows) == 1:
-            ((a, b, c),) = rows
-            return a * x + self._product(b * gram + c * self._symmetric(gram, gram), x)
-        product = factor = self._factor(gram, rows[0])
-        for row in rows[1:]:
-            gram = self._symmetric(self._symmetric(gram, factor), factor)
-            factor = self._factor(gram, row)
-            product = self._symmetric(product, factor)
-        return self._product(product, x)
-
-    def _factor(self, gram: Array, row: tuple[float, float, float]) -> Array:
-        """Return aI + bA + cA²."""
+    def step(x: Array, row: Array) -> tuple[Array, None]:
         a, b, c = row
-        identity = jnp.eye(gram.shape[-1], dtype=gram.dtype)
-        return a * identity + b * gram + c * self._symmetric(gram, gram)
+        gram = product(x, jnp.swapaxes(x, -1, -2))
+        return a * x + product(b * gram + c * product(gram, gram), x), None
 
-    def _product(self, a: Array, b: Array) -> Array:
-        return jnp.matmul(a, b, precision=self._precision)
-
-    def _symmetric(self, a: Array, b: Array) -> Array:
-        """Return ab, which is known to be symmetric."""
-        if a.shape[-2] < _HALVES_FROM:
-            return self._product(a, b)
-        return jax.lax.platform_dependent(a, b, cpu=self._by_halves, default=self._product)
-
-    def _by_halves(self, a: Array, b: Array) -> Array:
-        """Return ab without computing its upper right quarter."""
-        half = a.shape[-2] // 2
-        upper = self._product(a[..., :half, :], b[..., :, :half])
-        lower = self._product(a[..., half:, :], b)
-        upper = jnp.concatenate([upper, jnp.swapaxes(lower[..., :, :half], -1, -2)], axis=-1)
-        return jnp.concatenate([upper, lower], axis=-2)
+    return jax.lax.scan(step, x, table)[0]
 
 
-def _groups(rows: Coefficients) -> list[Coefficients]:
-    """Return the steps in groups that are composed: three, then two and two.
+def _composed(x: Array, rows: Array, product: Product) -> Array:
+    """Return X after some steps, in which it is multiplied once.
+
+    Each step multiplies X by W = aI + bA + cA², which commutes with A, so that the next A is AW²
+    and the product of all W comes last.
+    """
+    identity = jnp.eye(x.shape[-2], dtype=x.dtype)
+
+    def factor_of(gram: Array, row: Array) -> Array:
+        a, b, c = row
+        return a * identity + b * gram + c * product(gram, gram)
+
+    def step(carry: tuple[Array, Array, Array], row: Array) -> tuple[Any, None]:
+        gram, factor, composed = carry
+        gram = product(product(gram, factor), factor)
+        factor = factor_of(gram, row)
+        return (gram, factor, product(composed, factor)), None
+
+    gram = product(x, jnp.swapaxes(x, -1, -2))
+    factor = factor_of(gram, rows[0])
+    (*_, composed), _ = jax.lax.scan(step, (gram, factor, factor), rows[1:])
+    return product(composed, x)
+
+
+def _groups(steps: int) -> list[tuple[int, int]]:
+    """Return where groups of steps that are composed start and stop: three, then two and two.
 
     Rounding in A hides singular values that are small beside the largest, the more so the more
     steps a group has. After three steps there are few of them, and a fresh A repairs what was lost:
     errors stay within twice those of single steps.
     """
-    starts = [0, *range(3, len(rows), 2)]
-    return [rows[i:j] for i, j in zip(starts, [*starts[1:], len(rows)], strict=True)]
+    starts = [0, *range(3, steps, 2)]
+    return list(zip(starts, [*starts[1:], steps], strict=True))

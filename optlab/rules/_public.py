@@ -69,7 +69,8 @@ def optimizer(
     Args:
         name: the name of the function; errors begin with it.
         rules: (name, *hyperparameters) → the rule, or a sequence of rules that act one after the
-            other.
+            other. If `learning_rate` is among the hyperparameters, the sequence is the whole
+            optimizer: `rules` then decides where the learning rate acts, and whether one is needed.
         summary: the first line of the docstring, in place of that of `rules`.
         like: functions whose docstrings describe the arguments that `rules` does not describe.
         rates: (name, learning rate, **those of the other arguments that it names) → the rule of
@@ -79,10 +80,14 @@ def optimizer(
         (learning_rate, *hyperparameters) → an `optax.GradientTransformationExtraArgs`.
     """
     with_any: Callable[..., Rule | Sequence[Rule]] = rules
-    own = {parameter.name for parameter in _parameters(rules)}
+    parameters = _parameters(rules)
+    own = {parameter.name for parameter in parameters}
+    takes_rate = "learning_rate" in own
     read_by_rates = [p.name for p in _parameters(rates) if p.name in own]
 
     def make(arguments: inspect.BoundArguments) -> list[Rule]:
+        if takes_rate:
+            return _as_list(with_any(name, *arguments.args, **arguments.kwargs))
         rate, *others = arguments.args
         named = {key: arguments.arguments[key] for key in read_by_rates}
         return [
@@ -93,8 +98,11 @@ def optimizer(
     rate = inspect.Parameter(
         "learning_rate", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation="Hyperparam"
     )
-    returns = "The optimizer; its state is the tuple of its rules' states, that of the rate last."
-    return _public(name, rules, [rate, *_parameters(rules)], make, returns, like, summary)
+    returns = "The optimizer; its state is the tuple of its rules' states"
+    if takes_rate:
+        return _public(name, rules, parameters, make, f"{returns}.", like, summary)
+    returns += ", that of the rate last."
+    return _public(name, rules, [rate, *parameters], make, returns, like, summary)
 
 
 def _public(

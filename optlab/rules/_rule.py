@@ -85,8 +85,8 @@ class Rule:
         reads: names of hyperparameters of an earlier rule in the same lift. They are appended to
             the ones that `once` receives.
         static: what `leaf` must know of a leaf besides its arrays: (a `Leaf` with its path, shape,
-            type and axes) → a hashable value, which `leaf` and the functions in `slots` receive as
-            their last argument. Leaves with equal values share one compiled function.
+            type, axes and masks) → a hashable value, which `leaf` and the functions in `slots`
+            receive as their last argument. Leaves with equal values share one compiled function.
         stacked: whether leaves of one shape and type are stacked and computed in one batch, which
             is faster for products of small matrices. `leaf` is still written for one array. Where
             a mesh with explicit axes shards the leaves, each device computes some of the batch,
@@ -109,6 +109,8 @@ class Rule:
         where: which of these leaves it touches, by their facts: (a `Leaf`) → bool; None for all.
         check_leaves: called at init with the facts of the leaves that the rule touches and with
             those of all leaves, so that it can refuse them or warn.
+        masks: further masks by name, for parts of the arithmetic. `static` finds the names of those
+            that let a leaf through in `Leaf.masks`.
         kind: the rule's own name, which names the type of its state; `who` by default.
         counter: the state's field for the number of updates made: "count", or "step" for a rule
             that is no direction, such as a clip. So `optax.tree.get(state, "count")` finds one.
@@ -137,6 +139,7 @@ class Rule:
     mask: Mask | None = None
     where: Callable[[Leaf], bool] | None = None
     check_leaves: Callable[[Sequence[Leaf], Sequence[Leaf]], None] | None = None
+    masks: Mapping[str, Mask | None] = field(default_factory=dict)
     kind: str = ""
     counter: Literal["count", "step"] = "count"
     axes_of: AxesOf | None = field(init=False, repr=False)

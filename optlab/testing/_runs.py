@@ -44,12 +44,12 @@ def parameters(row: Row) -> dict[str, Any]:
 
 @functools.lru_cache
 def gradients(row: Row) -> dict[str, np.ndarray]:
-    """Return 1000 gradients, whose sizes differ from 1e-2 to 1e2 between coordinates.
+    """Return 1000 gradients, whose sizes differ between coordinates, by default from 1e-2 to 1e2.
 
     Adaptive rules must bring them to one scale.
     """
     sizes = {
-        key: np.logspace(-2, 2, max(1, int(np.prod(shape)))).reshape(shape)
+        key: np.logspace(-row.spread, row.spread, max(1, int(np.prod(shape)))).reshape(shape)
         for key, shape in row.shapes.items()
     }
     return {key: g * sizes[key].astype(g.dtype) for key, g in random_tree(row, 1, UPDATES).items()}

@@ -12,13 +12,11 @@ pass unchanged: clipping cannot repair a NaN or an Inf, and must not hide it.
 Reference: Pascanu, Mikolov, Bengio, ICML (2013).
 """
 
-from collections.abc import Sequence
-
 import jax.numpy as jnp
 import optax
 
-from optlab._types import Array, Hyperparam
-from optlab.rules import NONNEGATIVE_OR_INFINITE, Rule, lift, number, scaled_norm
+from optlab._types import Hyperparam
+from optlab.rules import NONNEGATIVE_OR_INFINITE, Rule, global_norm_clip, lift, number
 
 
 def value_rule(who: str, max_abs: Hyperparam) -> Rule:
@@ -30,38 +28,6 @@ def value_rule(who: str, max_abs: Hyperparam) -> Rule:
         leaf=lambda g, slots, h, p: (jnp.clip(g, -h.max_abs, h.max_abs), slots),
         counter="step",
     )
-
-
-def global_norm_rule(who: str, max_norm: Hyperparam) -> Rule:
-    """Return the rule that bounds the norm of the tree, by g · min(1, c/‖g‖)."""
-    return Rule(
-        who,
-        kind="clip_by_global_norm",
-        hyperparams={"max_norm": number(max_norm, NONNEGATIVE_OR_INFINITE)},
-        across=lambda h, t, updates, params: clip_factors(updates, h.max_norm),
-        leaf=lambda g, slots, factors, p: (times(g, factors), slots),
-        counter="step",
-    )
-
-
-def clip_factors(
-    updates: Sequence[Array], max_norm: Array, eps: float = 0.0
-) -> tuple[Array, Array]:
-    """Return two numbers whose product, taken in this order, is min(1, c/(‖g‖ + eps))."""
-    # ‖g‖ = norm/scale may be out of range while norm and scale are not.
-    norm, scale = scaled_norm(updates)
-    if norm.dtype != max_norm.dtype:  # single-precision gradients where x64 is enabled
-        norm, scale = norm.astype(max_norm.dtype), scale.astype(max_norm.dtype)
-    clips = (norm + eps * scale > max_norm * scale) & jnp.isfinite(norm)
-    # The quotient that is not used must not be 0/0 or ∞/∞, whose derivative is NaN.
-    factor = jnp.where(clips, max_norm, 1.0) / jnp.where(clips, norm + eps * scale, 1.0)
-    return jnp.where(clips, scale, 1.0), factor
-
-
-def times(g: Array, factors: tuple[Array, Array]) -> Array:
-    """Return g times what `clip_factors` returned."""
-    scale, factor = factors
-    return g * scale * factor
 
 
 def clip_by_value(max_abs: Hyperparam) -> optax.GradientTransformationExtraArgs:
@@ -102,4 +68,4 @@ def clip_by_global_norm(max_norm: Hyperparam) -> optax.GradientTransformationExt
     Reference:
         Pascanu, Mikolov, Bengio, ICML (2013).
     """
-    return lift(global_norm_rule("clip_by_global_norm", max_norm))
+    return lift(global_norm_clip("clip_by_global_norm", max_norm))

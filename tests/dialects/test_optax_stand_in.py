@@ -93,6 +93,14 @@ CASES = {
     "amsgrad": lambda optax: optax.amsgrad(0.02),
     "amsgrad-raw": lambda optax: optax.amsgrad(0.02, bias_correction_nu=False),
     "lion": lambda optax: optax.lion(0.01),
+    "lars": lambda optax: optax.lars(slowly, 0.1, eps=1e-3),
+    "lars-masks": lambda optax: optax.lars(
+        0.1,
+        weight_decay=0.1,
+        weight_decay_mask=lambda params: jax.tree.map(lambda p: p.ndim > 0, params),
+        trust_ratio_mask=lambda params: jax.tree.map(lambda p: p.ndim > 1, params),
+    ),
+    "lamb": lambda optax: optax.lamb(slowly, weight_decay=0.1),
     "clip_by_global_norm": lambda optax: optax.chain(
         optax.clip_by_global_norm(1.0), optax.trace(0.9), optax.scale_by_learning_rate(0.02)
     ),

@@ -122,6 +122,10 @@ KERAS = {
     ),
     "adamw-amsgrad": _case("adamw", 0.02, weight_decay=0.1, beta_2=0.9, amsgrad=True),
     "adamw-global_clipnorm": _case("adamw", 0.02, global_clipnorm=3.0),
+    "lamb": _case("lamb", 0.01),
+    "lamb-epsilon": _case("lamb", 0.01, beta_1=0.8, beta_2=0.95, epsilon=1e-2),
+    "lamb-weight_decay": _case("lamb", 0.01, weight_decay=0.5),
+    "lamb-global_clipnorm": _case("lamb", 0.01, global_clipnorm=3.0),
 }
 
 OPTAX = {
@@ -178,6 +182,44 @@ OPTAX = {
         mask={"layer.weight": True, "layer.bias": False, "scale": False},
     ),
     "adamw-nesterov": _case("adamw", 0.02, weight_decay=0.1, nesterov=True),
+    "lars": _case("lars", 2.0),
+    "lars-weight_decay": _case(
+        "lars", 0.5, weight_decay=0.1, trust_coefficient=0.01, eps=1e-2, momentum=0.5, nesterov=True
+    ),
+    "lars-masks": _case(
+        "lars",
+        0.5,
+        weight_decay=0.1,
+        weight_decay_mask={"layer.weight": True, "layer.bias": True, "scale": False},
+        trust_coefficient=0.01,
+        trust_ratio_mask={"layer.weight": True, "layer.bias": False, "scale": True},
+        momentum=0.5,
+    ),
+    "lamb": _case("lamb", 0.01),
+    "lamb-weight_decay": _case("lamb", 0.01, b1=0.8, b2=0.95, eps=1e-2, weight_decay=0.5),
 }
 
-CASES = {"pytorch": PYTORCH, "keras": KERAS, "optax": OPTAX}
+TIMM = {
+    "lars": _case("lars", 0.1),
+    "lars-momentum": _case("lars", 1.0, momentum=0.9, weight_decay=0.05),
+    "lars-dampening": _case("lars", 3.0, momentum=0.8, dampening=0.3, weight_decay=0.05),
+    "lars-nesterov": _case("lars", 2.0, momentum=0.9, nesterov=True, weight_decay=0.05),
+    "lars-trust_coeff": _case("lars", 1.0, weight_decay=0.2, trust_coeff=0.01, eps=1e-2),
+    "lars-trust_clip": _case(
+        "lars", 0.01, momentum=0.5, weight_decay=0.2, trust_coeff=0.02, trust_clip=True
+    ),
+    "lars-always_adapt": _case("lars", 3.0, momentum=0.5, always_adapt=True),
+    "lamb": _case("lamb", 0.01),
+    "lamb-betas": _case("lamb", 0.01, betas=(0.8, 0.95), eps=1e-2),
+    "lamb-betas-moving": _case("lamb", 0.01, betas=(Wave(0.85, 0.95), 0.999)),
+    "lamb-bias_correction": _case("lamb", 0.01, bias_correction=False),
+    "lamb-weight_decay": _case("lamb", 0.01, weight_decay=0.5),
+    "lamb-weight_decay-zero": _case("lamb", 0.01, weight_decay=0.0),
+    "lamb-grad_averaging": _case("lamb", 0.01, grad_averaging=False),
+    "lamb-max_grad_norm": _case("lamb", 0.01, max_grad_norm=None),
+    "lamb-trust_clip": _case("lamb", 0.02, trust_clip=True),
+    "lamb-always_adapt": _case("lamb", 0.01, weight_decay=0.0, always_adapt=True),
+    "lamb-decoupled_decay": _case("lamb", 0.01, weight_decay=0.5, decoupled_decay=True),
+}
+
+CASES = {"pytorch": PYTORCH, "keras": KERAS, "optax": OPTAX, "timm": TIMM}

@@ -1,8 +1,8 @@
-"""Record what a framework does: `python tests/golden/record.py pytorch|keras|optax [--check]`.
+"""Record what a framework does: `python tests/golden/record.py pytorch|keras|optax|timm [--check]`.
 
 Each case runs 300 updates in a closed loop: parameters → the problem's gradient in their own type →
 the framework's step. With --check the files stay as they are, and the largest difference to them is
-reported. Needs torch, or keras with jax, or optax; what is recorded does not depend on optlab.
+reported. Needs torch, keras with jax, optax, or timm; what is recorded does not depend on optlab.
 """
 
 import argparse
@@ -124,6 +124,19 @@ class PyTorch:
         return run(step, problem, dtype, observe)
 
 
+class Timm(PyTorch):
+    """timm.optim, on PyTorch."""
+
+    name = "timm"
+
+    def __init__(self):
+        super().__init__()
+        import timm
+
+        self.version = f"{timm.__version__} on torch {self.version}"
+        self.rules = {"lars": timm.optim.Lars, "lamb": timm.optim.Lamb}
+
+
 class Keras:
     """keras.optimizers on JAX, compiled as `Model.fit` does."""
 
@@ -142,6 +155,7 @@ class Keras:
             "rmsprop": keras.optimizers.RMSprop,
             "adam": keras.optimizers.Adam,
             "adamw": keras.optimizers.AdamW,
+            "lamb": keras.optimizers.Lamb,
         }
 
     def record(self, name, case, dtype):
@@ -233,7 +247,7 @@ class Optax:
         return np.stack([trajectory(problem) for problem in problems.PROBLEMS.values()])
 
 
-FRAMEWORKS = {"pytorch": PyTorch, "keras": Keras, "optax": Optax}
+FRAMEWORKS = {"pytorch": PyTorch, "keras": Keras, "optax": Optax, "timm": Timm}
 
 
 def check(recording, committed):

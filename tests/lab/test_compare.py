@@ -10,6 +10,7 @@ import numpy as np
 import optax
 import pytest
 
+import optlab
 from optlab.lab import Comparison, Runs, Task, compare, tasks
 from optlab.lab._rows import best_rate, decades_near_best, summarize, updates_to_target
 
@@ -31,6 +32,34 @@ def valley():
 @pytest.fixture(scope="module")
 def hopeless():
     return compare(tasks.valley(), {"sgd": optax.sgd}, rates=[1.0, 10.0], seeds=2, num_steps=60)
+
+
+def test_lbfgs_is_compared_like_any_optimizer():
+    rows = compare(
+        tasks.valley(), {"lbfgs": optlab.lbfgs, "adam": optlab.adam}, rates=[1.0], num_steps=8
+    ).rows()
+    lbfgs, adam = (row.validation.mean for row in rows)
+    assert lbfgs < 1e-2 * adam
+
+
+def test_a_line_search_sees_the_loss_of_its_batch_and_key():
+    task = Task(
+        name="random",
+        init=lambda key: (jnp.zeros(2), ()),
+        loss=lambda x, state, batch, key: (jnp.sum(x - batch) + jax.random.normal(key), state),
+        batch=lambda key, step: jax.random.normal(jax.random.fold_in(key, step), (2,)),
+        evaluate=lambda x, state, data: {"loss": jnp.abs(x).max()},
+    )
+
+    def moves_by_what_differs(rate):
+        def update(g, state, params, *, value, grad, value_fn):
+            return params + (value_fn(params) - value), state
+
+        return optax.GradientTransformationExtraArgs(lambda params: (), update)
+
+    runs = compare(task, {"x": moves_by_what_differs}, rates=[0.1, 0.2], num_steps=3).runs["x"]
+    np.testing.assert_allclose(runs.validation["loss"], 0, atol=1e-5)  # roundings of losses near 1
+    assert np.ptp(runs.train_loss) > 0.1
 
 
 def runs_of(scores, *, test=None, losses=None, rates=None):

@@ -73,10 +73,10 @@ def test_singular_values_end_where_the_docstring_says(name, steps, smallest, ima
     np.testing.assert_allclose([x.min(), x.max()], image, atol=5e-4)
 
 
-@pytest.mark.parametrize("shape", [(300, 300), (24, 96), (96, 24), (2, 3, 8, 20)], ids=str)
+@pytest.mark.parametrize("shape", [(30, 30), (24, 96), (96, 24), (2, 3, 8, 20)], ids=str)
 @pytest.mark.parametrize("name", ["keller_jordan", "polar_express"])
 def test_every_form_maps_the_singular_values(name, shape):
-    """Square by halves, wide and tall in the Gram form, and stacks."""
+    """Square, wide and tall in the Gram form, and stacks."""
     x = matrix(*shape, smallest=1e-4)
     rows = newton_schulz_coefficients("test", name, 6)
     got = jax.jit(lambda x: orthogonalized(x, rows, 1e-7))(jnp.asarray(x, jnp.float32))

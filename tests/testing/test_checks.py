@@ -17,6 +17,8 @@ OF_DIRECTIONS = ("matches_reference", "bad_hyperparameters_are_refused")
 ELSEWHERE = {
     "a_donated_step_needs_no_memory_beside_parameters_and_state",
     "a_million_updates_keep_to_the_reference",
+    "flattening_changes_nothing",
+    "tree_map_params_finds_every_slot",
 }
 """Checks of rows that are tests of their own."""
 

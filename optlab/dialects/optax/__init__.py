@@ -10,10 +10,12 @@ states; all others are Optax's own objects:
     rmsprop   s ← βs + (1 − β)g²;              b ← μb − ηg/√(s + ε);  θ ← θ + b
     adam      m, v averages of g, g²;          θ ← θ − η m̂/(√(v̂ + ε_root) + ε)
     adamw     m, v averages of g, g²;          θ ← θ − η (m̂/(√(v̂ + ε_root) + ε) + λθ)
+    lars      r = ξ‖θ‖/(‖g + λθ‖ + ε);         v ← μv − ηr(g + λθ);  θ ← θ + v
+    lamb      r = m̂/(√(v̂ + ε_root) + ε) + λθ;  θ ← θ − η ‖θ‖/‖r‖·r
     lion      m average of g by β₂;            θ ← θ − η (sign(β₁m + (1 − β₁)g) + λθ)
     nadam, nadamw, amsgrad;  scale_by_rss, scale_by_rms, scale_by_stddev, scale_by_adam,
-    scale_by_amsgrad, scale_by_lion, trace;  scale_by_learning_rate, add_decayed_weights, clip,
-    clip_by_global_norm;  global_norm
+    scale_by_amsgrad, scale_by_lion, scale_by_trust_ratio, trace;  scale_by_learning_rate,
+    add_decayed_weights, clip, clip_by_global_norm;  global_norm
 
 η is `learning_rate`, μ `momentum`, β `decay`, ε `eps`, ε_root `eps_root`, λ `weight_decay`;
 m̂ = m/(1 − β₁ᵗ) and v̂ = v/(1 − β₂ᵗ) with the present decay rates, where these change. The rate
@@ -31,7 +33,7 @@ the hyperparameters in force; those of a stand-in do not, and `optlab.hyperparam
 Each number may be a schedule: where Optax takes none, `inject_hyperparams` is put around the rule.
 
 Schedules are Optax's: `optlab.schedules` differ in types, in rounding and before step 0. So is what
-Optax builds of its own rules (`lamb`, `noisy_sgd`, `contrib.muon`, …) and all of its submodules.
+Optax builds of its own rules (`adafactor`, `noisy_sgd`, `contrib.muon`, …) and every submodule.
 
 Reference: optax.readthedocs.io. Trajectories are checked against Optax 0.2.8, and Optax's own tests
 pass on this module but for a list with reasons (`tests/dialects/optax_suite.py`).

@@ -22,10 +22,10 @@ from optlab.optimizers._adam import adam_rule
 from optlab.optimizers._lion import lion_rule
 from optlab.optimizers._momentum import momentum_rules
 from optlab.optimizers._rmsprop import rmsprop_rule
-from optlab.rules import Rule, scaled_norm
+from optlab.rules import Rule, global_norm_clip, norm_of, number, scaled_norm, times_ratio
 from optlab.rules import learning_rate as learning_rate_rule
 from optlab.rules import weight_decay as weight_decay_rule
-from optlab.transforms._clipping import global_norm_rule, value_rule
+from optlab.transforms._clipping import value_rule
 
 __all__ = [
     "adagrad",
@@ -36,6 +36,8 @@ __all__ = [
     "clip",
     "clip_by_global_norm",
     "global_norm",
+    "lamb",
+    "lars",
     "lion",
     "nadam",
     "nadamw",
@@ -47,6 +49,7 @@ __all__ = [
     "scale_by_rms",
     "scale_by_rss",
     "scale_by_stddev",
+    "scale_by_trust_ratio",
     "sgd",
     "trace",
 ]
@@ -101,6 +104,27 @@ def _decay(who: str, weight_decay: Hyperparam, mask: Mask | None) -> Part:
     return scheduled(lambda value: weight_decay_rule(who, value), weight_decay, mask=mask)
 
 
+def _trust_ratio(
+    who: str, trust_coefficient: Hyperparam, eps: Hyperparam, mask: Mask | None = None
+) -> Part:
+    """Return the part u ← u · ξ‖θ‖/(‖u‖ + ε) on each array."""
+
+    def leaf(u, slots, h, p):
+        size, scale = norm_of(u)
+        rest = h.eps, jnp.ones_like(scale)
+        return times_ratio(u, norm_of(p), (size, scale), h.trust_coefficient, rest=rest), ()
+
+    rule = Rule(
+        who,
+        leaf,
+        hyperparams={"trust_coefficient": number(trust_coefficient), "eps": number(eps)},
+        needs_params=True,
+        complex="whole",
+        counter="step",
+    )
+    return Part(rule, mask=mask)
+
+
 def _clip_rule(who: str, max_norm: Hyperparam) -> Rule:
     """Return the rule g if ‖g‖ < c, else g/‖g‖·c: Optax's where ‖g‖ is not finite, too."""
 
@@ -110,7 +134,7 @@ def _clip_rule(who: str, max_norm: Hyperparam) -> Rule:
         factor = h.max_norm / jnp.where(below, 1.0, norm)
         return jnp.where(below, 1.0, scale), jnp.where(below, 1.0, factor)
 
-    return replace(global_norm_rule(who, max_norm), across=across)
+    return replace(global_norm_clip(who, max_norm), across=across)
 
 
 # Optimizers
@@ -189,6 +213,38 @@ def lion(who, learning_rate, b1, b2, mu_dtype, weight_decay, mask):
     return [direction, _decay(who, weight_decay, mask), _rate(who, learning_rate)]
 
 
+@stands_in(optax.lars)
+def lars(
+    who,
+    learning_rate,
+    weight_decay,
+    weight_decay_mask,
+    trust_coefficient,
+    eps,
+    trust_ratio_mask,
+    momentum,
+    nesterov,
+):
+    """Descend as `optax.lars`: v ← μv − ηr·(g + λθ), r = ξ‖θ‖/(‖g + λθ‖ + ε);  θ ← θ + v."""
+    return [
+        _decay(who, weight_decay, weight_decay_mask),
+        _trust_ratio(who, trust_coefficient, eps, trust_ratio_mask),
+        _rate(who, learning_rate),
+        _trace(who, momentum, nesterov),
+    ]
+
+
+@stands_in(optax.lamb)
+def lamb(who, learning_rate, b1, b2, eps, eps_root, weight_decay, mask):
+    """Descend as `optax.lamb`: r = m̂/(√(v̂ + ε_root) + ε) + λθ;  θ ← θ − η ‖θ‖/‖r‖·r."""
+    return [
+        _adam(who, _MOMENTS, b1, b2, eps, eps_root),
+        _decay(who, weight_decay, mask),
+        _trust_ratio(who, 1.0, 0.0),
+        _rate(who, learning_rate),
+    ]
+
+
 # Directions
 
 
@@ -231,6 +287,12 @@ def scale_by_lion(who, b1, b2, mu_dtype, mode, smooth_beta):
     if mode != "hard":
         return None
     return Part(lion_rule(who, b1, b2, mu_dtype), {"mu": "mu"}, by_parts=False)
+
+
+@stands_in(optax.scale_by_trust_ratio)
+def scale_by_trust_ratio(who, min_norm, trust_coefficient, eps):
+    """Scale as `optax.scale_by_trust_ratio`: u · ξ‖θ‖/(‖u‖ + ε), leaf by leaf."""
+    return None if min_norm else _trust_ratio(who, trust_coefficient, eps)
 
 
 @stands_in(optax.trace)

@@ -31,9 +31,10 @@ T = TypeVar("T")
 Transformation = optax.GradientTransformationExtraArgs
 
 NUMBERS = ("b1", "b2", "eps", "eps_root", "decay", "momentum", "max_delta", "max_norm")
+NUMBERS += ("trust_coefficient", "min_norm")
 """The arguments that Optax takes as numbers alone; `inject_hyperparams` makes them schedules."""
 
-STATIC = ("mask", "mu_dtype", "accumulator_dtype")
+STATIC = ("mask", "weight_decay_mask", "trust_ratio_mask", "mu_dtype", "accumulator_dtype")
 """The arguments that may be callable without being schedules."""
 
 

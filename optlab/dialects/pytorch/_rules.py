@@ -3,20 +3,28 @@
 from dataclasses import replace
 from typing import Any
 
-import jax.numpy as jnp
 import optax
 
 from optlab import _checks
 from optlab._types import Array, ArrayLike, Hyperparam
 from optlab.dialects._adam import with_raw_maximum
-from optlab.dialects._common import by_power, check, decay_rules, flip_sign_rules, is_zero, pair
+from optlab.dialects._common import (
+    by_power,
+    check,
+    decay_rules,
+    first_undampened,
+    flip_sign_rules,
+    is_zero,
+    pair,
+)
 from optlab.optimizers._adagrad import adagrad_rule
 from optlab.optimizers._adam import adam_rule
 from optlab.optimizers._momentum import momentum_rules
 from optlab.optimizers._rmsprop import rmsprop_rule
-from optlab.rules import Rule, lift, number
+from optlab.rules import Rule, global_norm_clip, lift, number
 from optlab.rules import learning_rate as learning_rate_rule
-from optlab.transforms._clipping import clip_factors, global_norm_rule, value_rule
+from optlab.rules._norms import clip_factors
+from optlab.transforms._clipping import value_rule
 
 _NONNEGATIVE, _DECAY, _UNIT = _checks.NONNEGATIVE, _checks.DECAY, _checks.UNIT
 
@@ -58,7 +66,7 @@ def sgd(
         got = f"momentum={momentum}, dampening={dampening}"
         _checks.fail(who, "nesterov needs momentum and no dampening", got)
     velocity = [
-        replace(rule, once=_first_undampened)
+        replace(rule, once=first_undampened)
         for rule in (
             []
             if is_zero(momentum)
@@ -71,13 +79,6 @@ def sgd(
         *velocity,
         learning_rate_rule(who, lr),
     )
-
-
-def _first_undampened(h, t):
-    """Return momentum's scalars; the first gradient enters the velocity whole."""
-    # PyTorch has no dampening without momentum either.
-    whole = (t == 1) | (h.momentum.value == 0)
-    return h.momentum, jnp.where(whole, 1, h.dampening.complement)
 
 
 def adagrad(
@@ -285,7 +286,7 @@ def clip_grad_norm(max_norm: Hyperparam) -> optax.GradientTransformationExtraArg
     Raises:
         ValueError: the bound is negative or not finite.
     """
-    rule = global_norm_rule("dialects.pytorch.clip_grad_norm", max_norm)
+    rule = global_norm_clip("dialects.pytorch.clip_grad_norm", max_norm)
     return lift(
         replace(
             rule,
