@@ -428,7 +428,7 @@ def muon(
         named = any(pattern.search(leaf.path) for pattern in excluded)
         return len(leaf.shape) == 2 and not is_embedding and not named
 
-    matrices = muon_of_matrices(
+    rule = muon_of_matrices(
         who,
         owns,
         ns_coeffs=(muon_a, muon_b, muon_c),
@@ -439,6 +439,8 @@ def muon(
         scale=lambda rows, columns: 1.0 if rate is None else rate * math.sqrt(max(rows, columns)),
         ns_dtype=ns_dtype,
     )
+    # A sum is no state for PyTorch, whose buffer is an average.
+    matrices = replace(rule, kind="scale_by_summed_muon")
     adam = with_eps_hat(by_power(adam_rule(who, adam_beta_1, adam_beta_2, epsilon)))
     return lift(
         *_clip_rules(who, clipnorm, clipvalue, global_clipnorm),

@@ -352,7 +352,7 @@ def test_a_state_of_pytorch_that_does_not_fit_names_the_parameter(state, options
 def test_a_step_is_needed_where_none_is_kept_and_must_agree_where_one_is():
     buffers = {name: {"momentum_buffer": p} for name, p in PARAMS.items()}
     tx = dialects.pytorch.sgd(0.1, momentum=0.9)
-    with pytest.raises(ValueError, match="step must be given, since SGD keeps no count"):
+    with pytest.raises(ValueError, match="step must be given, since SGD and Muon keep no count"):
         dialects.pytorch.from_state_dict(tx, PARAMS, buffers)
     with pytest.raises(ValueError, match="step must be an integer >= 0, got step=-1"):
         dialects.pytorch.from_state_dict(tx, PARAMS, buffers, step=-1)

@@ -191,7 +191,7 @@ def test_pytorch_takes_matrices_alone():
 
 def first_update(tx, params):
     gradients = jax.tree.map(lambda p: jnp.cos(jnp.arange(p.size) ** 2.0).reshape(p.shape), params)
-    return tx.update(gradients, tx.init(params), params)[0]
+    return jax.jit(lambda g, p: tx.update(g, tx.init(p), p)[0])(gradients, params)
 
 
 def test_a_fused_query_key_and_value_is_one_matrix():
@@ -212,6 +212,22 @@ def test_half_precision_steps_are_close_and_the_update_keeps_its_type():
     assert rough.dtype == jnp.float32
     # Five steps multiply the roundings of bfloat16, of 2⁻⁸.
     assert 0 < np.abs(rough - exact).max() < 0.1 * np.abs(exact).max()
+
+
+def test_a_state_of_pytorch_is_carried_over_and_back():
+    tx = dialects.pytorch.muon(lr=lambda count: 0.1 / (count + 1))
+    params = {"w": jnp.zeros((3, 2))}
+    gradients = [{"w": jnp.asarray(gradient(t)["tall"][:3, :2], jnp.float32)} for t in (1, 2, 3)]
+    state = tx.init(params)
+    for g in gradients[:2]:
+        _, state = tx.update(g, state, params)
+    arrays = dialects.pytorch.to_state_dict(state)
+    average = 0.05 * (0.95 * gradients[0]["w"] + gradients[1]["w"])
+    assert set(arrays["w"]) == {"momentum_buffer"}
+    np.testing.assert_allclose(arrays["w"]["momentum_buffer"], average, rtol=1e-5)
+    carried = dialects.pytorch.from_state_dict(tx, params, arrays, step=2)
+    got, want = (tx.update(gradients[2], s, params)[0]["w"] for s in (carried, state))
+    np.testing.assert_array_equal(got, want)
 
 
 # Optax's module
@@ -245,11 +261,11 @@ PARAMS = {
 def run(contrib, updates, begin=None, **options):
     """The parameters and the state after some updates, which may go on from others."""
     params, state = begin or (PARAMS, contrib.muon(0.1, **options).init(PARAMS))
-    tx = contrib.muon(0.1, **options)
+    update = jax.jit(contrib.muon(0.1, **options).update)
     for t in updates:
         gradients = jax.tree.map(lambda p, t=t: jnp.cos(p + t).astype(p.dtype), params)
         gradients["w"] = gradients["w"].at[0].add(1.0)
-        new, state = tx.update(gradients, state, params)
+        new, state = update(gradients, state, params)
         params = optax.apply_updates(params, new)
     return params, state
 
@@ -258,8 +274,9 @@ def assert_alike(ours, theirs):
     assert jax.tree.structure(ours) == jax.tree.structure(theirs)
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
         assert (a.dtype, a.shape) == (b.dtype, b.shape)
-        # Optax makes the steps of bfloat16 leaves in bfloat16.
-        tolerance = 0.05 if a.dtype == jnp.bfloat16 else 2e-5
+        # Optax makes the steps of bfloat16 leaves in bfloat16; moments of that type are rounded at
+        # another place, and float32 bias corrections of Optax are off by up to 2e-5.
+        tolerance = 0.05 if a.dtype == jnp.bfloat16 else 1e-4
         np.testing.assert_allclose(*(np.asarray(x, np.float64) for x in (a, b)), atol=tolerance)
 
 
