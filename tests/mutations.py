@@ -276,6 +276,28 @@ FAULTS = (
         "h.learning_rate if descends else -h.learning_rate",
         row("sgd"),
     ),
+    # The formulas of the dialects
+    Fault(
+        "pytorch_muon_adds_eps_to_the_norm",
+        "dialects/pytorch/_rules.py",
+        "divisor=jnp.maximum",
+        "divisor=jnp.add",
+        "tests/dialects/test_muon_elsewhere.py -k 'pytorch and double'",
+    ),
+    Fault(
+        "nmuon_does_not_correct_the_gradient_of_others",
+        "dialects/timm.py",
+        "h.b1.complement * h.b1.correction",
+        "h.b1.complement",
+        "tests/dialects/test_muon_elsewhere.py -k 'timm and double'",
+    ),
+    Fault(
+        "optax_muon_corrects_as_all_others",
+        "dialects/optax/contrib.py",
+        "beta.value / next_bias * mu",
+        "beta.value * beta.correction * mu",
+        "tests/dialects/test_muon_elsewhere.py -k 'optax and double'",
+    ),
     # Numbers at the ends of their range
     Fault(
         "huge_gradients_not_bounded",

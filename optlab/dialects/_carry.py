@@ -19,12 +19,14 @@ from optlab._types import Array, Tree
 from optlab.rules._state import is_rule_state
 
 MOMENTUM, RATE = "scale_by_momentum", "scale_by_learning_rate"
+MUON = "scale_by_muon"
 SLOTS: Mapping[str, tuple[str, ...]] = {
     MOMENTUM: ("velocity",),
     "scale_by_adagrad": ("sum_of_squares",),
     "scale_by_rmsprop": ("mean_square", "mean"),
     "scale_by_adam": ("mu", "nu", "nu_max", "raw_nu_max"),
     "scale_by_lion": ("mu",),
+    MUON: ("mu",),
 }
 """The slots of each kind of rule that other frameworks keep, too."""
 

@@ -308,6 +308,67 @@ TABLES: Mapping[str, Comparison] = {
         "The ratio ‖θ‖/‖r‖ is 1 where a norm is 0, and bounded by 1 with timm's trust_clip and\n"
         "optlab's max_trust_ratio=1.",
     ),
+    "muon": Comparison(
+        "m ← μm + (1−μ)g;  d = m, with Nesterov μm + (1−μ)g;  O = orthogonal factor of d;\n"
+        "θ ← θ − η(s·O + λθ)",
+        ("η", "λ", "μ", "Nesterov", "s", "d is divided by", "matrices", "others"),
+        {
+            OPTLAB: (
+                "=learning_rate",
+                "=weight_decay",
+                "=beta",
+                "=nesterov",
+                "0.2√max(in, out)",
+                "‖d‖ + ε",
+                "hidden, by name",
+                "AdamW",
+            ),
+            PYTORCH: (
+                "=lr",
+                "=weight_decay",
+                "=momentum",
+                "=nesterov",
+                "√max(1, out/in)",
+                "max(‖d‖, ε)",
+                "all",
+                "refused",
+            ),
+            KERAS: (
+                "=learning_rate",
+                "=weight_decay",
+                "=momentum",
+                "=nesterov",
+                "0.2√max(in, out)",
+                "‖d‖ + ε",
+                "two axes, no embeddings",
+                "AdamW",
+            ),
+            OPTAX: (
+                "=learning_rate",
+                "=weight_decay",
+                "=beta",
+                "=nesterov",
+                "√max(1, out/in)",
+                "‖d‖ + ε",
+                "two axes",
+                "NAdamW",
+            ),
+            TIMM: (
+                "=lr",
+                "=weight_decay",
+                "=momentum",
+                "=nesterov",
+                "0.2√max(in, out)",
+                "max(‖d‖, ε)",
+                "by shape",
+                "AdamW",
+            ),
+        },
+        "ε is 1e-8 in Optax, 1e-7 elsewhere. Keras' m and d are sums, μm + g. Of Optax this is\n"
+        "contrib.muon, where d is m/(1−μᵗ), with Nesterov μm/(1−μᵗ⁺¹) + (1−μ)g/(1−μᵗ). timm takes\n"
+        "You's coefficients, all others Keller Jordan's. PyTorch and timm compute the factor in\n"
+        "bfloat16, their dialects in float32 unless ns_dtype says otherwise.",
+    ),
     "clip": Comparison(
         "g gradient, ‖g‖ norm of all leaves, c bound",
         ("function", "clipped to norm c", "where ‖g‖ is not finite"),
@@ -334,7 +395,8 @@ def table(rule: str, width: int | None = None) -> str:
     """Return one rule in all dialects, side by side, as text.
 
     Args:
-        rule: "sgd", "adagrad", "rmsprop", "adam", "adamw", "lars", "lamb" or "clip".
+        rule: "sgd", "adagrad", "rmsprop", "adam", "adamw", "lars", "lamb", "muon" or
+            "clip".
         width: columns of text there is room for; a table that is wider comes as lists, one below
             the other. None for no bound.
 
@@ -354,7 +416,8 @@ def table(rule: str, width: int | None = None) -> str:
     comparison = TABLES[rule]
     lines = [["", *comparison.columns]]
     for dialect, cells in comparison.rows.items():
-        function = getattr(MODULES[dialect], rule, transforms.clip_by_global_norm)
+        module = optax.contrib if (dialect, rule) == (OPTAX, "muon") else MODULES[dialect]
+        function = getattr(module, rule, transforms.clip_by_global_norm)
         lines.append([dialect, *(_with_defaults(cell, function) for cell in cells)])
     rows = _aligned(lines)
     if width is not None and max(map(_width, rows)) > width:

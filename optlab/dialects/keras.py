@@ -6,10 +6,14 @@
     adam      m, v averages of g, g²;          θ ← θ − η (λθ + m̂/(√v̂ + ε/√(1 − β₂ᵗ)))
     adamw     adam, with λ
     lamb      θ ← (1 − ηλ) θ;                  θ ← θ − η ‖θ‖/‖r‖·r,  r = m̂/(√v̂ + ε), leaf by leaf
+    muon      m ← μm + g, d = μm + g;          θ ← θ − η (λθ + s · orthogonal factor of d)
 
 η is `learning_rate`, μ `momentum`, ρ `rho`, ε `epsilon`, λ `weight_decay`, which is decoupled in
 every rule; m̂ = m/(1 − β₁ᵗ), v̂ = v/(1 − β₂ᵗ). The rate stands *inside* the velocities of `sgd` and
 `rmsprop`, so a change of rate acts on new gradients only. AMSGrad takes the maximum of v, not of v̂.
+The m and d of `muon` are sums, which have the orthogonal factor of averages while μ is constant.
+The factor is made of d/(‖d‖ + 10⁻⁷) by Newton–Schulz steps, and s is `rms_rate` · √max(in, out).
+All but arrays of two axes get `adam`, with a decay of their own.
 
 Arguments have the names, order and defaults of Keras. `use_ema` is `optlab.params_ema`,
 `gradient_accumulation_steps` is `optlab.accumulate`, and for `exclude_from_weight_decay` there is
@@ -23,31 +27,42 @@ one of
 
 What differs, where Keras fails: the variance of centered RMSProp is clamped at 0, and finite
 gradients whose squares overflow count as 2⁶³ and are clipped to the bound; gradients whose norm is
-not finite pass the clip unchanged (Keras makes all, or all of the leaf, NaN or 0).
+not finite pass the clip unchanged (Keras makes all, or all of the leaf, NaN or 0). The ‖d‖ of
+`muon` has the parameters' precision (Keras: float32, also where these are float64).
 
 Reference: keras.io/api/optimizers, and `keras/src/optimizers`. Trajectories are checked against
 Keras 3.15 on JAX.
 """
 
+import math
+import re
+from collections.abc import Sequence
 from dataclasses import replace
 
 import optax
 
 from optlab import _checks
-from optlab._types import ArrayLike, Hyperparam
+from optlab._types import ArrayLike, DTypeLike, Hyperparam
 from optlab.dialects._adam import with_eps_hat, with_raw_maximum
 from optlab.dialects._common import by_power, check, decay_rules, is_zero, step_decay_rules
 from optlab.dialects._layerwise import decoupled_decay_and_trust_ratio, held_rate, step
+from optlab.dialects._muon import (
+    ORIGINAL_COEFFICIENTS,
+    for_others,
+    muon_of_matrices,
+    rate_ratio,
+)
 from optlab.optimizers._adagrad import adagrad_rule
 from optlab.optimizers._adam import adam_rule
 from optlab.optimizers._momentum import momentum_rules
+from optlab.optimizers._muon import momentum_by
 from optlab.optimizers._rmsprop import rmsprop_rule
-from optlab.rules import Rule, global_norm_clip, lift
+from optlab.rules import Leaf, Rule, accumulate, global_norm_clip, lift
 from optlab.rules import learning_rate as learning_rate_rule
 from optlab.rules._norms import clip_factors, times
 from optlab.transforms._clipping import value_rule
 
-__all__ = ["adagrad", "adam", "adamw", "lamb", "rmsprop", "sgd"]
+__all__ = ["adagrad", "adam", "adamw", "lamb", "muon", "rmsprop", "sgd"]
 
 _NONNEGATIVE, _DECAY, _UNIT = _checks.NONNEGATIVE, _checks.DECAY, _checks.UNIT
 
@@ -330,6 +345,121 @@ def lamb(
         decoupled_decay_and_trust_ratio(who, decay, not is_zero(decay), True),
         step(who),
     )
+
+
+def muon(
+    learning_rate: Hyperparam = 0.001,
+    adam_beta_1: Hyperparam = 0.9,
+    adam_beta_2: Hyperparam = 0.999,
+    adam_weight_decay: Hyperparam | None = 0.004,
+    epsilon: Hyperparam = 1e-7,
+    weight_decay: Hyperparam | None = 0.004,
+    clipnorm: Hyperparam | None = None,
+    clipvalue: Hyperparam | None = None,
+    global_clipnorm: Hyperparam | None = None,
+    exclude_layers: Sequence[str] | None = None,
+    exclude_embeddings: bool = True,
+    muon_a: float = ORIGINAL_COEFFICIENTS[0],
+    muon_b: float = ORIGINAL_COEFFICIENTS[1],
+    muon_c: float = ORIGINAL_COEFFICIENTS[2],
+    adam_lr_ratio: Hyperparam = 1.0,
+    momentum: Hyperparam = 0.95,
+    ns_steps: int = 5,
+    nesterov: bool = True,
+    rms_rate: float | None = 0.2,
+    *,
+    ns_dtype: DTypeLike | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Descend as `keras.optimizers.Muon`: arrays of two axes by Muon, all others by Adam.
+
+    Heads are arrays of two axes, too: name them in `exclude_layers`, as in Keras. The coefficients
+    and `rms_rate` take no schedule.
+
+    Args:
+        learning_rate: η ≥ 0.
+        adam_beta_1: β₁ in [0, 1).
+        adam_beta_2: β₂ in [0, 1).
+        adam_weight_decay: λ ≥ 0 for Adam's parameters; an update takes the share ηλ. None for none.
+        epsilon: ε ≥ 0 of Adam, as in `adam`.
+        weight_decay: λ ≥ 0 for Muon's parameters. None for none.
+        clipnorm: bound on the norm of each leaf.
+        clipvalue: bound on each element.
+        global_clipnorm: bound on the norm of all leaves.
+        exclude_layers: regular expressions; a parameter gets Adam where one of them occurs in its
+            path, such as "blocks/0/head/kernel".
+        exclude_embeddings: whether one gets Adam where its path contains "embedding".
+        muon_a: a of each Newton–Schulz step.
+        muon_b: b of each step.
+        muon_c: c of each step.
+        adam_lr_ratio: ρ ≥ 0; Adam's rate is ηρ, its decay still ηλ.
+        momentum: μ in [0, 1), of the sum of gradients.
+        ns_steps: how many steps, ≥ 1.
+        nesterov: whether to look one step ahead, in Muon's parameters.
+        rms_rate: r > 0; s = r √max(in, out). None for s = 1.
+        ns_dtype: type of the steps; by default that of the parameters, but at least float32.
+
+    Returns:
+        The optimizer.
+
+    Raises:
+        ValueError: a number is out of its range, there is more than one bound, or an expression
+            cannot be compiled.
+    """
+    who = "dialects.keras.muon"
+    check(
+        who,
+        learning_rate=(learning_rate, _NONNEGATIVE),
+        adam_beta_1=(adam_beta_1, _DECAY),
+        adam_beta_2=(adam_beta_2, _DECAY),
+        epsilon=(epsilon, _NONNEGATIVE),
+        adam_lr_ratio=(adam_lr_ratio, _NONNEGATIVE),
+        momentum=(momentum, _DECAY),
+    )
+    _checks.check_flag(who, "exclude_embeddings", exclude_embeddings)
+    rate = (
+        None
+        if rms_rate is None
+        else float(_checks.check_number(who, "rms_rate", rms_rate, _checks.POSITIVE))
+    )
+    excluded = [_expression(who, pattern) for pattern in exclude_layers or ()]
+
+    def owns(leaf: Leaf) -> bool:
+        is_embedding = exclude_embeddings and "embedding" in leaf.path.lower()
+        named = any(pattern.search(leaf.path) for pattern in excluded)
+        return len(leaf.shape) == 2 and not is_embedding and not named
+
+    rule = muon_of_matrices(
+        who,
+        owns,
+        ns_coeffs=(muon_a, muon_b, muon_c),
+        ns_steps=ns_steps,
+        beta=momentum,
+        eps=1e-7,
+        momentum=momentum_by(accumulate, nesterov=_checks.check_flag(who, "nesterov", nesterov)),
+        scale=lambda rows, columns: 1.0 if rate is None else rate * math.sqrt(max(rows, columns)),
+        ns_dtype=ns_dtype,
+    )
+    # A sum is no state for PyTorch, whose buffer is an average.
+    matrices = replace(rule, kind="scale_by_summed_muon")
+    adam = with_eps_hat(by_power(adam_rule(who, adam_beta_1, adam_beta_2, epsilon)))
+    return lift(
+        *_clip_rules(who, clipnorm, clipvalue, global_clipnorm),
+        matrices,
+        for_others(adam, owns),
+        for_others(rate_ratio(who, adam_lr_ratio), owns),
+        *(replace(rule, where=owns) for rule in decay_rules(who, weight_decay)),
+        *(for_others(rule, owns) for rule in decay_rules(who, adam_weight_decay)),
+        learning_rate_rule(who, learning_rate),
+    )
+
+
+def _expression(who: str, pattern: str) -> re.Pattern[str]:
+    """Return a regular expression, compiled."""
+    try:
+        return re.compile(pattern)
+    except (re.error, TypeError):
+        required = "exclude_layers must hold regular expressions"
+        _checks.fail(who, required, f"{pattern!r}")
 
 
 def _leaf_norm_rule(who: str, clipnorm: Hyperparam) -> Rule:

@@ -46,6 +46,7 @@ from optlab._types import Array, ArrayLike, DTypeLike, Hyperparam, Mask
 from optlab.optimizers._adam import adam_rule
 from optlab.rules import (
     AxesChoice,
+    Decay,
     Leaf,
     Rule,
     average,
@@ -66,7 +67,13 @@ from optlab.rules import (
 from optlab.rules import learning_rate as learning_rate_rule
 from optlab.rules import weight_decay as weight_decay_rule
 
-SCALES: dict[str, Callable[[int, int], float]] = {
+Scale = Callable[[int, int], float]
+"""(in, out) → what the orthogonal factor is multiplied by."""
+
+Momentum = Callable[[Decay, Array, Array], tuple[Array, Array]]
+"""(β, m, gradient) → what is orthogonalized, and the new m."""
+
+SCALES: dict[str, Scale] = {
     "moonshot": lambda size_in, size_out: 0.2 * math.sqrt(max(size_in, size_out)),
     "keller_jordan": lambda size_in, size_out: math.sqrt(max(1, size_out / size_in)),
     "scion": lambda size_in, size_out: math.sqrt(size_out / size_in),
@@ -83,11 +90,12 @@ def muon_rule(
     mu_dtype: DTypeLike | None = None,
     *,
     nesterov: bool = True,
-    scale: str = "moonshot",
+    scale: str | Scale = "moonshot",
     ns_dtype: DTypeLike | None = None,
     ns_precision: str | jax.lax.Precision = "highest",
     axes: AxesChoice | None = None,
     divisor: Callable[[Array, Array], Array] = operator.add,
+    momentum: Momentum | None = None,
 ) -> Rule:
     """Orthogonalize the momentum of hidden matrices.
 
@@ -99,7 +107,7 @@ def muon_rule(
         eps: ε ≥ 0, added to the norm by which a matrix is divided before the first step.
         mu_dtype: type of m; by default the parameters', but at least float32.
         nesterov: whether to look one step ahead.
-        scale: s by name: "moonshot", "keller_jordan" or "scion".
+        scale: s by name: "moonshot", "keller_jordan" or "scion"; or a function of in and out.
         ns_dtype: type of the Newton–Schulz iteration; by default that of the arithmetic, float32 or
             float64. bfloat16 is what most implementations use; it moves the updates by up to 5%.
         ns_precision: of its products, as `jax.numpy.matmul` takes it. "default" is faster on GPUs
@@ -107,13 +115,17 @@ def muon_rule(
         axes: which axes of some parameters are input, output and batch: patterns of paths with an
             `optlab.rules.Axes` each, or a function of path and shape. `Axes()` sends a parameter to
             AdamW.
+        divisor: (norm, ε) → what a matrix is divided by before the first step.
+        momentum: (β, m, g) → what is orthogonalized, and the new m; in place of `nesterov`.
     """
     check_float_dtype(who, "mu_dtype", mu_dtype)
     check_float_dtype(who, "ns_dtype", ns_dtype)
     nesterov = check_flag(who, "nesterov", nesterov)
     rows = newton_schulz_coefficients(who, ns_coeffs, ns_steps)
-    if scale not in SCALES:
+    if not callable(scale) and scale not in SCALES:
         _checks.fail(who, f"scale must be one of {', '.join(SCALES)}", f"scale={scale!r}")
+    scale_of = scale if callable(scale) else SCALES[scale]
+    momentum = momentum or momentum_by(average, nesterov=nesterov)
     try:
         precision = jax.lax.Precision(ns_precision)
     except ValueError:
@@ -121,13 +133,11 @@ def muon_rule(
         _checks.fail(who, f"ns_precision must be {names}", f"ns_precision={ns_precision!r}")
 
     def leaf(g, slots, h, p, axes):
-        g = visibly_bounded(g)
-        mu = average(h.beta, slots.mu, g)
-        ahead = average(h.beta, mu, g) if nesterov else mu
+        ahead, mu = momentum(h.beta, slots.mu, visibly_bounded(g))
         factors = []
         for x in matrices(ahead, axes):
             factor = orthogonalized(x, rows, h.eps, ns_dtype, precision, divisor)
-            factors.append(SCALES[scale](*x.shape[-2:]) * factor)
+            factors.append(scale_of(*x.shape[-2:]) * factor)
         return from_matrices(factors, g.shape, axes), (mu,)
 
     return Rule(
@@ -143,6 +153,19 @@ def muon_rule(
         stacked=True,
         complex="refused",
     )
+
+
+def momentum_by(gather: Callable[[Decay, Array, Array], Array], *, nesterov: bool) -> Momentum:
+    """Return the momentum that gathers gradients as an `average`, or as a sum (`accumulate`).
+
+    One step ahead lies what would be gathered if the gradient came once more.
+    """
+
+    def momentum(beta: Decay, mu: Array, g: Array) -> tuple[Array, Array]:
+        mu = gather(beta, mu, g)
+        return (gather(beta, mu, g) if nesterov else mu), mu
+
+    return momentum
 
 
 def is_hidden_matrix(leaf: Leaf) -> bool:
@@ -213,7 +236,7 @@ def _directions(
     mu_dtype: DTypeLike | None = None,
     *,
     nesterov: bool = True,
-    scale: str = "moonshot",
+    scale: str | Scale = "moonshot",
     ns_dtype: DTypeLike | None = None,
     ns_precision: str | jax.lax.Precision = "highest",
     adam_b1: Hyperparam = 0.9,
@@ -264,7 +287,7 @@ def _muon(
     mu_dtype: DTypeLike | None = None,
     *,
     nesterov: bool = True,
-    scale: str = "moonshot",
+    scale: str | Scale = "moonshot",
     ns_dtype: DTypeLike | None = None,
     ns_precision: str | jax.lax.Precision = "highest",
     adam_learning_rate: Hyperparam | None = None,

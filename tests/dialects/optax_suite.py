@@ -63,7 +63,14 @@ import optax
 from optlab.dialects import optax as stand_in
 from optlab.dialects.optax import _rules
 
-REPLACED = {id(getattr(optax, name)): getattr(stand_in, name) for name in _rules.__all__}
+REPLACED = {
+    id(getattr(theirs, name)): getattr(ours, name)
+    for theirs, ours, names in (
+        (optax, stand_in, _rules.__all__),
+        (optax.contrib, stand_in.contrib, stand_in.contrib.__all__),
+    )
+    for name in names
+}
 
 
 def standing(value):

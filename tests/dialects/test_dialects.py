@@ -352,7 +352,7 @@ def test_a_state_of_pytorch_that_does_not_fit_names_the_parameter(state, options
 def test_a_step_is_needed_where_none_is_kept_and_must_agree_where_one_is():
     buffers = {name: {"momentum_buffer": p} for name, p in PARAMS.items()}
     tx = dialects.pytorch.sgd(0.1, momentum=0.9)
-    with pytest.raises(ValueError, match="step must be given, since SGD keeps no count"):
+    with pytest.raises(ValueError, match="step must be given, since SGD and Muon keep no count"):
         dialects.pytorch.from_state_dict(tx, PARAMS, buffers)
     with pytest.raises(ValueError, match="step must be an integer >= 0, got step=-1"):
         dialects.pytorch.from_state_dict(tx, PARAMS, buffers, step=-1)
@@ -600,6 +600,32 @@ def test_a_state_of_optax_that_does_not_fit_says_what_was_expected():
         (lambda: dialects.timm.lars(nesterov=True), "nesterov needs momentum and no dampening"),
         (lambda: dialects.timm.lamb(max_grad_norm=0.0), "max_grad_norm must be finite and > 0"),
         (lambda: dialects.timm.lamb(always_adapt=1), "always_adapt must be True or False"),
+        (lambda: dialects.pytorch.muon(ns_steps=0), "ns_steps must be an integer >= 1, got"),
+        (lambda: dialects.pytorch.muon(momentum=1.0), r"momentum must be in \[0, 1\), got"),
+        (
+            lambda: dialects.pytorch.muon(adjust_lr_fn="rms"),
+            "dialects.pytorch.muon: adjust_lr_fn must be 'original', 'match_rms_adamw' or None, "
+            "got adjust_lr_fn='rms'",
+        ),
+        (
+            lambda: dialects.pytorch.muon(ns_coefficients=(1.0, 2.0)),
+            r"ns_coefficients must be three numbers \(a, b, c\), got",
+        ),
+        (
+            lambda: dialects.timm.muon(adjust_lr_fn="rms"),
+            "adjust_lr_fn must be one of 'match_rms_adamw', 'original', 'rms_to_rms', None",
+        ),
+        (
+            lambda: dialects.timm.muon(ns_coefficients="you"),
+            "ns_coefficients must be original, quintic, polar_express, polar_express_safer, or",
+        ),
+        (lambda: dialects.timm.muon(safety_factor=0.0), "safety_factor must be finite and > 0"),
+        (lambda: dialects.timm.muon(betas=0.9), "betas must be a pair of decay rates"),
+        (lambda: dialects.keras.muon(rms_rate=-0.2), "rms_rate must be finite and > 0"),
+        (
+            lambda: dialects.keras.muon(exclude_layers=["("]),
+            r"exclude_layers must hold regular expressions, got '\('",
+        ),
         (
             lambda: dialects.keras.sgd(clipnorm=1.0, clipvalue=2.0),
             "at most one of clipnorm, clipvalue, global_clipnorm may be given, got clipnorm=1.0, "
@@ -683,6 +709,8 @@ def test_the_table_names_every_dialect_and_stands_in_the_documentation(rule):
     names = [name for name, module in _table.MODULES.items() if hasattr(module, rule)]
     if rule == "clip":  # which has another name in each
         names = [name for name in _table.MODULES if name != "timm"]
+    if rule == "muon":  # which Optax has in a module of its own
+        names.append("Optax")
     assert len(names) >= 3
     assert all(f"\n{name} " in text for name in names)
     assert text in dialects.__doc__

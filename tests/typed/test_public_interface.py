@@ -111,6 +111,7 @@ def test_dialects_make_transformations_and_carry_states():
     assert_type(dialects.pytorch.adamw(lr=0.1, betas=(0.9, 0.95)), Transformation)
     assert_type(dialects.keras.adam(0.1, beta_1=0.9), Transformation)
     assert_type(dialects.tensorflow1.rmsprop(0.1), Transformation)
+    assert_type(dialects.timm.nmuon(0.02, adjust_lr_fn="original"), Transformation)
     tx = dialects.optax.adam(0.1)
     assert_type(tx, Transformation)
     params = {"w": jnp.ones(3)}

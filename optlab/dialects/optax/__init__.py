@@ -15,7 +15,8 @@ states; all others are Optax's own objects:
     lion      m average of g by β₂;            θ ← θ − η (sign(β₁m + (1 − β₁)g) + λθ)
     nadam, nadamw, amsgrad;  scale_by_rss, scale_by_rms, scale_by_stddev, scale_by_adam,
     scale_by_amsgrad, scale_by_lion, scale_by_trust_ratio, trace;  scale_by_learning_rate,
-    add_decayed_weights, clip, clip_by_global_norm;  global_norm
+    add_decayed_weights, clip, clip_by_global_norm;  global_norm;  contrib.muon,
+    contrib.scale_by_muon
 
 η is `learning_rate`, μ `momentum`, β `decay`, ε `eps`, ε_root `eps_root`, λ `weight_decay`;
 m̂ = m/(1 − β₁ᵗ) and v̂ = v/(1 − β₂ᵗ) with the present decay rates, where these change. The rate
@@ -33,7 +34,8 @@ the hyperparameters in force; those of a stand-in do not, and `optlab.hyperparam
 Each number may be a schedule: where Optax takes none, `inject_hyperparams` is put around the rule.
 
 Schedules are Optax's: `optlab.schedules` differ in types, in rounding and before step 0. So is what
-Optax builds of its own rules (`adafactor`, `noisy_sgd`, `contrib.muon`, …) and every submodule.
+Optax builds of its own rules (`adafactor`, `noisy_sgd`, …), and so are its submodules, but for
+`contrib.muon` and `contrib.scale_by_muon`.
 
 Reference: optax.readthedocs.io. Trajectories are checked against Optax 0.2.8, and Optax's own tests
 pass on this module but for a list with reasons (`tests/dialects/optax_suite.py`).
@@ -46,6 +48,7 @@ import optax
 if TYPE_CHECKING:
     from optax import *  # noqa: F403
 
+from optlab.dialects.optax import contrib  # noqa: F401
 from optlab.dialects.optax._rules import *  # noqa: F403
 from optlab.dialects.optax._states import from_state, to_state
 

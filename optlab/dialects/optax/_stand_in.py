@@ -31,11 +31,12 @@ T = TypeVar("T")
 Transformation = optax.GradientTransformationExtraArgs
 
 NUMBERS = ("b1", "b2", "eps", "eps_root", "decay", "momentum", "max_delta", "max_norm")
-NUMBERS += ("trust_coefficient", "min_norm")
+NUMBERS += ("trust_coefficient", "min_norm", "beta", "adam_b1", "adam_b2", "adam_eps_root")
 """The arguments that Optax takes as numbers alone; `inject_hyperparams` makes them schedules."""
 
 STATIC = ("mask", "weight_decay_mask", "trust_ratio_mask", "mu_dtype", "accumulator_dtype")
-"""The arguments that may be callable without being schedules."""
+STATIC += ("ns_steps", "weight_dimension_numbers", "muon_weight_dimension_numbers")
+"""The arguments that are no hyperparameters, though they may be callable or a number."""
 
 
 class Part(NamedTuple):
@@ -91,8 +92,9 @@ def stands_in(theirs: Callable[P, T]) -> Callable[[Callable[..., Any]], Callable
     """Make a stand-in of a function of Optax.
 
     What is decorated takes a name for errors and Optax's arguments, without defaults. It returns
-    the `Part` that stands for Optax's transformation, a list of parts for a chain, or None where
-    Optax itself is to be used. A ValueError, too, is taken for "use Optax itself".
+    the `Part` that stands for Optax's transformation, a list of parts for a chain, a transformation
+    of stand-ins with Optax's states, or None where Optax itself is to be used. A ValueError, too,
+    is taken for "use Optax itself".
     """
     signature = inspect.signature(theirs)
 
@@ -123,6 +125,8 @@ def stands_in(theirs: Callable[P, T]) -> Callable[[Callable[..., Any]], Callable
                 ours = None
             if ours is None:
                 return theirs(*args, **kwargs)
+            if isinstance(ours, optax.GradientTransformation):
+                return Transformation(theirs(*args, **kwargs).init, ours.update)
             return _transformation(theirs(*args, **kwargs), ours)
 
         function.__signature__ = signature

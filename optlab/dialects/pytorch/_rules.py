@@ -1,12 +1,16 @@
 """The optimizers and the clipping, with PyTorch's arithmetic."""
 
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
+import jax.numpy as jnp
+import numpy as np
 import optax
 
 from optlab import _checks
-from optlab._types import Array, ArrayLike, Hyperparam
+from optlab._types import Array, ArrayLike, DTypeLike, Hyperparam
 from optlab.dialects._adam import with_raw_maximum
 from optlab.dialects._common import (
     by_power,
@@ -17,11 +21,12 @@ from optlab.dialects._common import (
     is_zero,
     pair,
 )
+from optlab.dialects._muon import ORIGINAL_COEFFICIENTS, muon_of_matrices
 from optlab.optimizers._adagrad import adagrad_rule
 from optlab.optimizers._adam import adam_rule
 from optlab.optimizers._momentum import momentum_rules
 from optlab.optimizers._rmsprop import rmsprop_rule
-from optlab.rules import Rule, global_norm_clip, lift, number
+from optlab.rules import AxesChoice, Leaf, Rule, global_norm_clip, lift, number
 from optlab.rules import learning_rate as learning_rate_rule
 from optlab.rules._norms import clip_factors
 from optlab.transforms._clipping import value_rule
@@ -272,6 +277,102 @@ def _adam(who, lr, betas, eps, weight_decay, amsgrad, maximize, decoupled):
         *(decay if decoupled else []),
         learning_rate_rule(who, lr),
     )
+
+
+def muon(
+    lr: Hyperparam = 1e-3,
+    weight_decay: Hyperparam = 0.1,
+    momentum: Hyperparam = 0.95,
+    nesterov: bool = True,
+    ns_coefficients: tuple[float, float, float] = ORIGINAL_COEFFICIENTS,
+    eps: Hyperparam = 1e-7,
+    ns_steps: int = 5,
+    adjust_lr_fn: str | None = None,
+    *,
+    ns_dtype: DTypeLike | None = None,
+    axes: AxesChoice | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Descend as `torch.optim.Muon`: every parameter is a matrix, and none gets AdamW.
+
+    Args:
+        lr: η ≥ 0.
+        weight_decay: λ ≥ 0; each update takes the share ηλ of the weights.
+        momentum: μ in [0, 1), of the average of gradients.
+        nesterov: whether to look one step ahead.
+        ns_coefficients: a, b and c of each Newton–Schulz step.
+        eps: ε ≥ 0; a matrix is divided by max(‖·‖, ε) before the first step.
+        ns_steps: how many steps, ≥ 1.
+        adjust_lr_fn: s for a map from `in` to `out` numbers: "original", or None, for
+            √max(1, out/in); "match_rms_adamw" for 0.2 √max(in, out).
+        ns_dtype: type of the steps; by default float32, or float64 for such parameters. PyTorch
+            takes bfloat16, in which results depend on the processor and are off by up to 5%.
+        axes: which axes of some parameters are input and output, as `optlab.muon` takes it. Of
+            others the names decide; two axes are (in, out) as in Flax.
+
+    Returns:
+        The optimizer.
+
+    Raises:
+        ValueError: a number is out of its range, a name is unknown, or, at `init`, a parameter is
+            neither a hidden matrix by its names nor has two axes.
+
+    Example:
+        The other parameters get an optimizer of their own:
+
+        >>> import jax, jax.numpy as jnp, optax
+        >>> params = {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}
+        >>> kinds = jax.tree.map(lambda p: "matrix" if p.ndim == 2 else "other", params)
+        >>> tx = optax.partition({"matrix": muon(lr=0.02), "other": adamw()}, kinds)
+        >>> state = tx.init(params)
+    """
+    who = "dialects.pytorch.muon"
+    check(
+        who,
+        lr=(lr, _NONNEGATIVE),
+        weight_decay=(weight_decay, _NONNEGATIVE),
+        momentum=(momentum, _DECAY),
+        eps=(eps, _NONNEGATIVE),
+    )
+    if np.shape(ns_coefficients) != (3,):
+        got = f"ns_coefficients={ns_coefficients!r}"
+        _checks.fail(who, "ns_coefficients must be three numbers (a, b, c)", got)
+    scales = {None: "keller_jordan", "original": "keller_jordan", "match_rms_adamw": "moonshot"}
+    if adjust_lr_fn not in scales:
+        required = "adjust_lr_fn must be 'original', 'match_rms_adamw' or None"
+        _checks.fail(who, required, f"adjust_lr_fn={adjust_lr_fn!r}")
+    rule = muon_of_matrices(
+        who,
+        axes=axes,
+        ns_coeffs=ns_coefficients,
+        ns_steps=ns_steps,
+        beta=momentum,
+        eps=eps,
+        nesterov=nesterov,
+        scale=scales[adjust_lr_fn],
+        ns_dtype=ns_dtype,
+        divisor=jnp.maximum,
+    )
+    return lift(
+        replace(rule, check_leaves=partial(_check_matrices, who)),
+        *decay_rules(who, weight_decay),
+        learning_rate_rule(who, lr),
+    )
+
+
+def _is_matrix(leaf: Leaf) -> bool:
+    return leaf.is_hidden_matrix or (len(leaf.shape) == 2 and not leaf.asked)
+
+
+def _check_matrices(who: str, own: Sequence[Leaf], leaves: Sequence[Leaf]) -> None:
+    """Require that all leaves are matrices."""
+    others = [leaf for leaf in leaves if not _is_matrix(leaf)]
+    if others:
+        _checks.fail(
+            who,
+            "every parameter must be a matrix",
+            ", ".join(f"{leaf.path} {leaf.shape}" for leaf in others[:5]),
+            "give the others an optimizer of their own with optax.partition, or use optlab.muon",
+        )
 
 
 def clip_grad_norm(max_norm: Hyperparam) -> optax.GradientTransformationExtraArgs:

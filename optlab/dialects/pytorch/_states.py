@@ -11,8 +11,11 @@ from optlab import _checks
 from optlab._types import Array, Tree
 from optlab.dialects import _carry
 
+_BUFFER = "momentum_buffer"
+"""The one key of SGD and of Muon, which keep no count of their updates."""
+
 _KEYS = {
-    "velocity": "momentum_buffer",
+    "velocity": _BUFFER,
     "sum_of_squares": "sum",
     "mean_square": "square_avg",
     "mean": "grad_avg",
@@ -20,7 +23,7 @@ _KEYS = {
     "nu": "exp_avg_sq",
     "raw_nu_max": "max_exp_avg_sq",
 }
-"""What PyTorch calls the fields of our states."""
+"""What PyTorch calls the fields of our states, but for Muon's."""
 
 _GROUPS = (
     "put parameters with different counts into groups of their own, with optax.partition and one "
@@ -48,7 +51,7 @@ def from_state_dict(
             kernels are (in, out), PyTorch's weights (out, in)), transpose its state too. Or the
             whole `optimizer.state_dict()` of an optimizer made from `model.named_parameters()`,
             which tells the names.
-        step: updates made; needed where PyTorch keeps no count, which is in SGD.
+        step: updates made; needed where PyTorch keeps no count, which is in SGD and Muon.
 
     Returns:
         The state. Schedules and hyperparameters are those of `tx`; nothing is read from PyTorch's
@@ -78,10 +81,9 @@ def from_state_dict(
     _check_keys(who, ours, named, wanted)
     counts = {name: own["step"] for name, own in named.items() if "step" in own}
     for name, keys in wanted.items():
-        # SGD, whose only key this is, keeps no count.
-        if counts and name not in counts and keys != {_KEYS["velocity"]}:
+        if counts and name not in counts and keys != {_BUFFER}:
             _checks.fail(who, f"{name} must have step, as the other parameters", "none")
-    no_count = "SGD keeps no count of its updates" if wanted else "the state is empty"
+    no_count = "SGD and Muon keep no count of their updates" if wanted else "the state is empty"
 
     def settle(own: Mapping[str, Any]) -> int:
         """Return the number of updates that parameters with these counts have made."""
@@ -100,7 +102,7 @@ def from_state_dict(
     latest = max(made.values()) if made else settle({})
 
     def slot(node: Any, field: str, tree: Tree) -> Tree:
-        key, square = _KEYS[field], field in _carry.SQUARES
+        key, square = _key(node, field), field in _carry.SQUARES
 
         def leaf(path: Any, like: Array) -> Array:
             name = _name(path)
@@ -143,10 +145,10 @@ def to_state_dict(state: Any) -> dict[str, dict[str, np.ndarray]]:
             for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
                 if not count:
                     continue
-                own = result.setdefault(_name(path), {})
-                if field != "velocity":
+                own, key = result.setdefault(_name(path), {}), _key(node, field)
+                if key != _BUFFER:
                     own["step"] = np.asarray(count, np.float32)
-                own[_KEYS[field]] = np.array(leaf)
+                own[key] = np.array(leaf)
     return result
 
 
@@ -195,12 +197,13 @@ def _wanted(who: str, states: list[Any]) -> dict[str, set[str]]:
     wanted: dict[str, set[str]] = {}
     for node in states:
         for field, tree in _carry.slots(node).items():
+            key = _key(node, field)
             for path, _ in jax.tree_util.tree_leaves_with_path(tree):
                 own = wanted.setdefault(_name(path), set())
-                if _KEYS[field] in own:
+                if key in own:
                     got = f"two of {_name(path)}"
-                    _checks.fail(who, f"the optimizer must keep one {_KEYS[field]}", got)
-                own.add(_KEYS[field])
+                    _checks.fail(who, f"the optimizer must keep one {key}", got)
+                own.add(key)
     return wanted
 
 
@@ -232,6 +235,11 @@ def _check_keys(
         for key in sorted(need ^ held):
             required = f"{name} must have {key}" if key in need else f"{name} must not have {key}"
             _checks.fail(who, required, ", ".join(sorted(held)) or "nothing", remedy)
+
+
+def _key(node: Any, field: str) -> str:
+    """Return what PyTorch calls a field of a rule's state."""
+    return _BUFFER if node.kind == _carry.MUON else _KEYS[field]
 
 
 def _name(path: Any) -> str:
