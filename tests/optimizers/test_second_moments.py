@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.extend.core import jaxprs_in_params
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -289,3 +290,38 @@ def test_what_cannot_be_preconditioned_is_refused(make):
         with pytest.raises(ValueError, match=re.escape("must name each axis of the shape (2, 3)")):
             make(0.1, axes={"w": axes}).init({"w": jnp.ones((2, 3))})
     make(0.1).init({})
+
+
+# Many runs in one program
+
+
+def primitives_outside_conditionals(jaxpr):
+    for equation in jaxpr.eqns:
+        yield equation.primitive.name
+        if equation.primitive.name != "cond":
+            for inner in jaxprs_in_params(equation.params):
+                yield from primitives_outside_conditionals(inner)
+
+
+@pytest.mark.parametrize("make", [optlab.soap, optlab.shampoo], ids=["soap", "shampoo"])
+def test_lanes_decompose_only_when_due_and_one_matrix_at_a_time(make):
+    """Stacks of matrices can block each other's threads where several programs run on a CPU."""
+    params = {"w": jnp.ones((4, 3))}
+
+    def update(rate, state, gradients):
+        return make(rate).update(gradients, state, params)
+
+    rates = jnp.array([0.1, 0.2])
+    gradients = {"w": jax.random.normal(jax.random.key(0), (2, 4, 3))}
+    state = jax.vmap(lambda rate: make(rate).init(params))(rates)
+    jaxpr = jax.make_jaxpr(jax.vmap(update))(rates, state, gradients)
+    assert not {"eigh", "qr", "householder_product"} & {*primitives_outside_conditionals(jaxpr)}
+    compiled = jax.jit(jax.vmap(update)).lower(rates, state, gradients).compile()
+    shapes = re.findall(r"= \(?f32\[([\d,]+)\].*lapack", compiled.as_text())
+    assert shapes
+    assert max(len(shape.split(",")) for shape in shapes) == 2
+    updates, state = compiled(rates, state, gradients)
+    for lane, rate in enumerate(rates):
+        own = {"w": gradients["w"][lane]}
+        alone, _ = make(rate).update(own, make(rate).init(params), params)
+        np.testing.assert_allclose(updates["w"][lane], alone["w"], atol=1e-6)
