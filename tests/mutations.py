@@ -258,7 +258,7 @@ FAULTS = (
     Fault(
         "shampoo_decomposes_in_every_update",
         "optimizers/_shampoo.py",
-        "after, are_finite = jax.lax.cond(is_due, renew, keep)",
+        "after, are_finite = only_where_due(is_due, renew, keep)",
         "after, are_finite = renew()",
         "tests/optimizers/test_second_moments.py",
     ),

@@ -212,12 +212,12 @@ def _packed(
     return mu, nu, *pairs, failures
 
 
-def _turned(plan: Plan | None, x: Array, bases: Sequence[Factors] | None) -> Array:
+def _turned(plan: Plan | None, x: Array, bases: Sequence[Factors]) -> Array:
     """Return Q_Lᵀ x Q_R for the blocks of x."""
     return x if plan is None else plan.map(_into, x, bases)
 
 
-def _turned_back(plan: Plan | None, x: Array, bases: Sequence[Factors] | None) -> Array:
+def _turned_back(plan: Plan | None, x: Array, bases: Sequence[Factors]) -> Array:
     """Return Q_L x Q_Rᵀ for the blocks of x."""
     return x if plan is None else plan.map(_out_of, x, bases)
 
@@ -252,7 +252,7 @@ def _refreshed(
     nu: Array,
     stats: list[Factors],
     bases: list[Factors],
-    failures: Array | None,
+    failures: Any,
 ) -> tuple[Any, ...]:
     """Return the same with g in the statistics and, where it is due, with new bases."""
     if plan is None:

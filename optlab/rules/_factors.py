@@ -100,7 +100,7 @@ class Plan:
 
     def factors(self, left: Stored, right: Stored) -> list[Factors]:
         """Return the factors of each stack of blocks, from the slots of both sides."""
-        slots = {"left": left, "right": right}
+        slots: dict[str, Any] = {"left": left, "right": right}
         rest = {side: iter(x if isinstance(x, tuple) else (x,)) for side, x in slots.items()}
         return [{side: next(rest[side]) for side in sides} for sides in self.sides()]
 
@@ -289,13 +289,14 @@ def decomposed(function: Callable[[Array], Array], x: Array) -> Array:
     JAX does not decompose stacks that explicit mesh axes shard; there the compiler shards the work.
     """
     x = jax.lax.stop_gradient(x)
-    sharding = jax.typeof(x).sharding
+    sharding: Any = jax.typeof(x).sharding
     if jax.sharding.AxisType.Explicit not in sharding.mesh.axis_types:
         one = _one_by_one_on_a_cpu(function)
         for _ in range(x.ndim - 2):
             one = jax.vmap(one)
         return one(x)
-    return jax.sharding.auto_axes(function, out_sharding=sharding)(x)
+    automatic: Any = jax.sharding.auto_axes(function, out_sharding=sharding)
+    return automatic(x)
 
 
 def _one_by_one_on_a_cpu(function: Callable[[Array], Array]) -> Callable[[Array], Array]:
