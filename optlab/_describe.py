@@ -105,7 +105,8 @@ def describe(tx: optax.GradientTransformation, params: Tree) -> Description:
         required = "tx must be an optax.GradientTransformation"
         _checks.fail("describe", required, type(tx).__name__)
     with recording() as touches:
-        state = jax.eval_shape(tx.init, params)
+        # JAX does not call a function again that it has traced; this one is new each time.
+        state = jax.eval_shape(lambda params: tx.init(params), params)
     leaves = jax.tree_util.tree_leaves_with_path(params)
     by_path = defaultdict(list)
     for touch in touches:

@@ -96,8 +96,8 @@ def paths_not_matching(*patterns: str) -> Callable[[Tree], Tree]:
         >>> import jax.numpy as jnp, optlab
         >>> params = {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}
         >>> tx = optlab.adamw(0.1, weight_decay=0.5, mask=paths_not_matching("bias"))
-        >>> print(optlab.describe(tx, params)[0].decays, optlab.describe(tx, params)[1].decays)
-        () (0.5,)
+        >>> [(one.path, one.decays) for one in optlab.describe(tx, params)]
+        [('bias', ()), ('kernel', (0.5,))]
     """
     return _mask("paths_not_matching", patterns, False)
 

@@ -189,6 +189,12 @@ def test_describe_shows_what_a_chain_does_with_each_parameter():
     assert text[3].split() == ["in", "all", "84"]
 
 
+def test_describe_says_the_same_again():
+    params, tx = {"w": jnp.ones((2, 3))}, optlab.adamw(0.1)
+    assert optlab.describe(tx, params) == optlab.describe(tx, params)
+    assert optlab.describe(tx, params)[0].rules == ("adam",)
+
+
 def test_describe_refuses_what_is_no_transformation():
     with pytest.raises(ValueError, match=r"tx must be an optax\.Gradient"):
         optlab.describe(optlab.adamw, {"w": jnp.ones(3)})
