@@ -1,7 +1,10 @@
 """Muon: worked numbers, the identities of an orthogonal factor, and what is treated how."""
 
 import itertools
+import subprocess
+import sys
 import warnings
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -297,3 +300,14 @@ def test_hidden_layers_raise_no_warning():
         optlab.muon(0.1).init(mlp(64, 128, 64, 128))
         optlab.muon(0.1).init({"w": jnp.ones((3, 4)), "s": jnp.ones(())})
         optlab.muon(0.1, axes={"Dense_2": Axes()}).init(mlp(64, 64, 64, 10))
+
+
+# Many devices
+
+
+@pytest.mark.slow
+def test_matrices_on_eight_devices_have_the_updates_of_one():
+    program = Path(__file__).with_name("eight_devices.py")
+    result = subprocess.run([sys.executable, program], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert len(result.stdout.splitlines()) == 3 * 6
