@@ -285,12 +285,21 @@ def statistics(x: Array, sides: Sequence[str]) -> dict[str, Array]:
 def decomposed(function: Callable[[Array], Array], x: Array) -> Array:
     """Return what a decomposition makes of matrices, (…, n, n) → (…, n, n).
 
-    JAX does not decompose stacks that explicit mesh axes shard; there the compiler shards the work.
+    A CPU takes the matrices of a stack one after the other: LAPACK uses all its cores for one, and
+    several stacks that wait for the same threads can wait for ever.
     """
+    one_by_one = jnp.vectorize(
+        jax.custom_batching.sequential_vmap(function), signature="(n,n)->(n,n)"
+    )
+
+    def run(x: Array) -> Array:
+        return jax.lax.platform_dependent(x, cpu=one_by_one, default=function)
+
+    # JAX does not decompose stacks that explicit mesh axes shard; there the compiler shards.
     sharding = jax.typeof(x).sharding
     if jax.sharding.AxisType.Explicit not in sharding.mesh.axis_types:
-        return function(x)
-    return jax.sharding.auto_axes(function, out_sharding=sharding)(x)
+        return run(x)
+    return jax.sharding.auto_axes(run, out_sharding=sharding)(x)
 
 
 def finite_or_old(new: Array, old: Array) -> tuple[Array, Array]:
