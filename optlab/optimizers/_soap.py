@@ -281,7 +281,7 @@ def _new_bases(
     """Return the bases that follow the statistics of a stack, m and v in them, and success."""
     new, checks = {}, []
     for side, statistic in stats.items():
-        old = bases[side]
+        statistic, old = jax.lax.stop_gradient((statistic, bases[side]))
         places = jnp.arange(old.shape[-1])
         unordered = jnp.zeros_like(old[..., 0, :], places.dtype) + places
         if by_qr:
@@ -292,7 +292,7 @@ def _new_bases(
             )
         else:
             basis, order = _eigenvectors(statistic), unordered
-        new[side], is_finite = finite_or_old(jax.lax.stop_gradient(basis), old)
+        new[side], is_finite = finite_or_old(basis, old)
         checks.append(is_finite)
         order = jnp.where(is_finite[..., 0], order, unordered)
         index = order[..., :, None] if side == "left" else order[..., None, :]

@@ -286,35 +286,24 @@ def statistics(x: Array, sides: Sequence[str]) -> dict[str, Array]:
 def decomposed(function: Callable[[Array], Array], x: Array) -> Array:
     """Return what a decomposition makes of matrices, (…, n, n) → (…, n, n), without derivatives.
 
-    JAX does not decompose stacks that explicit mesh axes shard; there the compiler shards the work.
+    A CPU takes the matrices of a stack one after the other. jaxlib decomposes a stack on the
+    threads that execute programs, and several stacks, of one program or of the programs of a sweep,
+    can wait for each other's threads for ever.
     """
     x = jax.lax.stop_gradient(x)
+    one_by_one = jnp.vectorize(
+        jax.custom_batching.sequential_vmap(function), signature="(n,n)->(n,n)"
+    )
+
+    def run(x: Array) -> Array:
+        return jax.lax.platform_dependent(x, cpu=one_by_one, default=function)
+
+    # JAX does not decompose stacks that explicit mesh axes shard; there the compiler shards.
     sharding: Any = jax.typeof(x).sharding
     if jax.sharding.AxisType.Explicit not in sharding.mesh.axis_types:
-        one = _one_by_one_on_a_cpu(function)
-        for _ in range(x.ndim - 2):
-            one = jax.vmap(one)
-        return one(x)
-    automatic: Any = jax.sharding.auto_axes(function, out_sharding=sharding)
+        return run(x)
+    automatic: Any = jax.sharding.auto_axes(run, out_sharding=sharding)
     return automatic(x)
-
-
-def _one_by_one_on_a_cpu(function: Callable[[Array], Array]) -> Callable[[Array], Array]:
-    """Return a decomposition that takes the matrices of a `jax.vmap` in turn on a CPU.
-
-    jaxlib decomposes a stack on the threads that execute programs. Where several programs run at a
-    time, as in a sweep, each can wait for a thread that another one holds, and none goes on.
-    """
-    one = jax.custom_batching.custom_vmap(function)
-
-    def in_turn(x: Array) -> Array:
-        return jax.lax.map(one, x)
-
-    @one.def_vmap
-    def in_lanes(size: int, in_batched: Any, x: Array) -> tuple[Array, bool]:
-        return jax.lax.platform_dependent(x, cpu=in_turn, default=jax.vmap(function)), True
-
-    return one
 
 
 def finite_or_old(new: Array, old: Array) -> tuple[Array, Array]:
