@@ -2,9 +2,12 @@
 
 import argparse
 from pathlib import Path
+from typing import Any
+
+import jax
 
 from optlab import plots
-from optlab.cli._errors import look_up
+from optlab.cli._errors import look_up, value_errors
 from optlab.cli._options import (
     Commands,
     add_batch_size,
@@ -22,7 +25,7 @@ from optlab.cli._options import (
 from optlab.cli._output import check_writable_folder, log, progress, require, write_errors
 from optlab.cli._task_errors import task_errors
 from optlab.cli._tasks import make_task
-from optlab.lab import Comparison, compare
+from optlab.lab import Comparison, Task, compare
 from optlab.registry import BY_NAME, OPTIMIZERS
 
 
@@ -42,9 +45,9 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "--optimizers",
         type=names,
-        default=",".join(OPTIMIZERS),
         metavar="NAMES",
-        help="names of optimizers, separated by commas (default: %(default)s)",
+        help="names of optimizers, separated by commas (default: those of "
+        f"{', '.join(OPTIMIZERS)} that can train the task)",
     )
     parser.add_argument(
         "--rates",
@@ -69,8 +72,13 @@ def add(commands: Commands) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Compare, print the table or the JSON, write the results and the plots."""
-    optimizers = {name: look_up("optimizer", name, BY_NAME).make for name in options.optimizers}
+    asked = options.optimizers or list(OPTIMIZERS)
+    optimizers = {name: look_up("optimizer", name, BY_NAME).make for name in asked}
     task = make_task(options.task, batch_size=options.batch_size)
+    if not options.optimizers:
+        with task_errors(options.task):
+            optimizers = _that_fit(task, optimizers)
+        options.optimizers = list(optimizers)
     num_steps = options.steps or task.num_steps
     require("compare", "matplotlib", "rich")
     check_writable_folder(options.out)
@@ -78,7 +86,11 @@ def run(options: argparse.Namespace) -> None:
         f"{task.name}: {len(optimizers)} optimizers × {len(options.rates)} rates × "
         f"{options.seeds} seeds, {num_steps} updates each"
     )
-    with task_errors(options.task), progress(list(optimizers), num_steps) as on_progress:
+    with (
+        task_errors(options.task),
+        value_errors(),
+        progress(list(optimizers), num_steps) as on_progress,
+    ):
         comparison = compare(
             task,
             optimizers,
@@ -100,6 +112,20 @@ def run(options: argparse.Namespace) -> None:
     files = write(comparison, results, options.out, paths=options.task == "valley")
     if not options.json:
         print("", f"Wrote {files}", sep="\n")
+
+
+def _that_fit(task: Task, optimizers: dict[str, Any]) -> dict[str, Any]:
+    """Return the optimizers whose `init` takes the task's parameters, and log why others do not."""
+    params, _ = jax.eval_shape(task.init, jax.random.key(0))
+    fitting = {}
+    for name, make in optimizers.items():
+        try:
+            jax.eval_shape(make(0.1).init, params)
+        except ValueError as error:
+            log(f"left out: {error}")
+        else:
+            fitting[name] = make
+    return fitting
 
 
 def write(comparison: Comparison, results: str, folder: Path, *, paths: bool) -> str:

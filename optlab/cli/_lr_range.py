@@ -2,7 +2,7 @@
 
 import argparse
 
-from optlab.cli._errors import UsageError, check_known, look_up
+from optlab.cli._errors import UsageError, check_known, look_up, value_errors
 from optlab.cli._options import (
     Commands,
     add_command,
@@ -72,7 +72,7 @@ def run(options: argparse.Namespace) -> None:
     require("lr-range", "matplotlib")
     check_writable_file(options.out)
     names = ("min_lr", "max_lr", "steps", "seeds", "mode")
-    with task_errors(options.task):
+    with task_errors(options.task), value_errors():
         result = lr_range_test(task, optimizer, **{name: getattr(options, name) for name in names})
     label = f"{options.optimizer} on {task.name}"
     if options.json:

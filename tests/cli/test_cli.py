@@ -126,6 +126,7 @@ def test_json_is_all_that_stands_on_stdout_and_equals_the_file(run, tmp_path):
             "shuffled_batches: batch_size must not ",
         ),
         (["--batch-size", "4"], "the task 'valley' has no batches; leave out --batch-size"),
+        (["--optimizers", "muon"], "muon: there must be a hidden matrix among the parameters, got"),
         (["--target", "nan"], "argument --target: expected a finite number"),
         (["--bogus"], "unrecognized arguments: --bogus"),
     ],
@@ -143,6 +144,18 @@ def test_an_unknown_command_is_one_line_and_status_2(run):
     status, out, err = run("compere")
     assert (status, out, err.count("\n")) == (2, "", 1)
     assert "'compere'" in err
+
+
+def test_compare_leaves_out_by_itself_what_cannot_train_the_task(run, tmp_path):
+    options = ("--rates", "0.01", "--seeds", "1", "--steps", "1", "--out", tmp_path)
+    status, out, err = run("compare", "--task", "valley", *options)
+    assert status == 0
+    lines = err.splitlines()
+    left_out = [line for line in lines if line.startswith("left out: ")]
+    assert [line.split(":")[1].strip() for line in left_out] == ["muon", "shampoo", "soap"]
+    assert f"valley: {len(registry.OPTIMIZERS) - 3} optimizers" in err
+    assert "lamb " in out
+    assert "muon" not in out
 
 
 def test_a_folder_that_cannot_be_written_is_told_before_training(run, tmp_path, monkeypatch):
@@ -183,14 +196,14 @@ def test_an_interruption_is_one_line_and_status_130(run, tmp_path, monkeypatch):
 
 
 def test_a_signal_interrupts_a_run(tmp_path):
-    command = [sys.executable, "-m", "optlab", *QUICK[:3], "--steps", "1000000"]
+    command = [sys.executable, "-m", "optlab", *QUICK[:5], "--steps", "1000000"]
     with subprocess.Popen(
         [*command, "--out", tmp_path], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
         first = process.stderr.readline()
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=60)
-    assert first.startswith(f"valley: {len(registry.OPTIMIZERS)} optimizers")
+    assert first.startswith("valley: 2 optimizers")
     assert (process.returncode, out, err) == (130, "", "optlab: interrupted\n")
 
 
