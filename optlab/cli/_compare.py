@@ -75,10 +75,9 @@ def run(options: argparse.Namespace) -> None:
     asked = options.optimizers or list(OPTIMIZERS)
     optimizers = {name: look_up("optimizer", name, BY_NAME).make for name in asked}
     task = make_task(options.task, batch_size=options.batch_size)
-    if not options.optimizers:
-        with task_errors(options.task):
-            optimizers = _that_fit(task, optimizers)
-        options.optimizers = list(optimizers)
+    with task_errors(options.task), value_errors():
+        optimizers = _that_fit(task, optimizers, all_must=bool(options.optimizers))
+    options.optimizers = list(optimizers)
     num_steps = options.steps or task.num_steps
     require("compare", "matplotlib", "rich")
     check_writable_folder(options.out)
@@ -114,14 +113,19 @@ def run(options: argparse.Namespace) -> None:
         print("", f"Wrote {files}", sep="\n")
 
 
-def _that_fit(task: Task, optimizers: dict[str, Any]) -> dict[str, Any]:
-    """Return the optimizers whose `init` takes the task's parameters, and log why others do not."""
+def _that_fit(task: Task, optimizers: dict[str, Any], all_must: bool) -> dict[str, Any]:
+    """Return the optimizers whose `init` takes the task's parameters, and log why others do not.
+
+    Where `all_must`, the first that does not is an error.
+    """
     params, _ = jax.eval_shape(task.init, jax.random.key(0))
     fitting = {}
     for name, make in optimizers.items():
         try:
             jax.eval_shape(make(0.1).init, params)
         except ValueError as error:
+            if all_must:
+                raise
             log(f"left out: {error}")
         else:
             fitting[name] = make
