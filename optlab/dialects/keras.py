@@ -357,7 +357,7 @@ def muon(
     clipnorm: Hyperparam | None = None,
     clipvalue: Hyperparam | None = None,
     global_clipnorm: Hyperparam | None = None,
-    exclude_layers: Sequence[str] | None = None,
+    exclude_layers: Sequence[str] | str | None = None,
     exclude_embeddings: bool = True,
     muon_a: float = ORIGINAL_COEFFICIENTS[0],
     muon_b: float = ORIGINAL_COEFFICIENTS[1],
@@ -385,8 +385,8 @@ def muon(
         clipnorm: bound on the norm of each leaf.
         clipvalue: bound on each element.
         global_clipnorm: bound on the norm of all leaves.
-        exclude_layers: regular expressions; a parameter gets Adam where one of them occurs in its
-            path, such as "blocks/0/head/kernel".
+        exclude_layers: regular expressions, or one; a parameter gets Adam where one of them occurs
+            in its path, such as "blocks/0/head/kernel". Each must occur in some path.
         exclude_embeddings: whether one gets Adam where its path contains "embedding".
         muon_a: a of each Newton–Schulz step.
         muon_b: b of each step.
@@ -421,6 +421,8 @@ def muon(
         if rms_rate is None
         else float(_checks.check_number(who, "rms_rate", rms_rate, _checks.POSITIVE))
     )
+    if isinstance(exclude_layers, str):
+        exclude_layers = (exclude_layers,)
     excluded = [_expression(who, pattern) for pattern in exclude_layers or ()]
 
     def owns(leaf: Leaf) -> bool:
@@ -439,8 +441,19 @@ def muon(
         scale=lambda rows, columns: 1.0 if rate is None else rate * math.sqrt(max(rows, columns)),
         ns_dtype=ns_dtype,
     )
+
+    def check_excluded(own: Sequence[Leaf], leaves: Sequence[Leaf]) -> None:
+        for pattern in excluded:
+            if not any(pattern.search(leaf.path) for leaf in leaves):
+                there = ", ".join(leaf.path for leaf in leaves[:5])
+                required = "each of exclude_layers must occur in the path of some parameter"
+                got = f"{pattern.pattern!r}, which occurs in none"
+                _checks.fail(who, required, got, f"there are {there}")
+        if rule.check_leaves is not None:
+            rule.check_leaves(own, leaves)
+
     # A sum is no state for PyTorch, whose buffer is an average.
-    matrices = replace(rule, kind="scale_by_summed_muon")
+    matrices = replace(rule, kind="scale_by_summed_muon", check_leaves=check_excluded)
     adam = with_eps_hat(by_power(adam_rule(who, adam_beta_1, adam_beta_2, epsilon)))
     return lift(
         *_clip_rules(who, clipnorm, clipvalue, global_clipnorm),

@@ -34,8 +34,8 @@ from __future__ import annotations
 
 import math
 import operator
+import sys
 import warnings
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -122,8 +122,8 @@ def muon_rule(
     check_float_dtype(who, "ns_dtype", ns_dtype)
     nesterov = check_flag(who, "nesterov", nesterov)
     rows = newton_schulz_coefficients(who, ns_coeffs, ns_steps)
-    if not callable(scale) and scale not in SCALES:
-        _checks.fail(who, f"scale must be one of {', '.join(SCALES)}", f"scale={scale!r}")
+    if not callable(scale):
+        _checks.check_choice(who, "scale", scale, tuple(SCALES))
     scale_of = scale if callable(scale) else SCALES[scale]
     momentum = momentum or momentum_by(average, nesterov=nesterov)
     try:
@@ -187,44 +187,49 @@ def check_hidden_matrices(who: str, own: Sequence[Leaf], leaves: Sequence[Leaf])
             f"{there}{', …' if len(leaves) > 5 else ''}",
             "name its axes with axes={'path': Axes(input=(0,), output=(1,))}, or use adamw",
         )
-    doubts = [(leaf, reason) for leaf in own if (reason := _doubt(leaf, own, leaves))]
+    doubts = [(leaf, reason) for leaf in own if (reason := _doubt(leaf, own))]
     if doubts:
         listed = "; ".join(f"{leaf.path} {leaf.shape}: {reason}" for leaf, reason in doubts)
         warnings.warn(
-            f"{who} orthogonalizes what may be no hidden matrix: {listed}. Set axes={{path: "
-            "Axes()}} to send it to AdamW, or name its axes if it is right; optlab.describe shows "
-            "all.",
-            stacklevel=2,
+            f"{who} orthogonalizes what may be no hidden matrix: {listed}. Set "
+            "axes={path: Axes()} to send it to AdamW, or name its axes if it is one; "
+            "optlab.describe shows all.",
+            stacklevel=_level_of_caller(),
         )
 
 
-def _doubt(leaf: Leaf, own: Sequence[Leaf], leaves: Sequence[Leaf]) -> str:
+def _level_of_caller() -> int:
+    """Return the level of the first caller outside of optlab, for the caller of this function."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and str(frame.f_globals.get("__name__")).startswith("optlab"):
+        frame, level = frame.f_back, level + 1
+    return level
+
+
+def _doubt(leaf: Leaf, own: Sequence[Leaf]) -> str:
     """Return why a leaf may be no hidden matrix, or "".
 
-    The numbers between hidden layers are the size of some axis of other parameters as well. That of
-    a vocabulary or of classes is not.
+    The sizes of a hidden matrix are those of others, too: layers follow each other. The size of a
+    vocabulary or of the classes is not.
     """
     if leaf.asked:
-        is_end = leaf.names.role in ("embedding", "head")
-        return f"its name is that of an {leaf.names.role}".replace("n h", " h") if is_end else ""
-    if leaf.names.doubt:
+        named = {"embedding": "an embedding", "head": "a head"}.get(leaf.names.role)
+        return f"its name is that of {named}" if named else ""
+    if leaf.names.doubt or len(own) < 2 or len(leaf.shape) != 2:
         return leaf.names.doubt
-    if len(own) < 2 or len(leaf.shape) != 2:
-        return ""
-    module = leaf.path.rpartition("/")[0]
-    others = Counter(
-        size
-        for other in leaves
-        if other.path != leaf.path
-        and not (len(other.shape) < 2 and other.path.rpartition("/")[0] == module)
-        for size in other.shape
-    )
-    (size_in,), (size_out,) = ([leaf.shape[axis] for axis in part] for part in leaf.axes[:2])
-    if not others[size_out]:
-        return f"no other parameter has its output of {size_out}, as with a head"
-    if not others[size_in] and size_in > 4 * size_out:
-        return f"no other parameter has its input of {size_in}, as with an embedding"
+    others = {size for other in own if other.path != leaf.path for size in _sizes(other)}
+    size_in, size_out = (leaf.shape[part[0]] for part in leaf.axes[:2])
+    if not others & {size_out, *leaf.axes.split}:
+        return f"no other hidden matrix has its output of {size_out}, as with a head"
+    if size_in not in others and size_in > 4 * size_out:
+        return f"no other hidden matrix has its input of {size_in}, as with an embedding"
     return ""
+
+
+def _sizes(leaf: Leaf) -> set[int]:
+    """Return the sizes of a leaf's axes, of the parts of its output, and of its flat sides."""
+    sides = (math.prod(leaf.shape[axis] for axis in part) for part in leaf.axes[:2])
+    return {*leaf.shape, *leaf.axes.split, *sides}
 
 
 def _directions(

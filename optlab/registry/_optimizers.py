@@ -444,7 +444,7 @@ OPTIMIZERS: Mapping[str, Row] = {
                 ({"ns_coeffs": "quintic"}, "ns_coeffs must be keller_jordan, you, polar_express"),
                 ({"ns_coeffs": ((1.0, 2.0),)}, "ns_coeffs must be a name, or finite rows"),
                 ({"ns_steps": 0}, "ns_steps must be an integer >= 1, got ns_steps=0"),
-                ({"scale": "rms"}, "scale must be one of moonshot, keller_jordan, scion"),
+                ({"scale": "rms"}, "scale must be one of 'moonshot', 'keller_jordan', 'scion'"),
                 ({"ns_precision": "low"}, "ns_precision must be 'default', 'high', 'highest'"),
                 *flag_errors("nesterov"),
             ),

@@ -298,7 +298,7 @@ def decomposed(function: Callable[[Array], Array], x: Array) -> Array:
     def run(x: Array) -> Array:
         return jax.lax.platform_dependent(x, cpu=one_by_one, default=function)
 
-    # JAX does not decompose stacks that explicit mesh axes shard; there the compiler shards.
+    # JAX does not decompose stacks that explicit mesh axes shard; there the compiler places them.
     sharding: Any = jax.typeof(x).sharding
     if jax.sharding.AxisType.Explicit not in sharding.mesh.axis_types:
         return run(x)

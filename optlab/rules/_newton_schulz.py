@@ -57,7 +57,8 @@ def newton_schulz_coefficients(who: str, ns_coeffs: str | ArrayLike, ns_steps: i
     Args:
         who: the public name that errors begin with.
         ns_coeffs: "keller_jordan", "you" or "polar_express", or rows (a, b, c).
-        ns_steps: how many steps, ≥ 1; where there are fewer rows the last is repeated.
+        ns_steps: how many steps, ≥ 1; where there are fewer rows the last is repeated, where there
+            are more the first ones count.
 
     Raises:
         ValueError: there is no such set, a row is no finite triple, or there is no step.
@@ -220,7 +221,7 @@ def _groups(steps: int) -> list[tuple[int, int]]:
 
     Rounding in A hides singular values that are small beside the largest, the more so the more
     steps a group has. After three steps there are few of them, and a fresh A repairs what was lost:
-    errors stay within twice those of single steps.
+    errors stay within a few times those of single steps.
     """
     starts = [0, *range(3, steps, 2)]
     return list(zip(starts, [*starts[1:], steps], strict=True))

@@ -47,18 +47,24 @@ class Meaning(NamedTuple):
     doubt: str = ""
 
 
-_VECTORS = {"bias", "scale", "b", "beta", "gamma", "mean", "var"}
+_VECTORS = {"bias", "scale", "gain", "b", "beta", "gamma", "mean", "var"}
 _NORMS = {"ln", "bn", "gn"}
 _EMBEDDINGS = {"wte", "wpe", "emb", "vocab", "token", "tokens", "positional", "position"}
 _HEADS = {"logits", "classifier", "readout", "unembed", "unembedding"}
 _STACKS = {"layers", "blocks", "stack", "stacked", "scan", "scanned"}
 _EXPERTS = {"expert", "experts", "moe"}
 _ATTENTION = ("attn", "attention", "mha")
-_PROJECTIONS = {"query", "key", "value"}
+_PROJECTIONS = {"query", "key", "value", "q", "k", "v", "wq", "wk", "wv"}
 _OUTPUTS = {"out", "o", "wo", "output"}
-_FUSED = {"qkv", "kqv", "qkvproj", "inproj", "querykeyvalue"}
+_FUSED = {"qkv": 3, "kqv": 3, "wqkv": 3, "qkvproj": 3, "inproj": 3, "querykeyvalue": 3, "cattn": 3}
+_FUSED |= {"kv": 2, "wkv": 2, "kvproj": 2, "keyvalue": 2}
+_GATES = {"ih", "hh"}
+_MAYBE_HEADS = {"output", "fc", "final", "lm", "decoder"}
 _FEW_CHANNELS = 4
 """A convolution of at most so many input channels reads images or is one map a channel."""
+
+_LARGE_WINDOW = 16
+"""The largest side of a convolution's window that needs no doubt."""
 
 
 def default_axes(path: str, shape: tuple[int, ...]) -> Axes:
@@ -70,62 +76,91 @@ def default_axes(path: str, shape: tuple[int, ...]) -> Axes:
 def meaning(path: str, shape: tuple[int, ...]) -> Meaning:
     """Return what an array is for and what its axes mean, by its path and its shape.
 
-    Biases, scales and whatever belongs to a norm are "other". Names decide what is an embedding or
-    a head; a convolution of at most four input channels is an "input". Leading axes are a batch
-    under `layers`, `blocks`, `stack` or `scan` without a number, and under `experts` or `moe`. Both
-    the output of attention, (heads, width, out), and its three maps, (in, heads, width), are one
-    matrix. A fused `qkv` whose output is three times its input is split in three.
+    Biases, scales and whatever a norm owns are "other". Names decide what is an embedding or a
+    head; a convolution of at most four input channels is an "input". Leading axes are a batch under
+    `layers`, `blocks`, `stack` or `scan` without a number, and under `experts` or `moe`; a vector
+    for each layer is "other". Both the output of attention, (heads, width, out), and its three
+    maps, (in, heads, width), are one matrix. A fused `qkv` or `kv` is split, by an axis of 3 or 2
+    numbers or into equal parts of its output.
     """
     *modules, name = path.split("/")
-    words = [_words(module) for module in modules]
+    words, own = [_words(module) for module in modules], _words(name)
     owner = words[-1] if words else []
-    everything = {word for module in words for word in module}
-    if len(shape) < 2 or name.lower() in _VECTORS or any(map(_is_norm, [*words, _words(name)])):
+    is_vector = bool(_VECTORS & {*own}) or _is_norm(owner) or _is_norm(own)
+    lead = _batch_axes(modules, words)
+    is_named_map = bool({"kernel", "weight", "w"} & {*own})
+    if len(shape) < 2 or is_vector or (len(shape) - lead < 2 and not is_named_map):
         return Meaning("other", Axes())
-    lead = _batch_axes(modules, words, len(shape))
-    core = len(shape) - lead
-    is_equinox = name == "weight"
-    kind = {*owner, *_words(name)}
-    is_projection = bool(kind & _PROJECTIONS) and not is_equinox
-    in_attention = any(word.startswith(_ATTENTION) for word in everything)
-    is_output = bool(kind & _OUTPUTS) and in_attention and not is_equinox
-    if core > 3 and (is_projection or is_output):
-        lead, core = lead + core - 3, 3
-    is_fused = _is_fused(owner) and not is_equinox
-    is_conv = any(word.startswith("conv") for word in everything)
-    is_conv = is_conv or (core > 3 and not is_fused)
-    doubt = ""
-    if _is_embedding([*everything, *_words(name)]):
+    lead = min(lead, len(shape) - 2)
+    if _is_embedding(words, own):
         return Meaning("embedding", _last_out(shape, lead))
-    if core == 3 and not is_conv:
-        if is_projection:
-            axes = _named(lead, 1, 2)
-        elif is_output:
-            axes = _named(lead, 2, 1)
-        elif is_fused and shape[lead + 1] == 3:
-            batch = (*range(lead), lead + 1)
-            axes = Axes((lead,), (lead + 2,), batch)
-        else:
-            lead, core = lead + 1, 2
-            axes = _first_out(shape, lead) if is_equinox else _last_out(shape, lead)
-            doubt = "its first axis is taken for a stack of layers"
-    elif core == 4 and is_fused and shape[lead + 1] == 3:
-        axes = Axes((lead,), (lead + 2, lead + 3), (*range(lead), lead + 1))
-    else:
-        axes = _first_out(shape, lead) if is_equinox else _last_out(shape, lead)
-    if core == 2 and _is_fused(owner):
-        size_in, size_out = size(shape, axes.input), size(shape, axes.output)
-        if size_out == 3 * size_in:
-            axes = axes._replace(split=(size_in,) * 3)
-        else:
-            doubt = "it looks like a fused query, key and value and is taken for one matrix"
-    if _is_head(words, name):
+    axes, doubt = _linear(shape, lead, words, owner, own)
+    if _is_head([*words, own]):
         return Meaning("head", axes)
-    if is_conv and core > 2 and shape[lead + 1 if is_equinox else -2] <= _FEW_CHANNELS:
+    is_conv = len(axes.input) > 1 and not {*owner, *own} & _OUTPUTS
+    channels = sorted(axes.input)[0 if own[-1:] == ["weight"] else -1]
+    if is_conv and shape[channels] <= _FEW_CHANNELS:
         return Meaning("input", axes)
     if min(size(shape, axes.input), size(shape, axes.output)) < 2:
         return Meaning("other", axes)
+    alone = [module for module in modules if module != "params"]
+    if len(alone) == 1 and _MAYBE_HEADS & {*owner} and not doubt:
+        doubt = "its name may be that of a head"
     return Meaning("matrix", axes, doubt)
+
+
+def _linear(
+    shape: tuple[int, ...], lead: int, words: list[list[str]], owner: list[str], own: list[str]
+) -> tuple[Axes, str]:
+    """Return the axes of a linear map behind its leading batch axes, and a doubt or ""."""
+    core, kind = len(shape) - lead, {*owner, *own}
+    # Equinox keeps the output first, as in `weight` and in the `weight_hh` of its cells.
+    is_output_first = "weight" in own
+    in_attention = any(word.startswith(_ATTENTION) for module in words for word in module)
+    if "einsum" in kind:
+        return _last_out(shape, lead), "it is the operand of an einsum, whose axes its name hides"
+    if parts := _parts(owner, own):
+        return _fused(shape, lead, parts, is_output_first)
+    if core > 2 and not is_output_first:
+        if kind & _PROJECTIONS:
+            return _named(len(shape) - 3, 1, 2), ""
+        if kind & _OUTPUTS and in_attention:
+            return _named(len(shape) - 3, 2, 1), ""
+    doubt = ""
+    if core == 3 and not any(word.startswith("conv") for word in owner):
+        lead, doubt = lead + 1, "its first axis is taken for a stack of layers"
+    elif core > 3:
+        window = shape[lead + 2 :] if is_output_first else shape[lead:-2]
+        if len({*window}) > 1 or window[0] > _LARGE_WINDOW:
+            doubt = "it is taken for the kernel of a convolution"
+    if _GATES & {*own}:
+        doubt = "it is taken for one matrix, the gates of a cell side by side"
+    return (_first_out if is_output_first else _last_out)(shape, lead), doubt
+
+
+def _parts(owner: list[str], own: list[str]) -> int:
+    """Return how many maps of attention are fused, by the name of their module; 0 for none."""
+    own = [word for word in own if word not in ("weight", "kernel", "w")]
+    names = [*owner, *own, "".join(owner), "".join(own)]
+    return max((_FUSED.get(name, 0) for name in names), default=0)
+
+
+def _fused(
+    shape: tuple[int, ...], lead: int, parts: int, is_output_first: bool
+) -> tuple[Axes, str]:
+    """Return the axes of the fused maps of attention, and a doubt or ""."""
+    rest = list(range(lead, len(shape)))
+    if len(rest) > 2:
+        of_parts = next((axis for axis in rest if shape[axis] == parts), None)
+        if of_parts is not None:
+            rest.remove(of_parts)
+            return Axes((rest[0],), tuple(rest[1:]), (*range(lead), of_parts)), ""
+        return _last_out(shape, lead), "it looks like fused maps of attention and is not split"
+    axes = (_first_out if is_output_first else _last_out)(shape, lead)
+    size_in, size_out = size(shape, axes.input), size(shape, axes.output)
+    if size_out == parts * size_in or (parts == 2 and size_out % 2 == 0):
+        return axes._replace(split=(size_out // parts,) * parts), ""
+    return axes, "it looks like fused maps of attention and is not split"
 
 
 def size(shape: tuple[int, ...], axes: tuple[int, ...]) -> int:
@@ -148,36 +183,30 @@ def _is_norm(words: list[str]) -> bool:
     return any(word.endswith("norm") or word in _NORMS for word in words)
 
 
-def _is_embedding(words: list[str]) -> bool:
-    return any(
-        (word.startswith("embed") or word in _EMBEDDINGS) and not word.startswith("unembed")
-        for word in words
-    )
+def _is_embedding(words: list[list[str]], own: list[str]) -> bool:
+    """Whether a module is an embedding, or the owner or the array is called after tokens."""
+    everything = [word for module in [*words, own] for word in module]
+    last = [module[-1] for module in [*words[-1:], own] if module]
+    return any(word.startswith("embed") for word in everything) or bool(_EMBEDDINGS & {*last})
 
 
-def _is_head(words: list[list[str]], name: str) -> bool:
+def _is_head(words: list[list[str]]) -> bool:
     """Whether a module ends in "head" (but of no multi-head attention), or is called as one."""
     return any(
         bool(_HEADS & {*module}) or (module[-1:] == ["head"] and "multi" not in module)
-        for module in [*words, _words(name)]
+        for module in words
     )
 
 
-def _is_fused(owner: list[str]) -> bool:
-    """Whether a module is the query, key and value of attention in one: "qkv", "c_attn"."""
-    return bool(_FUSED & {*owner, "".join(owner)}) or owner == ["c", "attn"]
-
-
-def _batch_axes(modules: list[str], words: list[list[str]], ndim: int) -> int:
-    """Return how many leading axes count layers or experts."""
+def _batch_axes(modules: list[str], words: list[list[str]]) -> int:
+    """Return how many leading axes count layers or experts, by the names."""
     lead = 0
     for place, (module, own) in enumerate(zip(modules, words, strict=True)):
         follows = modules[place + 1] if place + 1 < len(modules) else ""
         numbered = module[-1:].isdigit() or follows.isdigit()
         is_scan = bool({"scan", "scanned", "stacked"} & {*own})
         lead += bool(_STACKS & {*own}) and (is_scan or not numbered)
-    lead = min(lead, 1) + any(_EXPERTS & {*own} for own in words)
-    return min(lead, max(ndim - 2, 0))
+    return min(lead, 1) + any(_EXPERTS & {*own} for own in words)
 
 
 def _last_out(shape: tuple[int, ...], lead: int) -> Axes:

@@ -310,3 +310,14 @@ def test_a_direction_takes_arrays_of_two_axes_and_says_so():
     params = {"b": jnp.ones(3)}
     with pytest.raises(ValueError, match=r"arrays must have two axes, got b \(3,\); pass weight_"):
         tx.update(params, tx.init(params))
+
+
+def test_a_layer_that_keras_excludes_is_one_pattern_or_several_and_must_be_there():
+    params = {"mlp": {"kernel": jnp.ones((3, 4))}, "head": {"kernel": jnp.ones((4, 3))}}
+    for excluded in ("head", ["head"]):
+        rows = optlab.describe(dialects.keras.muon(exclude_layers=excluded), params)
+        kinds = {one.path: one.rules[0] for one in rows}
+        assert kinds["mlp/kernel"] == "summed_muon"
+        assert kinds["head/kernel"] != "summed_muon"
+    with pytest.raises(ValueError, match="'haed', which occurs in none; there are head/kernel"):
+        dialects.keras.muon(exclude_layers=["haed"]).init(params)

@@ -280,11 +280,20 @@ def mlp(*sizes):
 @pytest.mark.parametrize(
     ("params", "options", "message"),
     [
-        (mlp(64, 64, 64, 10), {}, r"Dense_2/kernel \(64, 10\): no other parameter has its output"),
-        (mlp(500, 64, 64), {}, r"Dense_0/kernel \(500, 64\): no other parameter has its input"),
+        (mlp(64, 64, 64, 10), {}, r"Dense_2/kernel \(64, 10\): no other hidden matrix has"),
+        (mlp(500, 64, 64), {}, r"Dense_0/kernel \(500, 64\): no other hidden matrix has its input"),
         (MODEL, {"axes": lambda path, shape: Axes((0,), (1,)) if shape == (4, 9) else None},
          r"head/kernel \(4, 9\): its name is that of a head"),
         (MODEL, {"axes": {"embedding": Axes((0,), (1,))}}, "its name is that of an embedding"),
+        (
+            {
+                "wte": {"embedding": jnp.ones((50, 4))},
+                "mlp": {"up": {"kernel": jnp.ones((4, 8))}, "down": {"kernel": jnp.ones((8, 4))}},
+                "last": {"kernel": jnp.ones((4, 50))},
+            },
+            {},
+            r"last/kernel \(4, 50\): no other hidden matrix has its output of 50",
+        ),
         ({"tower": {"kernel": jnp.ones((3, 4, 4))}}, {}, "taken for a stack of layers"),
     ],
 )  # fmt: skip

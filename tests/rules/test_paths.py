@@ -53,6 +53,20 @@ DENSE = Axes((0,), (1,))
         ("ln_1/weight", (3, 4), "other", Axes()),
         ("Dense_0/kernel", (1, 4), "other", DENSE),
         ("theta", (4,), "other", Axes()),
+        ("layers/gain", (12, 64), "other", Axes()),
+        ("layers/A_log", (12, 64), "other", Axes()),
+        ("layers/attn/q_bias", (12, 64), "other", Axes()),
+        ("experts/bias_in", (12, 64), "other", Axes()),
+        ("attn/qkv/kernel", (3, 8, 2, 4), "matrix", Axes((1,), (2, 3), (0,))),
+        ("attn/qkv/kernel", (8, 2, 3, 4), "matrix", Axes((0,), (1, 3), (2,))),
+        ("attn/Wqkv/kernel", (8, 24), "matrix", Axes((0,), (1,), split=(8, 8, 8))),
+        ("attn/in_proj_weight", (24, 8), "matrix", Axes((1,), (0,), split=(8, 8, 8))),
+        ("attn/kv/kernel", (8, 16), "matrix", Axes((0,), (1,), split=(8, 8))),
+        ("attn/q_proj/kernel", (8, 2, 4), "matrix", Axes((0,), (1, 2))),
+        ("conv_block/attn/query/kernel", (8, 2, 4), "matrix", Axes((0,), (1, 2))),
+        ("prenorm_block/dense/kernel", (3, 4), "matrix", DENSE),
+        ("token_mixing/Dense_0/kernel", (3, 4), "matrix", DENSE),
+        ("mlp/output/kernel", (3, 4), "matrix", DENSE),
     ],
 )
 def test_names_say_what_an_array_is_for(path, shape, role, axes):
@@ -64,7 +78,11 @@ def test_names_say_what_an_array_is_for(path, shape, role, axes):
     ("path", "shape", "doubt"),
     [
         ("tower/kernel", (3, 8, 16), "its first axis is taken for a stack of layers"),
-        ("attn/qkv/kernel", (8, 12), "it looks like a fused query, key and value"),
+        ("attn/qkv/kernel", (8, 12), "it looks like fused maps of attention"),
+        ("attn/qkv_einsum/w", (3, 8, 96, 16), "the operand of an einsum"),
+        ("mixer/kernel", (3, 8, 96, 16), "taken for the kernel of a convolution"),
+        ("cell/weight_hh", (48, 16), "the gates of a cell side by side"),
+        ("output/kernel", (8, 50), "its name may be that of a head"),
     ],
 )
 def test_a_doubtful_name_says_why(path, shape, doubt):

@@ -294,6 +294,9 @@ def muon(
 ) -> optax.GradientTransformationExtraArgs:
     """Descend as `torch.optim.Muon`: every parameter is a matrix, and none gets AdamW.
 
+    PyTorch refuses parameters that have not two axes. Here a hidden matrix may have more, as a
+    stack of layers or a convolution, which are treated as by `optlab.muon`.
+
     Args:
         lr: η ≥ 0.
         weight_decay: λ ≥ 0; each update takes the share ηλ of the weights.
