@@ -36,7 +36,8 @@ matrix of m by n in one block needs 2mn + 2(m² + n²) numbers of state, with on
 Roots are computed by eigendecomposition in float32 (float64 for double parameters), products in the
 highest precision. Where statistics or roots are not finite, those before stay, and the state's
 `failures` counts the update, by parameter: `optax.tree.get(state, "failures")`. The update itself
-shows a gradient that is not finite. The elements of a finite gradient count as at most 2⁶³ divided
+shows a gradient that is not finite, and the averages keep it, as Adam's do; `skip_nonfinite` around
+the optimizer leaves such updates out. The elements of a finite gradient count as at most 2⁶³ divided
 by the root of their number (2⁵¹¹ in float64).
 
 Reference: Gupta, Koren, Singer, "Shampoo: Preconditioned stochastic tensor optimization", ICML
