@@ -23,6 +23,11 @@ ELSEWHERE = {
 """Checks of rows that are tests of their own."""
 
 
+OF_LONG_COMPILATION = {"muon", "shampoo", "soap"}
+QUICK = (*OF_DIRECTIONS, "an_infinity_is_not_hidden", "matches_reference_in_double")
+"""The checks of rules whose products and decompositions compile for long; all others are slow."""
+
+
 def cases():
     """Rule checks on all rows; lift checks on exemplars and wrappers, on the others when slow."""
     for row in (*ROWS.values(), *registry.DIRECTIONS.values()):
@@ -32,6 +37,8 @@ def cases():
             if check.name in row.exempt or not check.applies(row):
                 continue
             fast = check.about == "rule" or row.exemplar or row.wraps is not None
+            if row.name in OF_LONG_COMPILATION:
+                fast = check.name in QUICK
             marks = [pytest.mark.xdist_group(row.name), *([] if fast else [pytest.mark.slow])]
             yield pytest.param(row, check, id=f"{row.name}-{check.name}", marks=marks)
 
