@@ -4,8 +4,11 @@ import contextlib
 import importlib.util
 import itertools
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
+
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before jaxlib loads LAPACK
 
 import jax
 
