@@ -37,8 +37,9 @@ Roots are computed by eigendecomposition in float32 (float64 for double paramete
 highest precision. Where statistics or roots are not finite, those before stay, and the state's
 `failures` counts the update, by parameter: `optax.tree.get(state, "failures")`. The update itself
 shows a gradient that is not finite, and the averages keep it, as Adam's do; `skip_nonfinite` around
-the optimizer leaves such updates out. The elements of a finite gradient count as at most 2⁶³ divided
-by the root of their number (2⁵¹¹ in float64).
+the optimizer leaves such updates out. The elements of a finite gradient count as at most 2⁶³
+divided by the root of their number (2⁵¹¹ in float64). On a CPU set the environment variable
+OPENBLAS_NUM_THREADS=1: LAPACK's threads and XLA's can hold each other up.
 
 Reference: Gupta, Koren, Singer, "Shampoo: Preconditioned stochastic tensor optimization", ICML
 (2018); Anil et al., arXiv:2002.09018 (2020); Shi et al., arXiv:2309.06497 (2023).

@@ -34,10 +34,11 @@ A matrix of m by n needs 2mn + 2(m² + n²) numbers of state, with one side 2mn 
 The bases are computed in float32 (float64 for double parameters), products with them in the highest
 precision. Where statistics or bases are not finite, those before stay, and the state's `failures`
 counts the update, by parameter: `optax.tree.get(state, "failures")`. The update itself shows a
-gradient that is not finite, and m and v keep it, as Adam's do; `skip_nonfinite` around the optimizer
-leaves such updates out. On a CPU set the environment variable OPENBLAS_NUM_THREADS=1: LAPACK's
-threads and XLA's can hold each other up many times over. Derivatives take the bases for constants. The elements of a finite
-gradient count as at most 2⁶³ divided by the root of their number (2⁵¹¹ in float64).
+gradient that is not finite, and m and v keep it, as Adam's do; `skip_nonfinite` around the
+optimizer leaves such updates out. Derivatives take the bases for constants. The elements of a
+finite gradient count as at most 2⁶³ divided by the root of their number (2⁵¹¹ in float64). On a CPU
+set the environment variable OPENBLAS_NUM_THREADS=1: LAPACK's threads and XLA's can hold each other
+up.
 
 Reference: Vyas, Morwani, Zhao, Kwun, Shapira, Brandfonbrener, Janson, Kakade, "SOAP: Improving and
 stabilizing Shampoo using Adam", ICLR (2025).
