@@ -17,6 +17,7 @@ ONE_CYCLE = "03_one_cycle.py"
 CNN = "04_cnn_start_to_finish.py"
 TRANSFORMER = "05_character_transformer.py"
 OWN_RULE = "06_write_a_rule.py"
+MUON = "07_muon_transformer.py"
 
 # Of ten classes chance is 0.1, logistic regression reaches 0.97 and these networks 0.98, with a
 # standard error of 0.007 from 450 test images: below 0.95 something is broken.
@@ -24,11 +25,11 @@ ACCURACY_FLOOR = 0.95
 
 
 @functools.cache
-def ran(example):
+def ran(example, *arguments):
     """Run an example as a user would, warnings being errors; return its output and its files."""
     with tempfile.TemporaryDirectory() as folder:
         done = subprocess.run(
-            [sys.executable, "-W", "error", EXAMPLES / example],
+            [sys.executable, "-W", "error", EXAMPLES / example, *arguments],
             cwd=folder,
             env=os.environ | {"JAX_PLATFORMS": "cpu"},
             capture_output=True,
@@ -51,7 +52,7 @@ def numbers(pattern, text):
 
 
 def test_every_example_is_tested_here():
-    tested = {CHAIN_IN_NNX, LINEN_TRAIN_STATE, ONE_CYCLE, CNN, TRANSFORMER, OWN_RULE}
+    tested = {CHAIN_IN_NNX, LINEN_TRAIN_STATE, ONE_CYCLE, CNN, TRANSFORMER, OWN_RULE, MUON}
     assert {path.name for path in EXAMPLES.glob("*.py")} == tested
 
 
@@ -194,3 +195,32 @@ def test_a_rule_of_ones_own_learns_and_passes_the_checks():
     )
     assert (failed, exempt) == (0, 1)
     assert passed >= 40
+
+
+@pytest.mark.slow
+def test_muon_is_compared_with_adamw_and_soap_after_equal_searches():
+    text, files = ran(MUON, "--quick")
+    assert files.keys() == {"muon_transformer.png"}
+    assert files["muon_transformer.png"].startswith(b"\x89PNG")
+    _, described, searches, comparison = steps_of(text, 3)
+    rules = dict(re.findall(r"^(\S+) +\(.*\) +(adam|muon) ", described, re.MULTILINE))
+    hidden = {path for path in rules if re.fullmatch(r"blocks/.*/kernel", path)}
+    assert {path for path, rule in rules.items() if rule == "muon"} == hidden
+    assert len(hidden) == 12
+    ends = numbers(r"^(\S+)" + 3 * r" +(\d\.\d+)" + "$", searches)
+    assert [rate for rate, *_ in ends] == [0.001, 0.1]
+    line = r"^(\S+(?:, longer)?) +(\S+) +(\S+) ± \S+ +(\d+) +(\S+) +(\S+) +(\S+)$"
+    table = {name: row for name, *row in re.findall(line, comparison, re.MULTILINE)}
+    assert list(table) == ["adamw", "muon", "soap", "adamw, longer"]
+    rates, bits, updates, each, seconds, state_bytes = zip(
+        *([float(cell.replace(",", "")) for cell in row] for row in table.values()), strict=True
+    )
+    assert {*rates} <= {0.001, 0.1}
+    # Guessing among 103 characters costs 6.7 bits.
+    assert 2 < min(bits) <= max(bits) < 6
+    assert updates[:3] == (40, 40, 40)
+    assert updates[3] % 10 == 0
+    assert min(*each, *seconds) > 0
+    # AdamW keeps two numbers for each parameter, Muon one for each number of a hidden matrix.
+    adamw, muon, soap, longer = state_bytes
+    assert muon < adamw == longer < soap
