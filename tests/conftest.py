@@ -14,6 +14,9 @@ if version("jaxlib").startswith("0.10."):
     options = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
     os.environ.setdefault("XLA_FLAGS", options)
 
+# The threads of LAPACK's library and those of XLA wait for each other where all cores are at work.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 import contextlib
 
 import jax

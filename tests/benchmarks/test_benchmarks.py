@@ -195,7 +195,7 @@ def test_a_quick_run_prints_and_writes_all_parts(tmp_path, capsys):
     written = json.loads((tmp_path / "results.json").read_text())
     assert written["quick"]
     results = written["results"]
-    assert {r["part"] for r in results} == {"step", "compile", "memory", "types"}
+    assert {r["part"] for r in results} == {"step", "compile", "memory", "types", "matrices"}
     steps = [r for r in results if r["part"] == "step"]
     assert [r["contender"] for r in steps] == ["optax", "optlab", "roofline"]
     assert all(r["rounds"] == 3 and r["donated"] for r in steps)
@@ -204,6 +204,9 @@ def test_a_quick_run_prints_and_writes_all_parts(tmp_path, capsys):
     assert math.isclose(steps[0]["roofline"]["50%"], 1 / steps[2]["speed"]["50%"])
     assert "speed / by-hand's" not in out
     assert steps[0]["speed_to_by_hand"] is None
+    matrices = {r["contender"]: r for r in results if r["part"] == "matrices"}
+    assert matrices["muon, optax"]["speed"]["50%"] == 1
+    assert matrices["muon"]["state_bytes"] < matrices["adamw"]["state_bytes"]
     assert {path.name for path in tmp_path.glob("*.png")} == {
         "compile.png",
         "step-tiny-donated.png",
