@@ -946,15 +946,19 @@ def test_another_generators_key_is_used_as_such():
 def test_optimizers_stand_zero_and_large_gradients_in_half_precision(row, dtype):
     """Squares of 256 and more overflow float16, and an ε of 1e-8 is zero in it."""
     tx = row.make(0.01)
-    p = jnp.array([1.0, 0.5, 0.0, 2.0], dtype)
-    g = jnp.array([0.0, 300.0, 60000.0, -1e-7], dtype)
+
+    def as_tree(numbers):
+        vector = jnp.array(numbers, dtype)
+        return {"v": vector, "w": vector.reshape(2, 2)}
+
+    p, g = as_tree([1.0, 0.5, 0.0, 2.0]), as_tree([0.0, 300.0, 60000.0, -1e-7])
     state = tx.init(p)
     for _ in range(2):
         updates, state = tx.update(g, state, p)
-        assert updates.dtype == dtype
-        assert bool(jnp.isfinite(updates).all())
+        assert all(u.dtype == dtype for u in updates.values())
+        assert all(bool(jnp.isfinite(u).all()) for u in updates.values())
         assert {x.dtype for x in jax.tree.leaves(state)} <= {np.dtype("f4"), np.dtype("i4")}
-        assert float(updates[1]) < 0
+    assert float(updates["v"][1]) < 0
 
 
 @half_types
