@@ -21,9 +21,9 @@ convolutions of images get AdamW. A convolution is flattened to (height · width
 query, key and value is split, and the layers of a stack are orthogonalized one by one. A finite
 gradient beyond 2⁶³ counts as 2⁶³ (2⁵¹¹ in float64).
 
-Optax's Muon differs: its Nesterov step mixes two bias corrections, which agrees from about the
-hundredth update on; every array of two axes is orthogonalized, embeddings and heads too; the others
-get NAdamW; s is that of Keller Jordan; ε is 1e-8.
+Optax's Muon differs. Its Nesterov step mixes two bias corrections, and the difference fades as βᵗ
+does. It orthogonalizes every array of two axes, embeddings and heads too, and gives the others
+NAdamW. Its s is that of Keller Jordan, its ε 1e-8.
 
 Reference: Jordan et al., "Muon: an optimizer for hidden layers in neural networks" (2024); Liu et
 al., "Muon is scalable for LLM training", arXiv 2502.16982 (2025), for the scale "moonshot"; Pethick

@@ -441,7 +441,7 @@ OPTIMIZERS: Mapping[str, Row] = {
             errors=(
                 MU_DTYPE,
                 ({"ns_dtype": int}, "ns_dtype must be a floating-point type or None"),
-                ({"ns_coeffs": "quintic"}, "ns_coeffs must be keller_jordan, you, polar_express"),
+                ({"ns_coeffs": "quintic"}, "ns_coeffs must be 'keller_jordan', 'you', "),
                 ({"ns_coeffs": ((1.0, 2.0),)}, "ns_coeffs must be a name, or finite rows"),
                 ({"ns_steps": 0}, "ns_steps must be an integer >= 1, got ns_steps=0"),
                 ({"scale": "rms"}, "scale must be one of 'moonshot', 'keller_jordan', 'scion'"),

@@ -69,7 +69,7 @@ def newton_schulz_coefficients(who: str, ns_coeffs: str | ArrayLike, ns_steps: i
             return polar_express(steps)
         sets = {"keller_jordan": (_KELLER_JORDAN,), "you": _YOU}
         if ns_coeffs not in sets:
-            names = ", ".join([*sets, "polar_express"])
+            names = ", ".join(map(repr, [*sets, "polar_express"]))
             required = f"ns_coeffs must be {names}, or rows (a, b, c)"
             _checks.fail(who, required, f"ns_coeffs={ns_coeffs!r}")
         rows: Sequence[tuple[float, float, float]] = sets[ns_coeffs]
