@@ -1,9 +1,9 @@
 """How a rule is written: its arithmetic for one array, declared, and lifted to any tree.
 
 A rule is a small function on one array. `Rule` declares it together with its hyperparameters and
-its slots, and `lift` turns it into an Optax transformation. Every rule of optlab is written with
-this module alone, and a rule in your own file has the same rights. `direction` and `optimizer` make
-public functions of it:
+its slots, and `lift` turns it into an Optax transformation. optlab's own rules are written with
+this module; Shampoo and SOAP also share the private `_factors`. A rule in your own file has the
+same rights. `direction` and `optimizer` make public functions of it:
 
     def rule(who, b1=0.9, b2=0.99):
         def leaf(g, slots, h, p):
