@@ -40,6 +40,12 @@ class Task:
         target: a score worth reaching; None if none is known.
         num_steps: updates of a usual run, ≥ 1.
         eval_every: updates between evaluations, ≥ 1; None for a thirtieth of the run.
+        predict: (params, model_state, data) → (logits (n, classes) float, labels (n,) int), where
+            the model is in evaluation mode, and data is one of `splits`. Ensembles need it. None if
+            the task is no classification.
+        observe: (params, model_state, batch) → model_state, as `loss` returns it, but with dropout
+            off. `refresh_batch_stats` needs it for `dropout=False`. None if there is no such
+            function.
 
     Example:
         A Linen model with the usual names is a task in a few lines:
@@ -78,6 +84,8 @@ class Task:
     target: float | None = None
     num_steps: int = 300
     eval_every: int | None = None
+    predict: Callable[[Tree, Tree, Any], tuple[Array, Array]] | None = None
+    observe: Callable[[Tree, Tree, Batch], Tree] | None = None
 
 
 def shuffled_batches(data: Batch, batch_size: int) -> Callable[[Array, Array], Batch]:
@@ -143,12 +151,29 @@ def check_task(who: str, task: Any) -> None:
     params, model_state = _check_init(who, task)
     _check_loss(who, task, params, model_state)
     _check_evaluate(who, task, params, model_state)
+    _check_predict(who, task, params, model_state)
+
+
+def check_predicts(who: str, task: Task) -> None:
+    """Require a task that says what a model predicts, and has data to judge predictions by."""
+    if task.predict is None or not task.splits:
+        _checks.fail(
+            who,
+            "the task must be a classification, with Task.predict and Task.splits",
+            f"{task.name!r} without {'Task.predict' if task.predict is None else 'splits'}",
+            "tasks.nnx_classifier sets both; a task of your own sets predict=(params, "
+            "model_state, data) → (logits, labels)",
+        )
 
 
 def _check_fields(who: str, task: Task) -> None:
     for name in ("init", "loss", "batch", "evaluate"):
         if not callable(getattr(task, name)):
             _checks.fail(who, f"Task.{name} must be a function", repr(getattr(task, name)))
+    for name in ("predict", "observe"):
+        if getattr(task, name) is not None and not callable(getattr(task, name)):
+            got = repr(getattr(task, name))
+            _checks.fail(who, f"Task.{name} must be a function or None", got)
     _checks.check_integer(who, "Task.num_steps", task.num_steps, 1)
     if task.eval_every is not None:
         _checks.check_integer(who, "Task.eval_every", task.eval_every, 1)
@@ -203,12 +228,21 @@ def _check_loss(who: str, task: Task, params: Tree, model_state: Tree) -> None:
             _described(value),
             "average over the batch, as losses.mean() does" if value.shape else "",
         )
-    _check_same_state(who, model_state, updated)
+    _check_same_state(who, "Task.loss", model_state, updated)
+    if task.observe is not None:
+
+        def observe(params: Tree, model_state: Tree, key: Array, step: Array) -> Tree:
+            observed = task.observe(params, model_state, task.batch(key, step))
+            _check_arrays(who, "Task.observe must return", observed)
+            return observed
+
+        observed = jax.eval_shape(observe, params, model_state, key, step)
+        _check_same_state(who, "Task.observe", model_state, observed)
 
 
-def _check_same_state(who: str, before: Tree, after: Tree) -> None:
-    """Require that an update changes only the numbers of the model's state, not its structure."""
-    required = "Task.loss must return a model_state with the structure and types of its input"
+def _check_same_state(who: str, function: str, before: Tree, after: Tree) -> None:
+    """Require that a function changes only the numbers of the model's state, not its structure."""
+    required = f"{function} must return a model_state with the structure and types of its input"
     old, new = (
         {_place(path): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
         for tree in (before, after)
@@ -247,6 +281,28 @@ def _check_evaluate(who: str, task: Task, params: Tree, model_state: Tree) -> No
                 _checks.fail(who, required, str(value))
             if value.shape or not _is_real(value):
                 _checks.fail(who, required, _described(value))
+
+
+def _check_predict(who: str, task: Task, params: Tree, model_state: Tree) -> None:
+    if task.predict is None:
+        return
+
+    def predict(params: Tree, model_state: Tree, data: Any) -> tuple[Array, Array]:
+        result = task.predict(params, model_state, data)
+        _check_arrays(who, "Task.predict must return", result)
+        if not isinstance(result, tuple | list) or len(result) != 2:
+            _checks.fail(who, "Task.predict must return (logits, labels)", _kind(result))
+        return tuple(result)
+
+    for data in task.splits.values():
+        logits, labels = jax.eval_shape(predict, params, model_state, data)
+        required = "Task.predict must return logits (n, classes), real floating-point numbers"
+        if len(logits.shape) != 2 or not jnp.issubdtype(logits.dtype, jnp.floating):
+            _checks.fail(who, required, _described(logits))
+        required = "Task.predict must return labels (n,), integers, one for each row of logits"
+        if labels.shape != logits.shape[:1] or not jnp.issubdtype(labels.dtype, jnp.integer):
+            got = f"{_described(labels)} for logits {_described(logits)}"
+            _checks.fail(who, required, got)
 
 
 def _check_metric(who: str, metrics: Mapping[str, Any], name: str, required: str) -> None:

@@ -170,11 +170,24 @@ def nnx_classifier(
         _, _, model_state = nnx.split(model, nnx.Param, ...)
         return losses.mean(), model_state
 
-    def evaluate(params: nnx.State, model_state: nnx.State, data: Examples) -> dict[str, Array]:
+    def observe(params: nnx.State, model_state: nnx.State, batch: Examples) -> nnx.State:
+        model = nnx.merge(graph, params, model_state, copy=True)
+        model.train()
+        model.set_attributes(deterministic=True, raise_if_not_found=False)  # turns dropout off
+        model(batch[0])
+        _, _, model_state = nnx.split(model, nnx.Param, ...)
+        return model_state
+
+    def predict(
+        params: nnx.State, model_state: nnx.State, data: Examples
+    ) -> tuple[Array, ArrayLike]:
         model = nnx.merge(graph, params, model_state)
         model.eval()
         inputs, labels = data
-        logits = model(inputs)
+        return model(inputs), labels
+
+    def evaluate(params: nnx.State, model_state: nnx.State, data: Examples) -> dict[str, Array]:
+        logits, labels = predict(params, model_state, data)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
         return {"loss": losses.mean(), "accuracy": jnp.mean(logits.argmax(-1) == labels)}
 
@@ -190,6 +203,8 @@ def nnx_classifier(
         target=target,
         num_steps=num_steps,
         eval_every=eval_every,
+        predict=predict,
+        observe=observe,
     )
 
 

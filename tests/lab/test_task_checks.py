@@ -225,6 +225,41 @@ def test_the_evaluation(task, message):
         check_task("who", task)
 
 
+def with_prediction(*result):
+    return changed(predict=lambda params, state, data: result)
+
+
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        (changed(predict="logits"), "Task.predict must be a function or None, got 'logits'"),
+        (with_prediction(jnp.ones((5, 3))), "Task.predict must return (logits, labels), got tuple"),
+        (
+            with_prediction(jnp.ones(5), jnp.zeros(5, int)),
+            "Task.predict must return logits (n, classes), real floating-point numbers, got float",
+        ),
+        (
+            with_prediction(jnp.ones((5, 3)), jnp.zeros(4, int)),
+            "Task.predict must return labels (n,), integers, one for each row of logits, got int32"
+            "[4] for logits float32[5, 3]",
+        ),
+        (
+            with_prediction(jnp.ones((5, 3)), jnp.zeros(5)),
+            "Task.predict must return labels (n,), integers, one for each row of logits, got float",
+        ),
+        (changed(observe=3), "Task.observe must be a function or None, got 3"),
+        (
+            changed(observe=lambda params, state, batch: {"mean": state["mean"]}),
+            "Task.observe must return a model_state with the structure and types of its input, got "
+            "nothing at ['seen']; return all that init makes",
+        ),
+    ],
+)
+def test_predictions_and_what_is_observed(task, message):
+    with pytest.raises(ValueError, match=f"^who: {re.escape(message)}"):
+        check_task("who", task)
+
+
 def test_every_split_is_looked_at():
     def evaluate(params, state, data):
         metrics = {"loss": height(params), "accuracy": data.mean()}
