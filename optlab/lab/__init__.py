@@ -12,7 +12,9 @@ A `Task` is a training problem as pure functions. `tasks` holds some on real dat
 """
 
 from optlab.lab import tasks
+from optlab.lab._calibration import Reliability, Scores, fit_temperature, reliability, scores
 from optlab.lab._checks_before import Check, check_initial_loss, check_overfits_small_batch
+from optlab.lab._combine import combine_log_probs
 from optlab.lab._compare import Comparison, compare
 from optlab.lab._diagnosis import Diagnosis, diagnose
 from optlab.lab._early_stopping import EarlyStopping
@@ -44,9 +46,11 @@ __all__ = [
     "MonitorState",
     "Range",
     "RangeTest",
+    "Reliability",
     "Row",
     "Run",
     "Runs",
+    "Scores",
     "Spread",
     "Sweep",
     "Task",
@@ -54,11 +58,15 @@ __all__ = [
     "Uniform",
     "check_initial_loss",
     "check_overfits_small_batch",
+    "combine_log_probs",
     "compare",
     "diagnose",
+    "fit_temperature",
     "lr_range_test",
     "monitor",
     "monitored",
+    "reliability",
+    "scores",
     "shuffled_batches",
     "sweep",
     "tasks",
