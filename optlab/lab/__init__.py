@@ -12,6 +12,7 @@ A `Task` is a training problem as pure functions. `tasks` holds some on real dat
 """
 
 from optlab.lab import tasks
+from optlab.lab._batch_stats import refresh_batch_stats
 from optlab.lab._calibration import Reliability, Scores, fit_temperature, reliability, scores
 from optlab.lab._checks_before import Check, check_initial_loss, check_overfits_small_batch
 from optlab.lab._combine import combine_log_probs
@@ -65,6 +66,7 @@ __all__ = [
     "lr_range_test",
     "monitor",
     "monitored",
+    "refresh_batch_stats",
     "reliability",
     "scores",
     "shuffled_batches",
