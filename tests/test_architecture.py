@@ -59,6 +59,7 @@ EXTRAS |= {"optuna", "orbax", "tensorboardX"}
 LAZY = {"optlab.lab._models"}
 # What results draw themselves with, imported when they are asked to.
 UPWARD = {
+    ("optlab.lab._ensemble_report", "optlab.plots"),
     ("optlab.lab._history", "optlab.plots"),
     ("optlab.lab._range_test", "optlab.plots"),
     ("optlab.lab._sweep_result", "optlab.plots"),

@@ -9,6 +9,8 @@ A `Task` is a training problem as pure functions. `tasks` holds some on real dat
     compare             several optimizers, each over a grid of rates and seeds
     train, monitor      one run, and what its optimizer does; `EarlyStopping` says when to stop it
     diagnose            patterns in a run's curves, the evidence for each, and what to try
+    ensemble, snapshots many models of one task, whose predictions are combined and judged
+    refresh_batch_stats running statistics for weights that are an average
 """
 
 from optlab.lab import tasks
@@ -19,12 +21,15 @@ from optlab.lab._combine import combine_log_probs
 from optlab.lab._compare import Comparison, compare
 from optlab.lab._diagnosis import Diagnosis, diagnose
 from optlab.lab._early_stopping import EarlyStopping
+from optlab.lab._ensemble import Ensemble, Member, ensemble
+from optlab.lab._ensemble_report import EnsembleReport
 from optlab.lab._findings import Finding
 from optlab.lab._grid import Runs
 from optlab.lab._history import History
 from optlab.lab._monitor import MonitorState, monitor, monitored
 from optlab.lab._range_test import RangeTest, lr_range_test
 from optlab.lab._rows import Row, Spread
+from optlab.lab._snapshots import snapshots
 from optlab.lab._space import Categorical, Integer, LogUniform, Range, Uniform
 from optlab.lab._sweep import sweep
 from optlab.lab._sweep_result import Sweep
@@ -39,11 +44,14 @@ __all__ = [
     "Comparison",
     "Diagnosis",
     "EarlyStopping",
+    "Ensemble",
+    "EnsembleReport",
     "Evaluation",
     "Finding",
     "History",
     "Integer",
     "LogUniform",
+    "Member",
     "MonitorState",
     "Range",
     "RangeTest",
@@ -62,6 +70,7 @@ __all__ = [
     "combine_log_probs",
     "compare",
     "diagnose",
+    "ensemble",
     "fit_temperature",
     "lr_range_test",
     "monitor",
@@ -70,6 +79,7 @@ __all__ = [
     "reliability",
     "scores",
     "shuffled_batches",
+    "snapshots",
     "sweep",
     "tasks",
     "tensorboard",

@@ -85,10 +85,14 @@ class Recipe:
         """Return the task of one trial."""
         if isinstance(self.task, Task):
             return self.task
-        task = self.task(**self._arguments_of(self.task, values))
+        task = self.task(**self.task_values(values))
         if not isinstance(task, Task):
             _checks.fail(_WHO, "task must return a Task", repr(task))
         return task
+
+    def task_values(self, values: Values) -> Values:
+        """Return the values of a trial that its task depends on."""
+        return {} if isinstance(self.task, Task) else self._arguments_of(self.task, values)
 
     def _functions(self) -> tuple[Callable, ...]:
         return (self.optimizer,) if isinstance(self.task, Task) else (self.optimizer, self.task)

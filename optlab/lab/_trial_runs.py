@@ -132,6 +132,10 @@ class TrialRuns:
         for number in numbers:
             self._resumable.pop(number, None)
 
+    def take(self, number: int) -> TrainState:
+        """Return the stored state of a trial, arrays (seeds, …), and drop it."""
+        return self._resumable.pop(number)[0]
+
     def _grouped(
         self, points: Sequence[Point], skip: Container[int]
     ) -> deque[tuple[Static, list[tuple[int, Point]]]]:

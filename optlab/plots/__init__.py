@@ -6,6 +6,7 @@ several panels return the figure.
 """
 
 from optlab.plots._comparison import plot_curves, plot_path_panels, plot_paths, plot_sensitivity
+from optlab.plots._ensemble import plot_ensemble, plot_gain, plot_reliability
 from optlab.plots._history import plot_history
 from optlab.plots._parallel import plot_parallel
 from optlab.plots._range_test import plot_range_test
@@ -14,12 +15,15 @@ from optlab.plots._sweep import plot_hyperparameter, plot_sweep
 
 __all__ = [
     "plot_curves",
+    "plot_ensemble",
+    "plot_gain",
     "plot_history",
     "plot_hyperparameter",
     "plot_parallel",
     "plot_path_panels",
     "plot_paths",
     "plot_range_test",
+    "plot_reliability",
     "plot_schedules",
     "plot_sensitivity",
     "plot_sweep",

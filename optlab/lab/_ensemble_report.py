@@ -1,0 +1,226 @@
+"""`EnsembleReport`: how good an ensemble is beside its members, as a table, a figure and JSON."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from optlab._types import Array
+from optlab.lab._calibration import Reliability, Scores, fit_temperature, reliability, scores
+from optlab.lab._combine import HOW, combine_log_probs
+from optlab.lab._report import aligned, number, strict, versions
+from optlab.lab._rows import Spread
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+HEADINGS = {"error": "error", "nll": "NLL", "brier": "Brier", "ece": "ECE"}
+"""The heading of each score in a table."""
+
+
+@dataclass(frozen=True, eq=False)
+class EnsembleReport:
+    """The scores of an ensemble and of its members on one split.
+
+    Attributes:
+        task: the task's name.
+        split: the split that was judged on.
+        labels: what each member is.
+        members: the scores of each member, arrays (members,).
+        combined: "probability" and "logit" → the scores of the ensemble by that mean.
+        temperatures: "probability" and "logit" → the temperature that is best on the validation
+            split; None if log-probabilities there are not finite.
+        calibrated: like `combined`, after the log-probabilities are divided by the temperature.
+        gain: "probability" and "logit" → the scores against the number of members, arrays
+            (members,), from 1 to all. For m members it is the mean over all groups of m neighbours
+            in the circle of members; for snapshots, the scores of the last m.
+        diagrams: "probability", "logit" and "members" → the bins of the reliability diagram; that
+            of the members has the predictions of all.
+    """
+
+    task: str
+    split: str
+    labels: tuple[str, ...]
+    members: Scores
+    combined: Mapping[str, Scores]
+    temperatures: Mapping[str, float | None]
+    calibrated: Mapping[str, Scores]
+    gain: Mapping[str, Scores]
+    diagrams: Mapping[str, Reliability]
+
+    def table(self) -> str:
+        """Return the scores as aligned text, followed by notes."""
+        rows = {"members": [_spread(score) for score in self.members]}
+        rows["worst member"] = [number(float(np.max(score))) for score in self.members]
+        for how in HOW:
+            rows[f"{how} mean"] = [number(float(score)) for score in self.combined[how]]
+        for how, temperature in self.temperatures.items():
+            if temperature is not None:
+                name = f"{how} mean, T = {temperature:.3g}"
+                rows[name] = [number(float(score)) for score in self.calibrated[how]]
+        columns = {"": list(rows)}
+        for place, name in enumerate(Scores._fields):
+            columns[HEADINGS[name]] = [row[place] for row in rows.values()]
+        return "\n\n".join(filter(None, ("\n".join(aligned(columns)), "\n".join(self._notes()))))
+
+    def __str__(self) -> str:
+        one = f"{len(self.labels)} models ({self.labels[0]} to {self.labels[-1]})"
+        return f"{self.task}: {one} on the split {self.split!r}\n\n{self.table()}"
+
+    def plot(self) -> "Figure":
+        """Draw reliability and gain; see `optlab.plots.plot_ensemble`.
+
+        Raises:
+            ModuleNotFoundError: Matplotlib is not installed.
+        """
+        from optlab.plots import plot_ensemble  # here, because `plots` imports this package
+
+        return plot_ensemble(self)
+
+    def to_json(self, **extra: Any) -> str:
+        """Return everything as strict JSON; a number that is not finite is null.
+
+        Args:
+            extra: further entries, such as the options of the call.
+        """
+        document = {
+            name: jax.tree.map(np.asarray, _plain(value)) for name, value in vars(self).items()
+        }
+        document["versions"] = versions("optlab", "jax", "jaxlib", "optax", "flax", "numpy")
+        return json.dumps(strict({**extra, **document}), allow_nan=False)
+
+    def _notes(self) -> Iterator[str]:
+        bad = [
+            label
+            for label, nll in zip(self.labels, self.members.nll, strict=True)
+            if not np.isfinite(nll)
+        ]
+        if bad:
+            yield f"Not finite: {', '.join(bad)}. Leave out what diverged, as ensemble[[0, 2]]."
+        if self.split == "validation":
+            yield "The temperatures were fitted on the same examples, and flatter the ensemble."
+
+
+def make_report(
+    task: str,
+    split: str,
+    labels: Sequence[str],
+    fitted_on: tuple[Array, Array],
+    judged_on: tuple[Array, Array],
+    bins: int,
+    *,
+    ordered: bool,
+) -> EnsembleReport:
+    """Return the report of an ensemble.
+
+    Args:
+        task: the task's name.
+        split: the split that is judged on.
+        labels: what each member is.
+        fitted_on: logits (members, n, classes) and labels (n,) of the validation split.
+        judged_on: the same of the split that is judged on.
+        bins: bins of the calibration error.
+        ordered: whether the members are snapshots of one run.
+    """
+    groups = _groups(len(labels), ordered)
+    judged = jax.device_get(_judge(*judged_on, groups.reshape(-1, len(labels)), bins))
+    log_probs, classes = judged.log_probs, judged_on[1]
+    unseen = log_probs if split == "validation" else jax.device_get(_combine(fitted_on[0]))
+    temperatures = {how: _temperature(unseen[how], fitted_on[1]) for how in HOW}
+    calibrated = {
+        how: jax.device_get(_scores(log_probs[how] / np.float32(temperature), classes, bins))
+        for how, temperature in temperatures.items()
+        if temperature is not None
+    }
+    gain = {
+        how: Scores(*(score.reshape(groups.shape[:2]).mean(1) for score in judged.groups[how]))
+        for how in HOW
+    }
+    return EnsembleReport(
+        task=task,
+        split=split,
+        labels=tuple(labels),
+        members=judged.members,
+        combined={how: Scores(*(score[-1] for score in gain[how])) for how in HOW},
+        temperatures=temperatures,
+        calibrated=calibrated,
+        gain=gain,
+        diagrams={name: judged.diagrams[name] for name in (*HOW, "members")},
+    )
+
+
+class _Judged(NamedTuple):
+    """What is computed at once, on the device.
+
+    Attributes:
+        log_probs: those of the ensemble, by how they are combined.
+        members: the scores of each member, (members,).
+        groups: the scores of each group of members, (groups,), by how they are combined.
+        diagrams: as in `EnsembleReport`.
+    """
+
+    log_probs: dict[str, Array]
+    members: Scores
+    groups: dict[str, Scores]
+    diagrams: dict[str, Reliability]
+
+
+@partial(jax.jit, static_argnums=3)
+def _judge(logits: Array, labels: Array, groups: Array, bins: int) -> _Judged:
+    """Judge the members, groups (groups, members) of them, and all together."""
+    log_probs = jax.nn.log_softmax(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)))
+
+    def scores_of(group: Array) -> dict[str, Scores]:
+        where = group[:, None, None]
+        total = jax.nn.logsumexp(log_probs, axis=0, where=where)
+        mean = jnp.where(where, log_probs, 0).sum(0) / group.sum()
+        # `scores` normalizes both, so that the number of members need not be subtracted.
+        return {"probability": scores(total, labels, bins), "logit": scores(mean, labels, bins)}
+
+    all_rows = log_probs.reshape(-1, log_probs.shape[-1])
+    combined = _combine(logits)
+    diagrams = {"members": reliability(all_rows, jnp.tile(labels, len(logits)), bins)}
+    diagrams |= {how: reliability(combined[how], labels, bins) for how in HOW}
+    return _Judged(
+        log_probs=combined,
+        members=jax.vmap(lambda of_member: scores(of_member, labels, bins))(log_probs),
+        groups=jax.lax.map(scores_of, groups),
+        diagrams=diagrams,
+    )
+
+
+@jax.jit
+def _combine(logits: Array) -> dict[str, Array]:
+    return {how: combine_log_probs(logits, how=how) for how in HOW}
+
+
+_scores = jax.jit(scores, static_argnums=2)
+
+
+def _temperature(log_probs: Array, labels: Array) -> float | None:
+    return fit_temperature(log_probs, labels) if np.isfinite(log_probs).all() else None
+
+
+def _groups(members: int, ordered: bool) -> np.ndarray:
+    """Return the groups of 1 to all members that are judged: (members, groups, members) bool."""
+    place, first = np.arange(members), np.arange(1 if ordered else members)
+    size = np.arange(1, members + 1)[:, None, None]
+    if ordered:
+        return np.broadcast_to(place >= members - size, (members, 1, members))
+    return (place - first[:, None]) % members < size
+
+
+def _spread(values: np.ndarray) -> str:
+    return str(Spread.of(values)) if np.isfinite(values).all() else "–"
+
+
+def _plain(value: Any) -> Any:
+    """Turn named tuples into dictionaries, wherever they are."""
+    if isinstance(value, Mapping):
+        return {name: _plain(entry) for name, entry in value.items()}
+    return value._asdict() if hasattr(value, "_asdict") else value
