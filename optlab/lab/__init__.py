@@ -10,6 +10,7 @@ A `Task` is a training problem as pure functions. `tasks` holds some on real dat
     train, monitor      one run, and what its optimizer does; `EarlyStopping` says when to stop it
     diagnose            patterns in a run's curves, the evidence for each, and what to try
     ensemble, snapshots many models of one task, whose predictions are combined and judged
+    soup, barrier       one model from several, and the loss on the way between two
     refresh_batch_stats running statistics for weights that are an average
 """
 
@@ -30,6 +31,7 @@ from optlab.lab._monitor import MonitorState, monitor, monitored
 from optlab.lab._range_test import RangeTest, lr_range_test
 from optlab.lab._rows import Row, Spread
 from optlab.lab._snapshots import snapshots
+from optlab.lab._soup import Barrier, Soup, barrier, soup
 from optlab.lab._space import Categorical, Integer, LogUniform, Range, Uniform
 from optlab.lab._sweep import sweep
 from optlab.lab._sweep_result import Sweep
@@ -39,6 +41,7 @@ from optlab.lab._train import Evaluation, Run, train
 from optlab.lab._trial import Trial
 
 __all__ = [
+    "Barrier",
     "Categorical",
     "Check",
     "Comparison",
@@ -60,11 +63,13 @@ __all__ = [
     "Run",
     "Runs",
     "Scores",
+    "Soup",
     "Spread",
     "Sweep",
     "Task",
     "Trial",
     "Uniform",
+    "barrier",
     "check_initial_loss",
     "check_overfits_small_batch",
     "combine_log_probs",
@@ -80,6 +85,7 @@ __all__ = [
     "scores",
     "shuffled_batches",
     "snapshots",
+    "soup",
     "sweep",
     "tasks",
     "tensorboard",
