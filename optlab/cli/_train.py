@@ -3,7 +3,7 @@
 import argparse
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,15 @@ from optlab import schedules, transforms
 from optlab._expressions import evaluate
 from optlab._types import Schedule
 from optlab.cli._errors import UsageError, check_known, look_up, value_errors
+from optlab.cli._many_weights import (
+    add_many_weights,
+    average_scores,
+    average_table,
+    averaging,
+    check_many_weights,
+    cyclic,
+    run_many,
+)
 from optlab.cli._options import (
     Commands,
     add_batch_size,
@@ -102,7 +111,9 @@ def add(commands: Commands) -> None:
         metavar="FOLDER",
         help="write the curves for TensorBoard into this folder",
     )
-    add_out_folder(parser, "optlab-train", "history.json and history.png")
+    add_many_weights(parser)
+    files = "history.json and history.png, or ensemble.json and ensemble.png"
+    add_out_folder(parser, "optlab-train", files)
     add_json(parser)
 
 
@@ -110,9 +121,13 @@ def run(options: argparse.Namespace) -> None:
     """Train, print the scores and the diagnosis or the JSON, write the curves."""
     task = make_task(options.task, batch_size=options.batch_size)
     steps = options.steps or task.num_steps
-    optimizer = _optimizer(options)
+    check_many_weights(options, task, steps)
+    optimizer = _optimizer(options, task, steps)
     require("train", "matplotlib", "rich")
     check_writable_folder(options.out)
+    if options.ensemble or options.snapshots:
+        run_many(options, task, optimizer, steps)
+        return
     terminal = sys.stderr.isatty()
     callbacks = [] if terminal else [_log_evaluation]
     with task_errors(options.task), value_errors():
@@ -128,17 +143,25 @@ def run(options: argparse.Namespace) -> None:
             progress=terminal,
             checkpoints=options.checkpoints,
         )
-    _show(options, task, result)
+        averaged = average_scores(options, task, result) if options.average else {}
+    _show(options, task, result, averaged)
 
 
-def _optimizer(options: argparse.Namespace) -> optax.GradientTransformation:
+def _optimizer(options: argparse.Namespace, task: Task, steps: int) -> optax.GradientTransformation:
     row = look_up("optimizer", options.optimizer, BY_NAME)
     try:
-        optimizer = row.make(_rate(options.rate), **_hyperparams(options, row.constructor))
+        learning_rate = _rate(options.rate)
+        if options.snapshots:
+            learning_rate = cyclic(learning_rate, options.snapshots, steps)
+        optimizer = row.make(learning_rate, **_hyperparams(options, row.constructor))
+        average = averaging(options, task, steps) if options.average else None
     except (ValueError, OverflowError, RecursionError) as error:
         raise UsageError(str(error)) from error
     clipping = transforms.clip_by_global_norm(options.clip) if options.clip else None
-    return monitor(optimizer, clipping=clipping)
+    if options.ensemble or options.snapshots:  # nothing of single updates is shown
+        return optax.chain(clipping, optimizer) if clipping else optimizer
+    optimizer = monitor(optimizer, clipping=clipping)
+    return optax.chain(optimizer, average) if average else optimizer
 
 
 def _rate(text: str) -> float | Schedule:
@@ -171,7 +194,12 @@ def _log_evaluation(evaluation: Evaluation) -> None:
     log(f"{evaluation.step:>8} of {evaluation.steps}  {metrics}")
 
 
-def _show(options: argparse.Namespace, task: Task, run_result: Run) -> None:
+def _show(
+    options: argparse.Namespace,
+    task: Task,
+    run_result: Run,
+    averaged: Mapping[str, Mapping[str, float]],
+) -> None:
     diagnosis = diagnose(run_result.history)
     arguments = {name: getattr(options, name) for name in ("task", "optimizer", "rate", "seed")}
     text = run_result.history.to_json(
@@ -179,6 +207,7 @@ def _show(options: argparse.Namespace, task: Task, run_result: Run) -> None:
         reason=run_result.reason,
         step=run_result.step,
         test=run_result.test,
+        average={"how": str(options.average), **averaged} if averaged else None,
         findings=[vars(finding) for finding in diagnosis.findings],
     )
     if options.json:
@@ -187,6 +216,7 @@ def _show(options: argparse.Namespace, task: Task, run_result: Run) -> None:
         print(
             f"{options.optimizer} on {task.name}: {run_result.reason}",
             _scores(run_result),
+            *([average_table(options.average, averaged)] if averaged else []),
             diagnosis,
             sep="\n\n",
         )

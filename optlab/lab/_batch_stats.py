@@ -158,7 +158,7 @@ def refreshed(
         dropout: whether dropout is on.
     """
     leaves, structure = jax.tree.flatten(model_state)
-    running = {place: leaves[place] for place in _places(model_state)}
+    running = {place: leaves[place] for place in places_of_statistics(model_state)}
     if not running:
         return model_state
     order_key, noise = jax.random.split(key)
@@ -206,7 +206,7 @@ class _Step:
     def __init__(self, see: Callable[[Tree, Batch, Array], Tree], noise: Array, model_state: Tree):
         self._see, self._noise = see, noise
         self._leaves, self._structure = jax.tree.flatten(model_state)
-        self._places = set(_places(model_state))
+        self._places = set(places_of_statistics(model_state))
 
     def __call__(self, running: Statistics, batch: Batch, index: int) -> Statistics:
         """Return the statistics after a batch, whose noise is that of its index."""
@@ -272,7 +272,7 @@ def _share(m: Array) -> np.ndarray:
     return (1 - np.array([float(str(value)) for value in values]))[places].reshape(m.shape)
 
 
-def _places(state: Tree) -> list[int]:
+def places_of_statistics(state: Tree) -> list[int]:
     """Return the places of the running statistics among the leaves of a model's state."""
     names, leaves = _names(state), jax.tree.leaves(state)
     marked = set(_places_of_batch_stats(state))
