@@ -143,7 +143,8 @@ def run(options: argparse.Namespace) -> None:
             progress=terminal,
             checkpoints=options.checkpoints,
         )
-        averaged = average_scores(options, task, result) if options.average else {}
+        ended = result.reason == "all updates done"
+        averaged = average_scores(options, task, result) if options.average and ended else {}
     _show(options, task, result, averaged)
 
 

@@ -121,8 +121,8 @@ def reliability(log_probs: ArrayLike, labels: ArrayLike, bins: int = BINS) -> Re
     Example:
         >>> log_probs = jnp.log(jnp.array([[0.8, 0.2], [0.6, 0.4]]))
         >>> confidence, accuracy, share = reliability(log_probs, jnp.array([0, 1]), bins=2)
-        >>> print(confidence, accuracy, share)
-        [0.  0.7] [0.  0.5] [0. 1.]
+        >>> print(f"{confidence[1]:.2f}", accuracy, share)
+        0.70 [0.  0.5] [0. 1.]
     """
     _check("reliability", log_probs, labels)
     log_probs, labels = _normalized(log_probs), jnp.asarray(labels)

@@ -43,9 +43,9 @@ def combine_log_probs(logits: ArrayLike, axis: int = 0, how: str = "probability"
     Example:
         >>> logits = jnp.array([[2.0, 0.0, -1.0], [0.0, 1.0, -3.0]])
         >>> for how in ("probability", "logit"):
-        ...     print(jnp.exp(combine_log_probs(logits, how=how)).round(4))
-        [0.5546 0.4178 0.0276]
-        [0.6038 0.3662 0.0301]
+        ...     print([f"{p:.3f}" for p in jnp.exp(combine_log_probs(logits, how=how))])
+        ['0.555', '0.418', '0.028']
+        ['0.604', '0.366', '0.030']
     """
     who = "combine_log_probs"
     _checks.check_choice(who, "how", how, HOW)

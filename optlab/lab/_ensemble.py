@@ -212,12 +212,20 @@ def ensemble(
         ValueError: an argument is out of its range, or the task is not a valid classification.
 
     Example:
-        >>> import optlab
-        >>> from optlab.lab import tasks
-        >>> five = ensemble(tasks.digits_mlp(width=16), optlab.adam(0.01), members=5, steps=50)
-        >>> report = five.report()
-        >>> bool(report.combined["probability"].error < report.members.error.mean())
-        True
+        Five networks, and what `print` writes:
+
+            five = ensemble(tasks.digits_mlp(), optlab.adam(0.003), members=5, steps=300)
+            print(five)
+
+            digits-mlp: 5 models (seed 0 to seed 4) on the split 'test'
+
+                                         error          NLL            Brier          ECE
+            members                      0.018 ± 0.005  0.056 ± 0.009  0.027 ± 0.007  0.017 ± 0.004
+            worst member                 0.0223         0.0657         0.0339         0.0223
+            probability mean             0.0139         0.0476         0.0206         0.0178
+            logit mean                   0.0139         0.0407         0.0188         0.0106
+            probability mean, T = 0.819  0.0139         0.0425         0.0192         0.0135
+            logit mean, T = 1.04         0.0139         0.0413         0.019          0.0125
 
     Reference:
         Lakshminarayanan, Pritzel, Blundell, NeurIPS (2017).
