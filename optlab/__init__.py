@@ -8,7 +8,7 @@ float64; `optlab.lab` has the tools to choose between them.
 from importlib import import_module
 from types import ModuleType
 
-from optlab import dialects, reference, rules, schedules
+from optlab import dialects, groups, reference, rules, schedules
 from optlab._describe import describe
 from optlab._inspect import hyperparams, replace_hyperparams
 from optlab._tree import global_norm
@@ -85,6 +85,7 @@ __all__ = [
     "dialects",
     "dynamic_loss_scale",
     "global_norm",
+    "groups",
     "hyperparams",
     "kahan_summation",
     "lamb",
