@@ -36,7 +36,7 @@ ROOMS = {
     "reference": [],
     "registry": ["optimizers", "transforms", "wrappers", "schedules", "reference"],
     "testing": ["registry", "_inspect"],
-    "lab": ["optimizers", "transforms", "schedules", "groups", "_inspect"],
+    "lab": ["optimizers", "transforms", "schedules", "groups", "_describe"],
     "plots": ["lab"],
     "_expressions": [],
     "cli": ["registry", "plots", "dialects", "_expressions"],

@@ -4,16 +4,19 @@ import argparse
 import inspect
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import optax
 
-from optlab import schedules, transforms
+from optlab import groups, schedules, transforms
+from optlab._describe import describe
 from optlab._expressions import evaluate
 from optlab._types import Schedule
 from optlab.cli._errors import UsageError, check_known, look_up, value_errors
+from optlab.cli._groups import add_groups, group_rules
 from optlab.cli._options import (
     Commands,
     add_batch_size,
@@ -44,6 +47,7 @@ from optlab.lab import (
     tensorboard,
     train,
 )
+from optlab.lab._grouping import params_of
 from optlab.lab._report import aligned, number
 from optlab.registry import BY_NAME
 
@@ -104,13 +108,14 @@ def add(commands: Commands) -> None:
     )
     add_out_folder(parser, "optlab-train", "history.json and history.png")
     add_json(parser)
+    add_groups(parser)
 
 
 def run(options: argparse.Namespace) -> None:
     """Train, print the scores and the diagnosis or the JSON, write the curves."""
     task = make_task(options.task, batch_size=options.batch_size)
     steps = options.steps or task.num_steps
-    optimizer = _optimizer(options)
+    optimizer = _optimizer(options, task)
     require("train", "matplotlib", "rich")
     check_writable_folder(options.out)
     terminal = sys.stderr.isatty()
@@ -131,14 +136,21 @@ def run(options: argparse.Namespace) -> None:
     _show(options, task, result)
 
 
-def _optimizer(options: argparse.Namespace) -> optax.GradientTransformation:
+def _optimizer(options: argparse.Namespace, task: Task) -> optax.GradientTransformation:
     row = look_up("optimizer", options.optimizer, BY_NAME)
     try:
         optimizer = row.make(_rate(options.rate), **_hyperparams(options, row.constructor))
     except (ValueError, OverflowError, RecursionError) as error:
         raise UsageError(str(error)) from error
     clipping = transforms.clip_by_global_norm(options.clip) if options.clip else None
-    return monitor(optimizer, clipping=clipping)
+    watched = partial(monitor, clipping=clipping)
+    rules = group_rules(options)
+    if rules is None:
+        return watched(optimizer)
+    with task_errors(options.task), value_errors():
+        tx = groups.partition(params_of(task), rules, optimizer=optimizer, around=watched)
+        log(str(describe(tx, params_of(task))))
+    return tx
 
 
 def _rate(text: str) -> float | Schedule:
