@@ -8,7 +8,7 @@ float64; `optlab.lab` has the tools to choose between them.
 from importlib import import_module
 from types import ModuleType
 
-from optlab import dialects, reference, rules, schedules
+from optlab import dialects, groups, reference, rules, schedules
 from optlab._describe import describe
 from optlab._inspect import hyperparams, replace_hyperparams
 from optlab._tree import global_norm
@@ -40,11 +40,18 @@ from optlab.optimizers import (
     soap,
 )
 from optlab.transforms import (
+    PowerEmaSnapshot,
     add_decayed_weights,
     averaged_params,
     clip_by_global_norm,
     clip_by_value,
+    params_average,
     params_ema,
+    params_lawa,
+    params_power_ema,
+    power_ema_snapshot,
+    reconstruct,
+    reconstruction_error,
     reduce_on_plateau,
     scale_by_learning_rate,
 )
@@ -72,6 +79,7 @@ def __getattr__(name: str) -> ModuleType:
 __version__ = "0.1.0"
 
 __all__ = [
+    "PowerEmaSnapshot",
     "accumulate",
     "adafactor",
     "adagrad",
@@ -85,6 +93,7 @@ __all__ = [
     "dialects",
     "dynamic_loss_scale",
     "global_norm",
+    "groups",
     "hyperparams",
     "kahan_summation",
     "lamb",
@@ -94,7 +103,13 @@ __all__ = [
     "loss_scale",
     "master_params",
     "muon",
+    "params_average",
     "params_ema",
+    "params_lawa",
+    "params_power_ema",
+    "power_ema_snapshot",
+    "reconstruct",
+    "reconstruction_error",
     "reduce_on_plateau",
     "reference",
     "replace_hyperparams",

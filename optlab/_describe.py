@@ -11,11 +11,12 @@ from optlab import _checks
 from optlab._tree import is_traced
 from optlab._types import Tree
 from optlab.rules._leaf import path_name, path_names
-from optlab.rules._recorder import Touch, recording
+from optlab.rules._recorder import Membership, Touch, recording
 from optlab.rules._roles import Axes
 from optlab.rules._state import RuleState
 
 _RATE, _DECAY = "scale_by_learning_rate", "add_decayed_weights"
+_BY_GROUP = "scale_by_group"
 
 
 class Treatment(NamedTuple):
@@ -30,6 +31,10 @@ class Treatment(NamedTuple):
         rates: the learning rates that multiply its update, numbers or schedules.
         decays: its decoupled weight decays, numbers or schedules.
         state_bytes: the bytes of state that it has.
+        group: its parameter group, of `optlab.groups.partition`; None where there are no groups, or
+            for a frozen parameter.
+        is_frozen: whether it is frozen.
+        start: the number of updates before which it is frozen.
     """
 
     path: str
@@ -39,6 +44,9 @@ class Treatment(NamedTuple):
     rates: tuple[Any, ...]
     decays: tuple[Any, ...]
     state_bytes: int
+    group: str | None = None
+    is_frozen: bool = False
+    start: int = 0
 
 
 class Description(tuple[Treatment, ...]):
@@ -48,20 +56,22 @@ class Description(tuple[Treatment, ...]):
 
     def __str__(self) -> str:
         """Return the table, one line for each parameter, and the bytes in all."""
-        rows = [("path", "shape", "rule", "axes", "rate", "decay", "state bytes")]
-        for one in self:
-            rows.append(
-                (
-                    one.path,
-                    str(one.shape),
-                    " + ".join(one.rules) or "-",
-                    "-" if one.axes is None else axes_text(one.axes),
-                    " × ".join(map(_number_text, one.rates)) or "-",
-                    " + ".join(map(_number_text, one.decays)) or "-",
-                    f"{one.state_bytes:,}",
-                )
-            )
-        rows.append(("in all", "", "", "", "", "", f"{sum(one.state_bytes for one in self):,}"))
+        columns = {
+            "path": [one.path for one in self],
+            "shape": [str(one.shape) for one in self],
+            "group": [one.group or "-" for one in self],
+            "rule": [" + ".join(one.rules) or "-" for one in self],
+            "axes": ["-" if one.axes is None else axes_text(one.axes) for one in self],
+            "rate": [" × ".join(map(_number_text, one.rates)) or "-" for one in self],
+            "decay": [" + ".join(map(_number_text, one.decays)) or "-" for one in self],
+            "frozen": [_frozen_text(one) for one in self],
+            "state bytes": [f"{one.state_bytes:,}" for one in self],
+        }
+        if not any(one.group or one.is_frozen for one in self):
+            del columns["group"], columns["frozen"]
+        rows = [tuple(columns), *zip(*columns.values(), strict=True)]
+        total = f"{sum(one.state_bytes for one in self):,}"
+        rows.append(("in all", *[""] * (len(columns) - 2), total))
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         return "\n".join(
             "  ".join(
@@ -80,7 +90,9 @@ def describe(tx: optax.GradientTransformation, params: Tree) -> Description:
     The table shows the rules that touch a parameter, which of its axes a rule on matrices takes for
     input → output (and for a batch, or split), its learning rate, its weight decay and the bytes of
     its state. Of a transformation that optlab did not lift, such as one of Optax's, it shows the
-    type of its state for the parameter; rate and decay are not known.
+    type of its state for the parameter; rate and decay are not known. Of `optlab.groups.partition`
+    it also shows the groups, and which parameters are frozen; slices of one array that belong to
+    different groups have lines of their own.
 
     Args:
         tx: any transformation: of optlab, of Optax, or a chain, a partition or a wrapper of both.
@@ -104,26 +116,48 @@ def describe(tx: optax.GradientTransformation, params: Tree) -> Description:
     if not callable(getattr(tx, "init", None)):
         required = "tx must be an optax.GradientTransformation"
         _checks.fail("describe", required, type(tx).__name__)
-    with recording() as touches:
+    with recording() as record:
         # JAX does not call a function again that it has traced; this one is new each time.
         state = jax.eval_shape(lambda params: tx.init(params), params)
     leaves = jax.tree_util.tree_leaves_with_path(params)
-    by_path = defaultdict(list)
-    for touch in touches:
-        by_path[touch.leaf.path].append(touch)
-    sizes, owners = _state_of(state, [path_names(path) for path, _ in leaves])
-    rows = []
+    touches, parts = defaultdict(list), defaultdict(list)
+    for touch in record.touches:
+        touches[touch.leaf.path].append(touch)
+    for membership in record.memberships:
+        parts[membership.array].append(membership)
+    members: list[tuple[tuple[str, ...], Membership | None]] = []
+    arrays = []
     for path, leaf in leaves:
-        name, names = path_name(path), path_names(path)
-        rows.append(_treatment(name, leaf, by_path[name], owners[names], sizes[names]))
-    return Description(rows)
+        names = path_names(path)
+        for own in parts[path_name(path)] or [None]:
+            part = "" if own is None else own.path.removeprefix(own.array)
+            members.append(((*names[:-1], *(name + part for name in names[-1:])), own))
+            arrays.append(leaf)
+    sizes, owners = _state_of(state, [names for names, _ in members])
+    return Description(
+        _treatment(
+            "/".join(names) or path_name(()),
+            own.shape if own else tuple(leaf.shape),
+            own,
+            touches["/".join(names) or path_name(())],
+            owners[names],
+            sizes[names],
+        )
+        for (names, own), leaf in zip(members, arrays, strict=True)
+    )
 
 
 def _treatment(
-    name: str, leaf: Any, touches: Sequence[Touch], owners: Sequence[str], state_bytes: int
+    name: str,
+    shape: tuple[int, ...],
+    membership: Membership | None,
+    touches: Sequence[Touch],
+    owners: Sequence[str],
+    state_bytes: int,
 ) -> Treatment:
     kinds = [(touch.rule.kind or touch.rule.who, touch) for touch in touches]
-    rules = [kind.removeprefix("scale_by_") for kind, _ in kinds if kind not in (_RATE, _DECAY)]
+    shown_elsewhere = (_RATE, _DECAY, _BY_GROUP)
+    rules = [kind.removeprefix("scale_by_") for kind, _ in kinds if kind not in shown_elsewhere]
     on_matrices = [
         touch
         for _, touch in kinds
@@ -131,12 +165,15 @@ def _treatment(
     ]
     return Treatment(
         name,
-        tuple(leaf.shape),
+        shape,
         (*rules, *owners),
         on_matrices[-1].leaf.axes if on_matrices else None,
-        _values(kinds, _RATE),
+        (*_values(kinds, _RATE), *_factors(kinds)),
         _values(kinds, _DECAY),
         state_bytes,
+        membership.group or None if membership else None,
+        bool(membership and not membership.group),
+        membership.start if membership else 0,
     )
 
 
@@ -206,7 +243,25 @@ def _joined(axes: Sequence[int]) -> str:
     return " ".join(map(str, axes)) or "-"
 
 
+def _frozen_text(one: Treatment) -> str:
+    if one.is_frozen:
+        return "yes"
+    return f"until {one.start}" if one.start else "-"
+
+
+def _factors(kinds: Sequence[tuple[str, Touch]]) -> tuple[Any, ...]:
+    """Return what the rates of the slices of an array are multiplied by, a factor for each."""
+    factors = [
+        touch.rule.static(touch.leaf)
+        for kind, touch in kinds
+        if kind == _BY_GROUP and touch.rule.static is not None
+    ]
+    return tuple(own for own in factors if own)
+
+
 def _number_text(value: Any) -> str:
+    if isinstance(value, tuple):
+        return f"({', '.join(map(_number_text, value))})"
     if is_traced(value):
         return "traced"
     if callable(value):

@@ -1,5 +1,6 @@
 """Hyperparameters seen from outside: read and replaced in any state, however deeply nested."""
 
+import re
 from collections import Counter
 from collections.abc import Hashable
 from functools import partial
@@ -147,19 +148,24 @@ def _entries(state: Any) -> list[_Entry]:
             values.append((group, declared.name, path, index, value, declared.domain, scheduled))
         for name, domain in node.readable:
             values.append((group, name, path, None, _array(getattr(node, name)), domain, False))
-    groups = {group for group, *_ in values if group} or {""}
-    names = Counter(name for _, name, *_ in values)
+    groups = {_whole_group(group) for group, *_ in values if group} or {""}
+    names = Counter(name for group, name, *_ in values if group == _whole_group(group))
     grouped = Counter((group, name) for group, name, *_ in values)
     numbered: Counter[tuple[str, str]] = Counter()
     entries = []
     for group, name, *rest in values:
         alone = len(groups) == 1 and names[name] == 1
-        key = name if alone or not group else f"{group}/{name}"
+        key = name if alone or not group else f"{_whole_group(group)}/{name}"
         if grouped[group, name] > 1:
             key += f"[{numbered[group, name]}]"
             numbered[group, name] += 1
         entries.append(_Entry(key, name, *rest))
     return entries
+
+
+def _whole_group(group: str) -> str:
+    """Return the name of the group, of which those that joined at an update are a part: "a@300"."""
+    return re.sub(r"@\d+", "", group)
 
 
 def _array(leaf: Any) -> Array:

@@ -31,11 +31,12 @@ ROOMS = {
     "transforms": ["rules"],
     "optimizers": ["rules"],
     "wrappers": ["rules"],
+    "groups": ["rules"],
     "dialects": ["optimizers", "transforms", "schedules", "_inspect"],
     "reference": [],
     "registry": ["optimizers", "transforms", "wrappers", "schedules", "reference"],
     "testing": ["registry", "_inspect"],
-    "lab": ["optimizers", "transforms", "schedules", "_inspect"],
+    "lab": ["optimizers", "transforms", "schedules", "groups", "_describe"],
     "plots": ["lab"],
     "_expressions": [],
     "cli": ["registry", "plots", "dialects", "_expressions"],
@@ -45,6 +46,7 @@ ROOMS = {
         "optimizers",
         "transforms",
         "wrappers",
+        "groups",
         "dialects",
         "schedules",
         "reference",
@@ -126,7 +128,7 @@ def test_everything_can_be_imported_without_the_extras():
 
 
 def test_exports_are_complete():
-    rooms = ("optimizers", "rules", "schedules", "testing", "transforms", "wrappers")
+    rooms = ("groups", "optimizers", "rules", "schedules", "testing", "transforms", "wrappers")
     for name in ("optlab", *(f"optlab.{room}" for room in rooms)):
         module = importlib.import_module(name)
         assert len(module.__all__) == len(set(module.__all__))
@@ -144,9 +146,10 @@ def test_exports_are_complete():
 def test_every_public_rule_has_a_row_and_every_row_is_public():
     kinds = (registry.OPTIMIZERS, registry.DIRECTIONS, registry.TRANSFORMATIONS, registry.WRAPPERS)
     rows = [row for rows in (*kinds, registry.PASSED_ON) for row in rows.values()]
-    rooms = {"dialects", "reference", "rules", "schedules"}
+    rooms = {"dialects", "groups", "reference", "rules", "schedules"}
     helpers = {"averaged_params", "describe", "global_norm", "hyperparams", "loss_scale"}
     helpers |= {"replace_hyperparams", "skip_counts"}
+    helpers |= {"PowerEmaSnapshot", "power_ema_snapshot", "reconstruct", "reconstruction_error"}
     names = {row.constructor.__name__ for row in rows}
     names |= {row.direction.__name__ for row in registry.PASSED_ON.values()}
     assert names == set(optlab.__all__) - helpers - rooms
@@ -157,7 +160,7 @@ def test_every_public_rule_has_a_row_and_every_row_is_public():
 
 
 def public_functions():
-    for owner in (optlab, optlab.schedules):
+    for owner in (optlab, optlab.groups, optlab.schedules):
         for name in owner.__all__:
             value = getattr(owner, name)
             if inspect.isfunction(value):
@@ -167,13 +170,16 @@ def public_functions():
 @pytest.mark.parametrize("function", list(public_functions()))
 def test_public_functions_document_every_argument(function):
     text = inspect.getdoc(function)
+    parameters = inspect.signature(function).parameters
+    assert text.splitlines()[0].endswith((".", ":"))
+    if not parameters:
+        return
     assert "Args:" in text
     reads_only = function in (optlab.global_norm, optlab.hyperparams)
     assert ("Returns:" if reads_only else "Raises:") in text
     described = text.split("Args:")[1].split("\n\n")[0]
-    for argument in inspect.signature(function).parameters:
-        assert f"    {argument}: " in described or f"    **{argument}: " in described
-    assert text.splitlines()[0].endswith((".", ":"))
+    for argument in parameters:
+        assert any(f"    {stars}{argument}: " in described for stars in ("", "*", "**"))
 
 
 @pytest.mark.parametrize("name", [m.name for m in pkgutil.iter_modules([str(ROOT / "optimizers")])])

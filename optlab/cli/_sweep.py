@@ -9,6 +9,7 @@ from pathlib import Path
 import optax
 
 from optlab.cli._errors import UsageError, check_known, look_up, value_errors
+from optlab.cli._groups import add_groups, group_rules
 from optlab.cli._options import (
     Commands,
     add_command,
@@ -120,6 +121,7 @@ def add(commands: Commands) -> None:
     )
     add_out_folder(parser, "optlab-sweep", "results.json, trials.csv and sweep.png")
     add_json(parser)
+    add_groups(parser)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -183,6 +185,7 @@ def _search(
             optimizer,
             space,
             trials=trials,
+            groups=group_rules(options),
             results=results,
             storage=storage,
             progress=terminal,

@@ -4,16 +4,19 @@ import argparse
 import inspect
 import sys
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import optax
 
-from optlab import schedules, transforms
+from optlab import groups, schedules, transforms
+from optlab._describe import describe
 from optlab._expressions import evaluate
 from optlab._types import Schedule
 from optlab.cli._errors import UsageError, check_known, look_up, value_errors
+from optlab.cli._groups import add_groups, group_rules
 from optlab.cli._many_weights import (
     add_many_weights,
     average_scores,
@@ -53,6 +56,7 @@ from optlab.lab import (
     tensorboard,
     train,
 )
+from optlab.lab._grouping import params_of
 from optlab.lab._report import aligned, number
 from optlab.registry import BY_NAME
 
@@ -115,6 +119,7 @@ def add(commands: Commands) -> None:
     files = "history.json and history.png, or ensemble.json and ensemble.png"
     add_out_folder(parser, "optlab-train", files)
     add_json(parser)
+    add_groups(parser)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -159,10 +164,17 @@ def _optimizer(options: argparse.Namespace, task: Task, steps: int) -> optax.Gra
     except (ValueError, OverflowError, RecursionError) as error:
         raise UsageError(str(error)) from error
     clipping = transforms.clip_by_global_norm(options.clip) if options.clip else None
+    around = partial(monitor, clipping=clipping)
     if options.ensemble or options.snapshots:  # nothing of single updates is shown
-        return optax.chain(clipping, optimizer) if clipping else optimizer
-    optimizer = monitor(optimizer, clipping=clipping)
-    return optax.chain(optimizer, average) if average else optimizer
+        around = partial(optax.chain, *([clipping] if clipping else []))
+    rules = group_rules(options)
+    if rules is None:
+        tx = around(optimizer)
+    else:
+        with task_errors(options.task), value_errors():
+            tx = groups.partition(params_of(task), rules, optimizer=optimizer, around=around)
+            log(str(describe(tx, params_of(task))))
+    return optax.chain(tx, average) if average else tx
 
 
 def _rate(text: str) -> float | Schedule:

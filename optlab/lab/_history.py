@@ -28,6 +28,7 @@ class History:
             metrics of the objective itself.
         learning_rate: (updates,) float, the rate of each update; with several parameter groups the
             largest one. None if it is unknown.
+        rates: group → (updates,) float, the rate of each parameter group; empty where there is one.
         monitored: name → (updates,) float, the values of `monitor` at each update, such as
             "gradient_norm" and "ratio/head"; empty without `monitor`.
         score: the metric by which the run is judged.
@@ -51,6 +52,7 @@ class History:
     train: Mapping[str, np.ndarray] = field(default_factory=dict)
     validation: Mapping[str, np.ndarray] = field(default_factory=dict)
     learning_rate: np.ndarray | None = None
+    rates: Mapping[str, np.ndarray] = field(default_factory=dict)
     monitored: Mapping[str, np.ndarray] = field(default_factory=dict)
     score: str = "loss"
     maximize: bool = False
@@ -60,14 +62,15 @@ class History:
         for name in ("loss", "steps", "learning_rate"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, np.asarray(getattr(self, name)))
-        for name in ("train", "validation", "monitored"):
+        for name in ("train", "validation", "rates", "monitored"):
             arrays = {key: np.asarray(value) for key, value in getattr(self, name).items()}
             object.__setattr__(self, name, arrays)
         if self.loss.ndim != 1:
             _checks.fail("History", "loss must be (updates,)", f"shape {self.loss.shape}")
         if self.steps.ndim != 1 or (np.diff(self.steps) <= 0).any():
             _checks.fail("History", "steps must be (evaluations,) and ascend", f"{self.steps}")
-        per_update = {"learning_rate": self.learning_rate, **_named("monitored", self.monitored)}
+        per_update = {"learning_rate": self.learning_rate, **_named("rates", self.rates)}
+        per_update |= _named("monitored", self.monitored)
         per_evaluation = {**_named("train", self.train), **_named("validation", self.validation)}
         _check_lengths(per_update, len(self.loss), "update")
         _check_lengths(per_evaluation, len(self.steps), "evaluation")

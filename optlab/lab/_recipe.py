@@ -13,7 +13,9 @@ import optax
 
 from optlab import _checks
 from optlab._types import Array
+from optlab.groups._assignment import Rules
 from optlab.lab import _loop
+from optlab.lab._grouping import grouped
 from optlab.lab._space import Categorical, Integer, Range
 from optlab.lab._task import Task
 
@@ -31,6 +33,7 @@ class Recipe:
         task: a task, or a function of some of the values that returns one.
         optimizer: a function of the other values that returns the optimizer.
         names: the names of all values.
+        groups: rules for groups of parameters; None for one group.
 
     Raises:
         ValueError: a name is accepted by neither function, or a required argument has no range.
@@ -39,6 +42,7 @@ class Recipe:
     task: Task | Callable[..., Task]
     optimizer: Callable[..., optax.GradientTransformation]
     names: Sequence[str]
+    groups: Rules | None = None
 
     def __post_init__(self):
         """Check that each value has a function that accepts it, and each argument a value."""
@@ -79,7 +83,8 @@ class Recipe:
         if not all(callable(getattr(optimizer, name, None)) for name in ("init", "update")):
             required = "optimizer must return an optax.GradientTransformation"
             _checks.fail(_WHO, required, repr(optimizer))
-        return self.make_task(values), optimizer
+        task = self.make_task(values)
+        return task, grouped(task, optimizer, self.groups)
 
     def make_task(self, values: Values) -> Task:
         """Return the task of one trial."""

@@ -19,8 +19,10 @@ import jax
 import optax
 
 from optlab import _checks
+from optlab.groups._assignment import Rules
 from optlab.lab._bayes import Bayes
 from optlab.lab._extras import needs_extra
+from optlab.lab._grouping import group_table
 from optlab.lab._recipe import Recipe, Values, name_of, traced_types
 from optlab.lab._search import check_search, grid, points
 from optlab.lab._space import Range, checked_space
@@ -53,6 +55,7 @@ def sweep(
     space: Mapping[str, Range],
     *,
     trials: int,
+    groups: Rules | None = None,
     search: str = "random",
     seed: int = 0,
     repeats: int = 1,
@@ -81,6 +84,8 @@ def sweep(
             traced numbers.
         space: name → `LogUniform`, `Uniform`, `Integer` or `Categorical`.
         trials: the number of trials, ≥ 1; for "grid" the largest number.
+        groups: rules for groups of parameters, as `optlab.groups.partition` takes them, with the
+            trial's optimizer; None for one group.
         search: "random"; "halton", which fills the space more evenly; "grid"; or "bayes", by
             Optuna, which learns from one batch of `lanes` trials to the next.
         seed: seed of the search and of the runs. A trial with a given number is the same in every
@@ -137,7 +142,7 @@ def sweep(
     _check_destinations(search, results, storage)
     _check_callbacks(callbacks)
     options = {"search": search, "trials": trials, "seed": seed, "repeats": repeats, "lanes": lanes}
-    plan = _checked_plan(task, optimizer, space, steps, eval_every, halving, **options)
+    plan = _checked_plan(task, optimizer, space, steps, eval_every, halving, groups, **options)
     memory = available_memory() if memory is None else _checked_memory(memory)
     with _progress_bar(progress, plan) as (on_updates, bar):
         runs = TrialRuns(
@@ -186,6 +191,7 @@ class _Plan:
     eval_every: int
     halving: int | None
     lanes: int
+    groups: str | None  # as a table, with the values in the middle of their ranges
 
     def about(self) -> dict[str, Any]:
         """Return the facts that identify this sweep; stored results must have the same ones."""
@@ -195,6 +201,8 @@ class _Plan:
         about["space"] = list(self.space)  # names in their order, which affects the values
         about |= {f"space[{name!r}]": values.to_json() for name, values in self.space.items()}
         about |= {name: getattr(self, name) for name in names}
+        if self.groups is not None:
+            about["groups"] = self.groups
         if self.search == "grid" or self.halving:
             about["trials"] = self.trials
         return about
@@ -317,6 +325,7 @@ def _checked_plan(
     steps: int | None,
     eval_every: int | None,
     halving: int | None,
+    groups: Rules | None,
     *,
     search: str,
     trials: int,
@@ -340,10 +349,11 @@ def _checked_plan(
     space = checked_space(_WHO, space)
     if search == "grid":
         trials = len(grid(_WHO, space, trials))
-    recipe = Recipe(task, optimizer, tuple(space))
+    recipe = Recipe(task, optimizer, tuple(space), groups)
     example = {name: values.at(0.5) for name, values in space.items()}
     first = recipe.make_task(example)
     check_task(_WHO, first)
+    table = None if groups is None else group_table(*recipe.make(example))
     steps = first.num_steps if steps is None else steps
     _checks.check_integer(_WHO, "steps", steps, 1)
     if eval_every is None:
@@ -364,6 +374,7 @@ def _checked_plan(
         eval_every=int(eval_every),
         halving=None if halving is None else int(halving),
         lanes=int(lanes),
+        groups=table,
     )
 
 

@@ -23,10 +23,12 @@ from jax import lax
 from optlab import _checks
 from optlab._inspect import arguments, hyperparams
 from optlab._types import Array, Tree
+from optlab.groups._assignment import Rules
 from optlab.lab import _loop
 from optlab.lab._checkpoints import Checkpoints
 from optlab.lab._early_stopping import EarlyStopping
 from optlab.lab._extras import needs_extra
+from optlab.lab._grouping import grouped
 from optlab.lab._history import History
 from optlab.lab._loop import Keys, TrainState
 from optlab.lab._monitor import monitored
@@ -94,6 +96,7 @@ def train(
     *,
     steps: int,
     key: Array,
+    groups: Rules | None = None,
     eval_every: int | None = None,
     early_stopping: EarlyStopping | None = None,
     callbacks: Sequence[Callable[[Evaluation], None]] = (),
@@ -112,6 +115,9 @@ def train(
             `History.monitored`.
         steps: updates, ≥ 1.
         key: the random key of the run, for the initialization, the batches and the noise.
+        groups: rules for groups of parameters, as `optlab.groups.partition` takes them, with `tx`
+            as the optimizer; None for one group. For what acts on all groups together, such as a
+            clip or a monitor, pass a partition as `tx`.
         eval_every: updates between evaluations, ≥ 1; None for the task's own number, or else a
             thirtieth of the run.
         early_stopping: updated with the task's score at each evaluation, including the one before
@@ -130,8 +136,8 @@ def train(
 
     Raises:
         ModuleNotFoundError: Orbax, for `checkpoints`, or rich, for `progress`, is not installed.
-        ValueError: an argument is out of its range, `task` is not a valid task, or the checkpoint
-            is damaged or belongs to another run.
+        ValueError: an argument is out of its range, `task` is not a valid task, the groups do not
+            fit its parameters, or the checkpoint is damaged or belongs to another run.
 
     Example:
         >>> import optlab
@@ -155,6 +161,7 @@ def train(
     # Python integers, because NumPy integers would compile the program a second time.
     steps, eval_every = int(steps), int(eval_every)
     began = time.perf_counter()
+    tx = grouped(task, tx, groups)
     loop = _Loop(task, tx, _loop.run_keys(key), min(eval_every, steps))
     about = partial(_about, task, key)
     with (
@@ -178,9 +185,9 @@ class _State(NamedTuple):
 class _Position(NamedTuple):
     """The position of a run: updates done, its state, and its curves by name.
 
-    The curves "loss", "learning_rate" and "monitored/…" have a number for each update; "steps",
-    "train/…" and "validation/…" have one for each evaluation. Before the first evaluation there are
-    no curves.
+    The curves "loss", "learning_rate", "rates/…" and "monitored/…" have a number for each update;
+    "steps", "train/…" and "validation/…" have one for each evaluation. Before the first evaluation
+    there are no curves.
     """
 
     step: int
@@ -239,6 +246,7 @@ class _Loop:
             train=_under("train", curves),
             validation=_under("validation", curves),
             learning_rate=curves.get("learning_rate"),
+            rates=_under("rates", curves),
             monitored=_under("monitored", curves),
             score=self._task.score,
             maximize=self._task.maximize,
@@ -332,24 +340,27 @@ def _advance(
 
 
 def _observe(opt_state: optax.OptState, loss: Array) -> dict[str, Array]:
-    """Return the record of an update: the loss before it, the rate, and the monitored values."""
+    """Return the record of an update: the loss before it, the rates, and the monitored values."""
     observed = {f"monitored/{name}": value for name, value in monitored(opt_state).items()}
     observed["loss"] = jnp.asarray(loss, float)
     rates = _learning_rates(opt_state)
     if rates:
-        observed["learning_rate"] = jnp.max(jnp.stack(rates))
+        observed["learning_rate"] = jnp.max(jnp.stack(list(rates.values())))
+    if len(rates) > 1:
+        observed |= {f"rates/{group}": rate for group, rate in rates.items()}
     return observed
 
 
-def _learning_rates(opt_state: optax.OptState) -> list[Array]:
+def _learning_rates(opt_state: optax.OptState) -> dict[str, Array]:
     """Return the rate of each parameter group, including the scale of `reduce_on_plateau`."""
     values_by_name = hyperparams(opt_state)
-    rates = []
+    rates = {}
     for name, rate in values_by_name.items():
         *group, own = name.split("/")
         if own == "learning_rate":
             scale = "/".join([*group, "scale"])
-            rates.append(rate * values_by_name.get(scale, values_by_name.get("scale", 1.0)))
+            factor = values_by_name.get(scale, values_by_name.get("scale", 1.0))
+            rates["/".join(group)] = rate * factor
     return rates
 
 

@@ -98,7 +98,8 @@ def _panels(history: History) -> Iterator[tuple[float, Any]]:
     if history.score != "loss" and history.score in {*history.train, *history.validation}:
         yield 1.8, partial(_draw_evaluations, history=history, metric=history.score)
     if history.learning_rate is not None:
-        yield 1.3, partial(_draw_rate, rates=history.learning_rate)
+        rates = _rates_by_group(history)
+        yield 1.3 if len(rates) == 1 else 1.8, partial(_draw_rates, rates=rates)
     if norms := _gradient_norms(history.monitored):
         yield 1.6, partial(_draw_norms, norms=norms)
     if ratios := _ratios(history.monitored):
@@ -165,9 +166,24 @@ def _of(history: History, metric: str) -> Mapping[str, np.ndarray]:
     return {split: values[metric] for split, values in splits.items() if metric in values}
 
 
-def _draw_rate(ax: "Axes", *, rates: np.ndarray) -> None:
-    ax.plot(*_thinned(rates), color=PALETTE[0], linewidth=1.6)
-    ax.set_ylim(bottom=0)
+def _rates_by_group(history: History) -> Mapping[str, np.ndarray]:
+    """Return the rate of each group, of groups with one rate together; of many only the largest."""
+    names: dict[bytes, list[str]] = {}
+    for name, values in history.rates.items():
+        names.setdefault(values.tobytes(), []).append(name)
+    if not 1 < len(names) <= MOST_GROUPS:
+        return {"": history.learning_rate}
+    return {", ".join(own): history.rates[own[0]] for own in names.values()}
+
+
+def _draw_rates(ax: "Axes", *, rates: Mapping[str, np.ndarray]) -> None:
+    """Draw the rate of each parameter group; one without a name has no label."""
+    for index, (name, values) in enumerate(rates.items()):
+        ax.plot(*_thinned(values), color=PALETTE[index], linewidth=1.6, label=name or None)
+    if len(rates) > 1 and spans_decades(np.concatenate(list(rates.values()))):
+        ax.set_yscale("log", nonpositive="mask")
+    else:
+        ax.set_ylim(bottom=0)
     ax.set_ylabel("learning rate")
 
 

@@ -10,7 +10,8 @@ at every update, so that a schedule is a different value at each update.
 - `_optimizers`: the directions `scale_by_…`, which are multiplied by −α, and the optimizers built
   on them.
 - `_preconditioned`: the same for rules on matrices.
-- `_transforms`: norms, clipping, weight decay, the average of the parameters.
+- `_transforms`: norms, clipping, weight decay, the moving average of the parameters.
+- `_averages`: the other averages of the parameters, by the weight of each.
 - `_schedules`: the rate, or the rate and momentum, as a function of the number of updates already
   made.
 
@@ -27,6 +28,7 @@ Example:
     1.9700
 """
 
+from ._averages import params_average, params_lawa, params_power_ema, power_ema_gamma
 from ._muon import muon, orthogonalized, scale_by_muon
 from ._optimizers import (
     adagrad,
@@ -58,6 +60,7 @@ from ._schedules import (
     polynomial,
     scale,
     step_decay,
+    swa_schedule,
     triangular,
     warmup,
     warmup_cosine,
@@ -91,8 +94,12 @@ __all__ = [
     "muon",
     "one_cycle",
     "orthogonalized",
+    "params_average",
     "params_ema",
+    "params_lawa",
+    "params_power_ema",
     "polynomial",
+    "power_ema_gamma",
     "rmsprop",
     "scale",
     "scale_by_adafactor",
@@ -110,6 +117,7 @@ __all__ = [
     "shampoo",
     "soap",
     "step_decay",
+    "swa_schedule",
     "triangular",
     "warmup",
     "warmup_cosine",

@@ -24,6 +24,9 @@
                       t > pT:  from peak to peak/final_div_factor, with x = (t − pT)/(T − pT)
                       both from a to b as b + ½(a − b)(1 + cos(πx)); at the same time momentum
                       goes from m_max to m_min, then back
+    SWA               cosine, linear:  from s(t₀) at t₀ to swa at t₀ + A, with x = (t − t₀)/A
+                      paper:   from s(t) at ½t₀ to swa at 0.9t₀, in a straight line
+                      cyclic:  from t₀ on peak + (swa − peak)·x, with x = ((t − t₀) mod c + 1)/c
     join              sᵢ(t − bᵢ), with bᵢ the last boundary ≤ t (i = 0, b₀ = 0 before the first)
     scale             factor·s(t)
     clamp             min(max(s(t), min), max)
@@ -31,7 +34,8 @@
 t is `step`, counted *before* the update: the first update uses step 0. init, peak, end, min and
 max are `init_value`, `peak_value` and so on; s is `schedule`; k is `decay_rate`; p is
 `peak_fraction`; (m_max, m_min) is `momentum`; W, S and h are `warmup_steps`, `stable_steps` and
-`half_cycle_steps`; D is wsd's `decay_steps`; T is `transition_steps`, `total_steps` or
+`half_cycle_steps`; t₀, A and c are `start_step`, `anneal_steps` and `cycle_steps`; D is wsd's
+`decay_steps`; T is `transition_steps`, `total_steps` or
 `decay_steps`, counted from step 0: with a warm-up it includes the warm-up, with restarts it is the
 length of the first cycle.
 
@@ -407,6 +411,47 @@ def one_cycle(
     done, left = _half_cosine(*_shares(step - peak_step, total_steps - peak_step))
     rate = left * peak_value + done * (peak_value / final_div_factor)
     return rate, left * lowest + done * highest
+
+
+def swa_schedule(
+    step,
+    *,
+    schedule,
+    swa_value,
+    start_step,
+    anneal_steps=None,
+    form="cosine",
+    cycle_steps=None,
+    peak_value=None,
+):
+    """Leave a schedule for a rate at which parameters are averaged.
+
+    Args:
+        step: updates already made, ≥ 0.
+        schedule: function of the step.
+        swa_value: the rate to go to.
+        start_step: t₀, in updates, ≥ 1.
+        anneal_steps: A, in updates, ≥ 1, of "cosine" and "linear".
+        form: "cosine", "linear", "paper" or "cyclic".
+        cycle_steps: c, in updates, ≥ 1, of "cyclic".
+        peak_value: what a cycle comes down from, of "cyclic".
+
+    Returns:
+        The value at this step, a float.
+    """
+    if form == "paper":
+        first, done = schedule(step), (step - start_step / 2) / (0.4 * start_step)
+        done = min(max(done, 0.0), 1.0)
+        return float((1 - done) * first + done * swa_value)
+    if step < start_step:
+        return float(schedule(step))
+    if form == "cyclic":
+        done = ((step - start_step) % cycle_steps + 1) / cycle_steps
+        return float((1 - done) * peak_value + done * swa_value)
+    done, left = _shares(step - start_step, anneal_steps)
+    if form == "cosine":
+        done, left = _half_cosine(done, left)
+    return float(left * schedule(start_step) + done * swa_value)
 
 
 # Compositions

@@ -4,7 +4,7 @@
     clip by norm    g ← g·min(1, c/‖g‖)
     clip by value   gᵢ ← min(max(gᵢ, −c), c)
     decay           u ← u + λθ
-    average         θ̄ ← aθ̄ + (1−a)θ, with a = decay, or a = min(decay, 1 − t^(−κ))
+    average         θ̄ ← aθ̄ + (1−a)θ, with a = decay, or a = min(decay, w(t)) with a warm-up w(t)
 
 c is `max_norm` or `max_abs`, λ is `weight_decay`, θ is `p` or, after the update, `new_p`, θ̄ is
 `average`, κ is `warmup_power`.
@@ -13,9 +13,10 @@ Conventions chosen:
 - Clipping by norm multiplies every array by one number and so keeps the direction. A norm of 0,
   or one that does not exceed c, changes nothing.
 - λθ is the gradient of λ/2‖θ‖².
-- θ̄ starts as a copy of the initial parameters. With the warm-up, a is 0 at t = 1, so that θ̄ is
-  then θ itself and the initial parameters leave no trace. With κ = 1 and decay = 1, θ̄ is the plain
-  mean of all θ (Polyak, Juditsky); with decay < 1, that mean until 1 − 1/t reaches the decay.
+- θ̄ starts as a copy of the initial parameters. The warm-up w(t) = 1 − t^(−κ) is 0 at t = 1, so
+  that θ̄ is then θ itself and the initial parameters leave no trace. With κ = 1 and decay = 1, θ̄ is
+  the plain mean of all θ (Polyak, Juditsky); with decay < 1, that mean until 1 − 1/t reaches the
+  decay. κ = 2/3 is timm's. diffusers' is w(1) = 0 and then (1 + s)/(10 + s) with s = t − 1.
 
 References: Pascanu, Mikolov, Bengio, ICML (2013), clipping by norm. Loshchilov, Hutter, ICLR
 (2019), decoupled decay. Polyak, Juditsky, SIAM J. Control Optim. 30 (1992), averaging.
@@ -94,22 +95,32 @@ def add_decayed_weights(u, p, *, weight_decay):
     return _float64(u) + weight_decay * _float64(p)
 
 
-def params_ema(new_p, average, t, *, decay, warmup_power=None):
+def params_ema(new_p, average, t, *, decay, warmup_power=None, warmup=None):
     """Average the parameters after every update: θ̄ ← aθ̄ + (1−a)θ.
 
-    a = decay, or with a warm-up a = min(decay, 1 − t^(−κ)).
+    a = decay, or with a warm-up a = min(decay, w(t)).
 
     Args:
         new_p: parameter θ after update t, any shape.
         average: θ̄ so far; before the first update the initial parameter.
         t: number of this update, from 1; used only by the warm-up.
         decay: largest a, in [0, 1].
-        warmup_power: κ, > 0; None for no warm-up.
+        warmup_power: κ, > 0, for w(t) = 1 − t^(−κ).
+        warmup: "timm", "diffusers" or w itself, a function of t; neither for no warm-up.
 
     Returns:
         The new average, an array of the parameter's shape.
     """
-    a = decay if warmup_power is None else min(decay, 1 - float(t) ** -warmup_power)
+    bound, s = math.inf, t - 1
+    if warmup_power is not None:
+        bound = 1 - float(t) ** -warmup_power
+    elif warmup == "timm":
+        bound = 1 - (1 + s) ** (-2 / 3)
+    elif warmup == "diffusers":
+        bound = (1 + s) / (10 + s) if s else 0.0
+    elif warmup is not None:
+        bound = float(warmup(t))
+    a = min(decay, bound)
     return a * _float64(average) + (1 - a) * _float64(new_p)
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
 from optlab import reference, schedules
 from optlab.registry._row import NONNEGATIVE, STEPS, ScheduleRow, bad
@@ -20,6 +21,11 @@ _ONE_CYCLE = (
         "momentum": (0.9, 0.8),
     },
 )
+
+
+def _swa(step: int, schedule: Any, **options: Any) -> float:
+    return reference.swa_schedule(step, schedule=_INNER_REFERENCE, **options)
+
 
 SCHEDULES: Mapping[str, ScheduleRow] = {
     row.name: row
@@ -294,6 +300,85 @@ SCHEDULES: Mapping[str, ScheduleRow] = {
                     "momentum must be a pair (m_max, m_min), got momentum=0.9",
                 ),
             ),
+        ),
+        ScheduleRow(
+            name="swa_schedule",
+            summary="another schedule, then over A updates to a rate for averages, and there",
+            constructor=schedules.swa_schedule,
+            reference=_swa,
+            samples=(
+                {"schedule": _INNER, "swa_value": 0.2, "start_step": 8, "anneal_steps": 5},
+                {
+                    "schedule": _INNER,
+                    "swa_value": 0.2,
+                    "start_step": 8,
+                    "anneal_steps": 5,
+                    "form": "linear",
+                },
+            ),
+            errors=(
+                bad("start_step", 0, STEPS, schedule=_INNER, swa_value=0.2, anneal_steps=5),
+                bad("anneal_steps", 0, STEPS, schedule=_INNER, swa_value=0.2, start_step=8),
+                (
+                    {"schedule": _INNER, "swa_value": 0.2, "start_step": 8, "form": "sine"},
+                    "form must be one of cosine, linear, paper, cyclic, got form='sine'",
+                ),
+                (
+                    {"schedule": _INNER, "swa_value": 0.2, "start_step": 8},
+                    "anneal_steps must be given for the form cosine, got anneal_steps=None",
+                ),
+            ),
+        ),
+        ScheduleRow(
+            name="swa_schedule.paper",
+            summary="the same, in a straight line from half the start of the average to 90% of it",
+            constructor=schedules.swa_schedule,
+            reference=_swa,
+            samples=(
+                {"schedule": _INNER, "swa_value": 0.2, "start_step": 161, "form": "paper"},
+                {"schedule": _INNER, "swa_value": 0.05, "start_step": 15, "form": "paper"},
+            ),
+            errors=(
+                (
+                    {
+                        "schedule": _INNER,
+                        "swa_value": 0.2,
+                        "start_step": 8,
+                        "anneal_steps": 5,
+                        "form": "paper",
+                    },
+                    "anneal_steps must be left out of the form paper, got anneal_steps=5",
+                ),
+            ),
+        ),
+        ScheduleRow(
+            name="swa_schedule.cyclic",
+            summary="the same, again and again in a straight line down to that rate",
+            constructor=schedules.swa_schedule,
+            reference=_swa,
+            samples=(
+                {
+                    "schedule": _INNER,
+                    "swa_value": 0.1,
+                    "start_step": 8,
+                    "form": "cyclic",
+                    "cycle_steps": 3,
+                    "peak_value": 0.4,
+                },
+            ),
+            errors=(
+                bad(
+                    "cycle_steps",
+                    0,
+                    STEPS,
+                    schedule=_INNER,
+                    swa_value=0.2,
+                    start_step=8,
+                    form="cyclic",
+                    peak_value=1.0,
+                ),
+            ),
+            endless=True,
         ),
         ScheduleRow(
             name="join",

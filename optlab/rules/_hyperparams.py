@@ -19,6 +19,7 @@ A rule receives a decay rate β as a `Decay`, which holds what float32 would los
 import math
 from collections import namedtuple
 from collections.abc import Mapping
+from functools import cache
 from typing import Any, NamedTuple
 
 import jax
@@ -131,7 +132,7 @@ class Hyperparams:
             )
             for name, parameter in parameters.items()
         }
-        self._in_force = namedtuple("Hyperparams", self.parameters)
+        self._in_force = named_tuple("Hyperparams", tuple(self.parameters))
 
     @property
     def declarations(self) -> tuple[Declaration, ...]:
@@ -152,12 +153,15 @@ class Hyperparams:
         zeros = [jnp.zeros((), float_dtype())] * (2 * sum(products))
         return jnp.stack([*values, *arguments, *zeros])
 
-    def step(self, count: Array, stored: Array | None) -> tuple[Any, Array | None]:
+    def step(
+        self, count: Array, stored: Array | None, joined: Array | int = 0
+    ) -> tuple[Any, Array | None]:
         """Settle the values of one update.
 
         Args:
-            count: () int32; the updates made before this one.
+            count: () int32; the updates that these leaves have had before this one.
             stored: the array in the state; None where the rule has no hyperparameters.
+            joined: () int32; the updates made before these leaves joined, which schedules count.
 
         Returns:
             The hyperparameters as the rule sees them (a NamedTuple in the order of declaration),
@@ -172,7 +176,7 @@ class Hyperparams:
         for index, (name, parameter) in enumerate(self.parameters.items()):
             argument = self._argument(name)
             if callable(parameter.value):
-                value = self._scheduled(name, count)
+                value = self._scheduled(name, count + joined)
             else:
                 # The state is read only where its value was replaced. Elsewhere the argument
                 # itself is used, so that derivatives with respect to it flow.
@@ -215,6 +219,12 @@ class Hyperparams:
         what = f"the value of {name}'s schedule"
         value = _checks.check_number(self.who, what, value, _checks.ANY)
         return jnp.array(value, float_dtype(), copy=True)
+
+
+@cache
+def named_tuple(name: str, fields: tuple[str, ...]) -> Any:
+    """Return the type of a NamedTuple; the same arguments give the same type."""
+    return namedtuple(name, fields)
 
 
 def float_dtype() -> jnp.dtype:

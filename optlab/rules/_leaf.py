@@ -1,5 +1,6 @@
 """What is known of a leaf besides its numbers: its path, and which of its axes are a matrix."""
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -129,8 +130,24 @@ def path_name(path: Any) -> str:
 
 
 def path_names(path: Any) -> tuple[str, ...]:
-    """Return the names on a path, the same for a dictionary, a dataclass and an `nnx.State`."""
+    """Return the names on a path, the same for a dictionary, a dataclass and an `nnx.State`.
+
+    Slices of a stacked array stand in a dictionary with keys such as "[0:4]", which ends the name
+    of the array.
+    """
     names = tuple(jax.tree_util.keystr((key,), simple=True) for key in path)
+    part = names[-1] if path and isinstance(path[-1], jax.tree_util.DictKey) else ""
+    if _PART.fullmatch(part):
+        *above, own = path_names(path[:-1]) or ("",)
+        return (*above, own + part)
     if path and isinstance(path[-1], jax.tree_util.GetAttrKey) and names[-1] == "value":
         return names[:-1]
     return names
+
+
+_PART = re.compile(r"\[\d+:\d+\]")
+
+
+def without_part(path: str) -> str:
+    """Return the path of the array of which this is the path of a slice, or the path itself."""
+    return re.sub(_PART.pattern + "$", "", path)

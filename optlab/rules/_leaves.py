@@ -12,6 +12,7 @@ from optlab import _checks
 from optlab._tree import aligned, as_array, is_none, is_traced, leaves_of
 from optlab._types import Mask, Tree
 from optlab.rules._leaf import path_names
+from optlab.rules._patterns import sees_a_part
 
 _REMEDY = "call init with the parameters that the gradients are taken of"
 
@@ -146,7 +147,7 @@ class Leaves:
                 self._fail_mask(mask)
             used.add(heads[0])
             flags.append(by_name[heads[0]])
-        if used != set(by_name):
+        if used != set(by_name) and not sees_a_part():
             self._fail_mask(mask)
         return flags
 

@@ -15,7 +15,7 @@ Conventions of every lifted transformation:
 """
 
 import contextlib
-from collections import defaultdict, namedtuple
+from collections import defaultdict
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, partial
@@ -30,6 +30,7 @@ from optlab import _checks
 from optlab._tree import as_array, compute_dtype, is_none, is_traced, update_dtype
 from optlab._types import Array, DTypeLike, Tree
 from optlab.rules._arithmetic import narrowed, round_to
+from optlab.rules._hyperparams import named_tuple
 from optlab.rules._leaf import AxesChoice, leaf_facts, path_name
 from optlab.rules._leaves import (
     Leaves,
@@ -41,11 +42,23 @@ from optlab.rules._leaves import (
 )
 from optlab.rules._patterns import AxesByPattern, check_all_match
 from optlab.rules._recorder import record
-from optlab.rules._rule import Rule, Slot, joined
+from optlab.rules._rule import JOINED, Rule, Slot, complex_of
 from optlab.rules._state import RuleState
 
 StaticOf = Callable[[int], tuple[Hashable, ...]]
 """What a rule knows of a leaf besides its arrays, by the leaf's index."""
+
+
+class Lifted(optax.GradientTransformationExtraArgs):
+    """A transformation that `lift` made, which knows its rules.
+
+    Attributes:
+        rules: the rules, in order.
+        runners: what runs them on one leaf.
+    """
+
+    rules: tuple[Rule, ...] = ()
+    runners: Any = None
 
 
 def lift(*rules: Rule, axes: AxesChoice | None = None) -> optax.GradientTransformationExtraArgs:
@@ -66,20 +79,31 @@ def lift(*rules: Rule, axes: AxesChoice | None = None) -> optax.GradientTransfor
         ValueError: at init, a slot cannot be made, or `leaf` returns something else than an update
             and slots of the shapes and types that it received.
     """
-    who = _name_of(rules)
+    _name_of(rules)
     if axes is not None:
         rules = tuple(replace(rule, axes=axes) for rule in rules)
-    counting = next((i for i, rule in enumerate(rules) if rule.counter == "count"), 0)
-    types = [rule.state_type(counts=i == counting) for i, rule in enumerate(rules)]
+    return lifted(rules)
+
+
+def lifted(rules: tuple[Rule, ...], joins: bool = False, like: "Lifted | None" = None) -> Lifted:
+    """Make one transformation of rules that act one after the other.
+
+    Args:
+        rules: at least one.
+        joins: whether the state holds how many updates were made before its leaves joined. The
+            schedules of hyperparameters count these; everything else, such as the correction of a
+            bias, counts the updates of the leaves themselves.
+        like: a transformation that may have the same arithmetic, with other numbers.
+    """
+    who = _name_of(rules)
+    counting = counting_rule(rules)
+    types = [rule.state_type(i == counting, joins) for i, rule in enumerate(rules)]
     counter = rules[counting].counter
     segments = _segments(rules)
     needs_params = any(rule.needs_params for rule in rules)
     has_slots = any(rule.slots for rule in rules)
 
-    def run(numbers: tuple[int, ...], *args: Any) -> tuple[Array, list[Any]]:
-        return _run_leaf([rules[number] for number in numbers], *args)
-
-    outlined = jax.jit(run, static_argnums=(0, 1, 2))  # traced once for each shape
+    run, outlined = runners = _runners(rules, like)
 
     def init(params: Tree) -> Any:
         leaves = Leaves(who, "parameters", params)
@@ -100,8 +124,7 @@ def lift(*rules: Rule, axes: AxesChoice | None = None) -> optax.GradientTransfor
             values |= {name: make() for name, make in rule.fields.items()}
             if rule.hyperparams:
                 values["hyperparams"] = rule.settled.init()
-            if counter in state._fields:
-                values[counter] = jnp.zeros((), jnp.int32)
+            values |= {name: jnp.zeros((), jnp.int32) for name in _counts(state, counter)}
             states.append(state(**values))
         record(rules, leaves, touched_by)
         return tuple(states) if len(rules) > 1 else states[0]
@@ -125,10 +148,11 @@ def lift(*rules: Rule, axes: AxesChoice | None = None) -> optax.GradientTransfor
             state = _from_empty(rules[0], types[0], init)
         states = _states_of(who, types, state)
         count = getattr(states[counting], counter)
+        joined = getattr(states[counting], JOINED) if joins else 0
         next_count = jnp.asarray(optax.safe_increment(count))
         in_force: dict[str, Any] = {}
         steps = [
-            _Step(rule, own, count, leaves, params, parameters, in_force)
+            _Step(rule, own, count, joined, leaves, params, parameters, in_force)
             for rule, own in zip(rules, states, strict=True)
         ]
         traced = any(is_traced(leaf) for leaf in leaves.arrays)
@@ -181,7 +205,46 @@ def lift(*rules: Rule, axes: AxesChoice | None = None) -> optax.GradientTransfor
         new_state = states if len(rules) > 1 else states[0]
         return leaves.structure.unflatten(new), passed if is_empty else new_state
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    transformation = Lifted(init, update)
+    transformation.rules, transformation.runners = rules, runners
+    return transformation
+
+
+def counting_rule(rules: Sequence[Rule]) -> int:
+    """Return the number of the rule whose state counts the updates."""
+    return next((i for i, rule in enumerate(rules) if rule.counter == "count"), 0)
+
+
+def _counts(state: Any, counter: str) -> list[str]:
+    """Return the fields of a state that count updates."""
+    return [name for name in (counter, JOINED) if name in state._fields]
+
+
+_runs: dict[Hashable, tuple[Callable[..., Any], Callable[..., Any]]] = {}
+"""What runs a leaf, by the arithmetic of the rules."""
+
+
+def _runners(
+    rules: tuple[Rule, ...], like: Lifted | None
+) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """Return what runs the rules on one leaf, as it is and as a function that JAX traces apart.
+
+    The latter is traced once for each shape, and shared by all transformations that differ in the
+    numbers of their hyperparameters alone, such as those of parameter groups.
+    """
+    if like is not None and [rule.leaf for rule in like.rules] == [rule.leaf for rule in rules]:
+        return like.runners
+    key = tuple((_identity(rule.leaf), rule.who, rule.complex, rule.after_update) for rule in rules)
+    if all(identity for identity, *_ in key) and key in _runs:
+        return _runs[key]
+
+    def run(numbers: tuple[int, ...], *args: Any) -> tuple[Array, list[Any]]:
+        return _run_leaf([rules[number] for number in numbers], *args)
+
+    runners = run, jax.jit(run, static_argnums=(0, 1, 2))
+    if all(identity for identity, *_ in key) and len(_runs) < 1000:
+        _runs[key] = runners
+    return runners
 
 
 def _name_of(rules: Sequence[Rule]) -> str:
@@ -478,6 +541,7 @@ class _Step:
         rule: Rule,
         state: Any,
         count: Array,
+        joined: Array | int,
         leaves: Leaves,
         params: Tree | None,
         parameters: Sequence[Any],
@@ -485,7 +549,7 @@ class _Step:
     ):
         self._arrays = leaves.arrays if params is None else parameters
         self.static = _static(rule, leaves, self._arrays, params)
-        in_force, stored = rule.settled.step(count, getattr(state, "hyperparams", None))
+        in_force, stored = rule.settled.step(count, getattr(state, "hyperparams", None), joined)
         before |= in_force._asdict()
         if rule.reads:
             for name in rule.reads:
@@ -499,7 +563,7 @@ class _Step:
                     )
             names = (*in_force._fields, *rule.reads)
             read = (before[name] for name in rule.reads)
-            in_force = namedtuple("Hyperparams", names)(*in_force, *read)
+            in_force = named_tuple("Hyperparams", names)(*in_force, *read)
         self._rule, self._leaves, self._in_force = rule, leaves, in_force
         self._state = state if stored is None else state._replace(hyperparams=stored)
         self._touched = _touched(rule, leaves, params, self._arrays)
@@ -701,7 +765,7 @@ def _run_leaf(
         return update, new_slots
 
     if _is_complex(gradient) and all(rule.complex != "whole" for rule in rules):
-        update, new_slots = jax.tree.map(joined, run(jnp.real), run(jnp.imag))
+        update, new_slots = jax.tree.map(complex_of, run(jnp.real), run(jnp.imag))
     else:
         update, new_slots = run(lambda x: x)
     new_slots = jax.tree.map(lambda new, old: narrowed(new, old.dtype), new_slots, list(slots))

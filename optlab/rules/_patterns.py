@@ -7,7 +7,9 @@ Linen or Equinox model, or the keys of any tree, joined by "/".
 
 import difflib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -15,7 +17,7 @@ import jax
 
 from optlab import _checks
 from optlab._types import Tree
-from optlab.rules._leaf import AxesChoice, AxesOf, path_name
+from optlab.rules._leaf import AxesChoice, AxesOf, path_name, without_part
 from optlab.rules._roles import Axes
 
 
@@ -26,7 +28,7 @@ def _compiled(pattern: str) -> re.Pattern[str]:
 
 def matches(pattern: str, path: str) -> bool:
     """Whether a pattern matches whole names, one after the other, anywhere on a path."""
-    return _compiled(pattern).search(path) is not None
+    return _compiled(pattern).search(without_part(path)) is not None
 
 
 def check_patterns(who: str, patterns: Sequence[str]) -> tuple[str, ...]:
@@ -43,8 +45,30 @@ def check_patterns(who: str, patterns: Sequence[str]) -> tuple[str, ...]:
     return tuple(patterns)
 
 
+_all_paths: ContextVar[Sequence[str] | None] = ContextVar("all paths", default=None)
+
+
+@contextmanager
+def part_of(paths: Sequence[str]) -> Iterator[None]:
+    """Let patterns and masks be those of a larger tree, whose paths these are.
+
+    A transformation may see only a group of the parameters, in which a pattern matches nothing.
+    """
+    token = _all_paths.set(paths)
+    try:
+        yield
+    finally:
+        _all_paths.reset(token)
+
+
+def sees_a_part() -> bool:
+    """Whether a transformation sees only some of the parameters that its patterns are meant for."""
+    return _all_paths.get() is not None
+
+
 def check_all_match(who: str, patterns: Sequence[str], paths: Sequence[str]) -> None:
     """Require that each pattern matches a path, so that a slip of the pen is not silent."""
+    paths = _all_paths.get() or paths
     for pattern in patterns:
         if paths and not any(matches(pattern, path) for path in paths):
             names = sorted({name for path in paths for name in (path, *path.split("/"))})

@@ -26,29 +26,60 @@ class Touch(NamedTuple):
     leaf: Leaf
 
 
-_touches: ContextVar[list[Touch] | None] = ContextVar("touches", default=None)
+class Membership(NamedTuple):
+    """The group that a parameter, or some slices of it, belongs to.
+
+    Attributes:
+        array: the path of the parameter.
+        path: the same, and behind it the slices.
+        shape: that of the slices.
+        group: the name of the group; "" for frozen ones.
+        start: the number of updates before which it is frozen.
+    """
+
+    array: str
+    path: str
+    shape: tuple[int, ...]
+    group: str
+    start: int
+
+
+class Record(NamedTuple):
+    """What transformations said of themselves."""
+
+    touches: list[Touch]
+    memberships: list[Membership]
+
+
+_record: ContextVar[Record | None] = ContextVar("record", default=None)
 
 
 @contextmanager
-def recording() -> Iterator[list[Touch]]:
-    """Collect which rules touch which leaves, as their `init` is called."""
-    touches: list[Touch] = []
-    token = _touches.set(touches)
+def recording() -> Iterator[Record]:
+    """Collect which rules touch which leaves, and their groups, as `init` is called."""
+    record = Record([], [])
+    token = _record.set(record)
     try:
-        yield touches
+        yield record
     finally:
-        _touches.reset(token)
+        _record.reset(token)
+
+
+def record_memberships(memberships: Sequence[Membership]) -> None:
+    """Note the groups of parameters, if anybody records."""
+    if own := _record.get():
+        own.memberships.extend(memberships)
 
 
 def record(rules: Sequence[Rule], leaves: Leaves, touched_by: Sequence[Sequence[bool]]) -> None:
     """Note the leaves that each rule touches, if anybody records."""
-    touches = _touches.get()
-    if touches is None:
+    own = _record.get()
+    if own is None:
         return
     for rule, touched in zip(rules, touched_by, strict=True):
         for index in leaves.present:
             if touched[index]:
                 array = leaves.arrays[index]
-                touches.append(
+                own.touches.append(
                     Touch(rule, leaf_facts(rule.who, leaves.paths[index], array, rule.axes_of))
                 )

@@ -198,15 +198,31 @@ def _is_head(words: list[list[str]]) -> bool:
     )
 
 
-def _batch_axes(modules: list[str], words: list[list[str]]) -> int:
-    """Return how many leading axes count layers or experts, by the names."""
-    lead = 0
+def stacks_layers(path: str) -> bool:
+    """Whether the first axis of an array counts layers, by the names on its path."""
+    modules = path.split("/")[:-1]
+    return _is_stack(modules, [_words(module) for module in modules])
+
+
+def is_norm_path(path: str) -> bool:
+    """Whether a norm owns an array, by the names on its path."""
+    return any(_is_norm(_words(name)) for name in path.split("/"))
+
+
+def _is_stack(modules: list[str], words: list[list[str]]) -> bool:
+    """Whether a leading axis counts layers, by the names of the modules."""
     for place, (module, own) in enumerate(zip(modules, words, strict=True)):
         follows = modules[place + 1] if place + 1 < len(modules) else ""
         numbered = module[-1:].isdigit() or follows.isdigit()
         is_scan = bool({"scan", "scanned", "stacked"} & {*own})
-        lead += bool(_STACKS & {*own}) and (is_scan or not numbered)
-    return min(lead, 1) + any(_EXPERTS & {*own} for own in words)
+        if _STACKS & {*own} and (is_scan or not numbered):
+            return True
+    return False
+
+
+def _batch_axes(modules: list[str], words: list[list[str]]) -> int:
+    """Return how many leading axes count layers or experts, by the names."""
+    return _is_stack(modules, words) + any(_EXPERTS & {*own} for own in words)
 
 
 def _last_out(shape: tuple[int, ...], lead: int) -> Axes:

@@ -13,7 +13,7 @@ import optax
 from optlab import _checks
 from optlab._tree import compute_dtype
 from optlab._types import Array, ArrayLike, DTypeLike, Mask
-from optlab.rules._hyperparams import Hyperparams, Parameter
+from optlab.rules._hyperparams import Hyperparams, Parameter, named_tuple
 from optlab.rules._leaf import AxesChoice, AxesOf, Leaf
 from optlab.rules._patterns import axes_of
 from optlab.rules._state import RuleState, state_type
@@ -21,7 +21,10 @@ from optlab.rules._state import RuleState, state_type
 InitSlot = Callable[..., Any]
 """Makes a slot of one leaf: (parameter) → array, tree of arrays or None; see `Rule.slots`."""
 
-RESERVED = ("count", "step", "hyperparams", *RuleState.__annotations__)
+JOINED = "joined"
+"""The field of a state for the number of updates made before its leaves joined."""
+
+RESERVED = ("count", "step", "hyperparams", JOINED, *RuleState.__annotations__)
 """The attributes of a state that a rule cannot name itself."""
 
 
@@ -166,7 +169,7 @@ class Rule:
                     "rename one of them",
                 )
         object.__setattr__(self, "settled", Hyperparams(self.who, self.hyperparams))
-        object.__setattr__(self, "slot_type", namedtuple("Slots", self.slots))
+        object.__setattr__(self, "slot_type", named_tuple("Slots", tuple(self.slots)))
 
     def _check_kinds(self) -> None:
         """Require of each attribute what it must be."""
@@ -201,11 +204,15 @@ class Rule:
                 required = f"{what} must be one of {', '.join(map(repr, choices))}"
                 _checks.fail(self.who, required, f"{what}={own!r}")
 
-    def state_type(self, counts: bool) -> type:
-        """Return the type of the rule's state, with its counter where it is the one that counts."""
+    def state_type(self, counts: bool, joins: bool = False) -> type:
+        """Return the type of the rule's state, with its counter where it is the one that counts.
+
+        With `joins` it also holds how many updates were made before its leaves joined.
+        """
         fields = [*self.slots, *self.fields]
         if counts:
             fields.insert(0, self.counter)
+            fields += [JOINED] * joins
         if self.hyperparams:
             fields.append("hyperparams")
         return state_type(
@@ -221,7 +228,7 @@ class Rule:
         if not jnp.issubdtype(param.dtype, jnp.complexfloating) or self.complex == "whole":
             return start(param, *static)
         return jax.tree.map(
-            joined,
+            complex_of,
             start(_part(param, jnp.real), *static),
             start(_part(param, jnp.imag), *static),
         )
@@ -275,7 +282,7 @@ def _is_field_name(name: Any) -> bool:
     )
 
 
-def joined(real: Array, imaginary: Array) -> Array:
+def complex_of(real: Array, imaginary: Array) -> Array:
     """Return a complex array of its parts; those of half precision become single."""
     dtype = compute_dtype(real.dtype)
     return jax.lax.complex(real.astype(dtype), imaginary.astype(dtype))

@@ -17,6 +17,7 @@ from optlab.schedules._decay import (
     polynomial,
     step_decay,
 )
+from optlab.schedules._swa import swa_schedule
 from optlab.schedules._warmup import warmup, warmup_cosine, wsd
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "polynomial",
     "scale",
     "step_decay",
+    "swa_schedule",
     "triangular",
     "warmup",
     "warmup_cosine",

@@ -117,6 +117,11 @@ def test_every_schedule_can_be_read_back_from_its_repr(name):
         "warmup": ["warmup(cosine(0.1, 10), 5)"],
         "join": ["join([constant(0.1), cosine(0.1, 10)], [5])"],
         "scale": ["scale(constant(0.1), -2)"],
+        "swa_schedule": [
+            "swa_schedule(cosine(0.1, 10), 0.05, 5, 3)",
+            "swa_schedule(constant(0.1), 0.05, 5, form='paper')",
+            "swa_schedule(constant(0.1), 0.05, 5, form='cyclic', cycle_steps=3, peak_value=0.1)",
+        ],
         "clamp": ["clamp(constant(0.1), 0, 1)"],
         "multistep": ["multistep(0.1, 0.5, [3, 4])"],
         "triangular": ["triangular(0, 0.1, 10, form='halving')"],

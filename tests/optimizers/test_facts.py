@@ -357,7 +357,7 @@ def test_averaged_params_survive_donation_and_fill_what_no_average_covers():
     state = tx.init(params)
     with pytest.raises(ValueError, match="one average of each parameter, got 2 of"):
         optlab.averaged_params(state)
-    with pytest.raises(ValueError, match="must hold a params_ema, got"):
+    with pytest.raises(ValueError, match="must hold an average of the parameters, got"):
         optlab.averaged_params(optlab.adam(0.1).init(params))
     average = optlab.averaged_params(state[0], params)
     assert {k: x.dtype for k, x in average.items()} == {k: x.dtype for k, x in params.items()}

@@ -193,7 +193,7 @@ def test_tree_map_params_finds_every_slot(name):
     assert mapped == expected
 
 
-@every_row
+@pytest.mark.parametrize("name", [name for name, row in ROWS.items() if row.hyperparams])
 @pytest.mark.parametrize("jit", [False, True], ids=["eager", "jit"])
 def test_an_injected_hyperparameter_changes_from_the_next_update_on(name, jit):
     row = ROWS[name]

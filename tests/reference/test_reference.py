@@ -438,6 +438,47 @@ def test_params_ema_with_decay_one_and_a_linear_warmup_is_the_plain_mean():
     assert average == pytest.approx(np.mean(values), rel=1e-13)
 
 
+@pytest.mark.parametrize(
+    ("rule", "options", "weights"),
+    [
+        (ref.params_average, {}, [1 / 4] * 4),
+        (ref.params_average, {"start": 1, "every": 2}, [0, 1 / 2, 0, 1 / 2]),
+        (ref.params_power_ema, {"gamma": 0.0}, [1 / 4] * 4),
+        (ref.params_power_ema, {"sigma_rel": 12**-0.5}, [1 / 4] * 4),
+        (ref.params_power_ema, {"gamma": 1.0}, [1 / 16, 3 / 16, 5 / 16, 7 / 16]),
+        (ref.params_lawa, {"k": 2, "every": 1}, [0, 0, 1 / 2, 1 / 2]),
+        (ref.params_lawa, {"k": 5, "every": 2}, [0, 1 / 2, 0, 1 / 2]),
+    ],
+)
+def test_averages_give_four_parameters_their_weights(rule, options, weights):
+    state = {}
+    for t in range(1, 5):
+        average, state = rule(frozen(np.eye(4)[t - 1]), state, t, **options)
+        state = {k: frozen(v) if isinstance(v, np.ndarray) else v for k, v in state.items()}
+    np.testing.assert_allclose(average, weights, rtol=1e-14, atol=0)
+
+
+def test_an_average_of_no_parameters_is_none():
+    assert ref.params_average(1.0, {}, 1, start=1)[0] is None
+    assert ref.params_lawa(1.0, {}, 1, every=2)[0] is None
+
+
+@pytest.mark.parametrize(
+    ("sigma_rel", "gamma"),
+    [(0.01, 96.99), (0.03, 30.32), (0.15, 3.5579), (0.20, 1.8262), (0.25, 0.7198)],
+)
+def test_a_relative_width_has_its_exponent(sigma_rel, gamma):
+    assert ref.power_ema_gamma(sigma_rel) == pytest.approx(gamma, abs=10 ** -len(f"{gamma}"[3:]))
+
+
+def test_named_warmups_are_those_of_timm_and_diffusers():
+    for s, power, ratio in ((1, 0.370, 0.18), (10, 0.798, 0.55), (100, 0.9539, 0.918)):
+        for warmup, decay in (("timm", power), ("diffusers", ratio)):
+            average = ref.params_ema(0.0, 1.0, s + 1, decay=1.0, warmup=warmup)
+            assert average == pytest.approx(decay, abs=2e-3)  # the table has two or three digits
+            assert ref.params_ema(0.0, 1.0, 1, decay=1.0, warmup=warmup) == 0.0
+
+
 # Schedules
 
 

@@ -218,6 +218,9 @@ COUNTS = {
     "num_cycles",
     "total_steps",
     "boundaries",
+    "start_step",
+    "anneal_steps",
+    "cycle_steps",
 }
 
 

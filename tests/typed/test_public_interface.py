@@ -51,6 +51,17 @@ def test_directions_and_transformations_chain_with_those_of_optax():
     assert_type(optlab.global_norm(updates), jax.Array)
 
 
+def test_averages_become_snapshots_and_trees():
+    chain = optax.chain(optlab.params_power_ema(0.1, gamma=None))
+    params = jnp.ones(3)
+    _, state = chain.update(params, chain.init(params), params)
+    snapshot = optlab.power_ema_snapshot(state)
+    assert_type(snapshot, optlab.PowerEmaSnapshot)
+    assert_type(optlab.reconstruct([snapshot], 0.1, step=1), Any)
+    assert_type(optlab.reconstruction_error([snapshot], 0.1), float)
+    assert_type(optlab.params_lawa(every=2), optax.GradientTransformationExtraArgs)
+
+
 def test_hyperparameters_are_arrays_by_name():
     state = optlab.adam(0.1).init(jnp.ones(3))
     assert_type(optlab.hyperparams(state), dict[str, jax.Array])
