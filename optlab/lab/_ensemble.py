@@ -23,6 +23,7 @@ import optax
 
 from optlab import _checks
 from optlab._types import Array, Tree
+from optlab.groups._assignment import Rules
 from optlab.lab import _loop
 from optlab.lab._calibration import BINS
 from optlab.lab._combine import combine_log_probs
@@ -199,7 +200,7 @@ def ensemble(
 
     Args:
         task: a classification, with `Task.predict`.
-        tx: the optimizer of every member.
+        tx: the optimizer of every member; for groups of parameters, an `optlab.groups.partition`.
         members: the number of members, ≥ 1.
         steps: updates of each member, ≥ 1.
         seed: the seed of the first member, ≥ 0.
@@ -261,6 +262,7 @@ def ensemble_of(
     best: int = 5,
     task: Task | Callable[..., Task],
     optimizer: Callable[..., optax.GradientTransformation],
+    groups: Rules | None = None,
     seed: int = 0,
 ) -> Ensemble:
     """Make an ensemble of the best trials of a sweep; it is called as `lab.ensemble.of`.
@@ -275,6 +277,7 @@ def ensemble_of(
         best: the number of trials, ≥ 1; all of them must have been trained to the end.
         task: what was passed to `sweep`.
         optimizer: what was passed to `sweep`.
+        groups: what was passed to `sweep`.
         seed: what was passed to `sweep`.
 
     Raises:
@@ -296,7 +299,7 @@ def ensemble_of(
     if len(trials) < best:
         required = "best must not exceed the number of trials that were trained to the end"
         _checks.fail(_OF, required, f"best={best} of {len(trials)} such trials")
-    recipe = Recipe(task, optimizer, tuple(sweep.space))
+    recipe = Recipe(task, optimizer, tuple(sweep.space), groups)
     tasks = _tasks_of(recipe, trials)
     for one in {id(task): task for task in tasks}.values():
         check_task(_OF, one)
@@ -357,7 +360,7 @@ def _check_same(trial: Trial, curves: Curves) -> None:
             _OF,
             f"trial {trial.number} must begin as in the sweep, with the validation losses {was}",
             f"{became}",
-            "pass the task, the optimizer and the seed that sweep was called with",
+            "pass the task, the optimizer, the groups and the seed that sweep was called with",
         )
 
 

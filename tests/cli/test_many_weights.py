@@ -59,6 +59,30 @@ def test_an_average_is_scored_beside_the_last_parameters(run):
     assert rows[2].split()[2] == f"{float(loss):.3g}"
 
 
+POWER = 6.9372
+"""The exponent γ of a power average of the relative width 0.1."""
+
+
+@pytest.mark.parametrize(
+    ("how", "weights"),
+    [
+        ("uniform:20", lambda t: t > 20),
+        ("lawa:6", lambda t: t > 24),  # this task is evaluated at each update
+        ("power:0.1", lambda t: t ** (POWER + 1) - (t - 1) ** (POWER + 1)),
+    ],
+)
+def test_each_average_has_the_weights_of_its_definition(run, how, weights):
+    options = ["--task", "valley", "--optimizer", "sgd", "--rate", "0.01", "--steps", "30"]
+    status, out, _ = run("train", *options, "--average", how, "--json")
+    assert status == 0
+    document = json.loads(out)
+    assert document["average"]["how"] == how
+    x, weights = np.array(document["validation"]["x"][1:]), weights(np.arange(1.0, 31.0))
+    # γ is given to five digits, and x is float32.
+    expected = pytest.approx(np.average(x, weights=weights), rel=1e-5)
+    assert document["average"]["validation"]["x"] == expected
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -72,6 +96,7 @@ def test_an_average_is_scored_beside_the_last_parameters(run):
         (["--average", "ema:x"], "argument --average: expected a finite number"),
         (["--average", "ema:1"], "params_ema: decay must be in [0, 1), got decay=1.0"),
         (["--average", "uniform:30"], "argument --average: START must be below the 30 updates"),
+        (["--average", "power:0.4"], "params_power_ema: sigma_rel must be in (0, 1/√12], got"),
         (["--average", "lawa:0"], "argument --average: expected a whole number >= 1, got '0'"),
         (["--average", "ema:0.9", "--patience", "2"], "--average cannot go with --patience"),
         (

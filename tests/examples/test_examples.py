@@ -18,6 +18,7 @@ CNN = "04_cnn_start_to_finish.py"
 TRANSFORMER = "05_character_transformer.py"
 OWN_RULE = "06_write_a_rule.py"
 MUON = "07_muon_transformer.py"
+AVERAGES = "09_averages_and_ensembles.py"
 
 # Of ten classes chance is 0.1, logistic regression reaches 0.97 and these networks 0.98, with a
 # standard error of 0.007 from 450 test images: below 0.95 something is broken.
@@ -53,6 +54,7 @@ def numbers(pattern, text):
 
 def test_every_example_is_tested_here():
     tested = {CHAIN_IN_NNX, LINEN_TRAIN_STATE, ONE_CYCLE, CNN, TRANSFORMER, OWN_RULE, MUON}
+    tested |= {AVERAGES}
     assert {path.name for path in EXAMPLES.glob("*.py")} == tested
 
 
@@ -231,3 +233,31 @@ def test_muon_is_compared_with_adamw_and_soap_after_equal_searches():
     adamw, muon, soap, *longer = state_bytes
     assert muon < adamw < soap
     assert longer == [adamw, adamw]
+
+
+@pytest.mark.slow
+def test_averages_and_ensembles_are_compared_with_single_runs():
+    text, files = ran(AVERAGES, "--quick")
+    assert files.keys() == {"averages_and_ensembles.png"}
+    assert files["averages_and_ensembles.png"].startswith(b"\x89PNG")
+    _, averages, ensembles = steps_of(text, 2)
+    rows = numbers(r"^(?:SGD|Adam), .*?" + 3 * r" +(\S+) / (\S+)" + "$", averages)
+    assert len(rows) == 4
+    # Of 60 updates, the last weights have left guessing, with an error of 90%, far behind.
+    assert max(row[0] for row in rows) < 40
+    line = r"^(\d+ \w+.*?)  +(\d+) +(\S+)(?: ± \S+)? +(\S+)(?: ± \S+)? "
+    table = {name: row for name, *row in re.findall(line, ensembles, re.MULTILINE)}
+    assert list(table) == [
+        "1 model",
+        "3 models",
+        "5 models",
+        "10 models",
+        "5 snapshots of 60",
+        "5 snapshots of 300",
+        "1 model, 5 times as long",
+    ]
+    updates = [int(updates) for updates, *_ in table.values()]
+    assert updates == [60, 180, 300, 600, 60, 300, 300]
+    nll = {name: float(row[2]) for name, row in table.items()}
+    # By Jensen's inequality, on the mean over groups.
+    assert nll["10 models"] < nll["1 model"]
