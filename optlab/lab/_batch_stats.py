@@ -21,7 +21,7 @@ running statistics; it is left as it is, also for the layers after it.
 """
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 
 import jax
@@ -169,7 +169,7 @@ def refreshed(
     totals: _Totals | None = None
     for index, batch in enumerate(batches):
         if totals is None:
-            running, shares = _measured(step, running, batch)
+            running, shares = _measured(who, step, running, batch, _names(model_state))
             totals = _Totals(_means_of_variances(model_state, running) if pooled else {})
         zeros = {place: jnp.zeros_like(x) for place, x in running.items()}
         after = step(zeros, batch, index)
@@ -245,7 +245,7 @@ class _Totals:
 
 
 def _measured(
-    step: _Step, running: Statistics, batch: Batch
+    who: str, step: _Step, running: Statistics, batch: Batch, names: Sequence[Name]
 ) -> tuple[Statistics, dict[int, np.ndarray]]:
     """Return the statistics that training changes, and the share 1 − m of a batch in each."""
     at_zero, at_one = (
@@ -262,7 +262,16 @@ def _measured(
         for place, x in running.items()
     }
     after = step(large, batch, 0)
-    return running, {place: _share(after[place] / x) for place, x in large.items()}
+    shares = {place: _share(after[place] / x) for place, x in large.items()}
+    for place, share in shares.items():
+        if np.any((share <= 0) | (share > 1)):
+            _checks.fail(
+                who,
+                "a running statistic must become m·old + (1 − m)·batch with m in [0, 1)",
+                f"m={1 - share.flat[0]:.3g} at {'/'.join(names[place])}",
+                "keep other statistics outside of what refresh_batch_stats takes for one",
+            )
+    return running, shares
 
 
 def _share(m: Array) -> np.ndarray:

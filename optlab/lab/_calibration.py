@@ -189,6 +189,8 @@ def fit_temperature(log_probs: ArrayLike, labels: ArrayLike) -> float:
     inverse = 1.0
     for _ in range(_MOST_STEPS):
         slope, curvature = derivatives(inverse)
+        if slope == 0:
+            break
         low, high = (inverse, high) if slope < 0 else (low, inverse)
         newton = inverse - slope / curvature if curvature > 0 else high
         # Newton's step may leave the interval that holds the minimum; its middle does not.

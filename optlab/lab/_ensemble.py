@@ -86,6 +86,10 @@ class Ensemble:
 
     def __getitem__(self, members: "slice | Sequence[int]") -> "Ensemble":
         """Return the ensemble of some members: a slice, or a list of their places."""
+        if not isinstance(members, slice | Sequence) or isinstance(members, str):
+            remedy = "one member is ensemble.members[place]"
+            required = "an ensemble is indexed by a slice, or a list of places"
+            _checks.fail("Ensemble", required, repr(members), remedy)
         places = np.arange(len(self))[members if isinstance(members, slice) else list(members)]
         if not places.size:
             _checks.fail("Ensemble", "an ensemble must have at least one member", f"{members}")

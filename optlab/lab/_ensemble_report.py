@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -127,70 +127,67 @@ def make_report(
         bins: bins of the calibration error.
         ordered: whether the members are snapshots of one run.
     """
-    groups = _groups(len(labels), ordered)
-    judged = jax.device_get(_judge(*judged_on, groups.reshape(-1, len(labels)), bins))
-    log_probs, classes = judged.log_probs, judged_on[1]
-    unseen = log_probs if split == "validation" else jax.device_get(_combine(fitted_on[0]))
+    members, classes = len(labels), judged_on[1]
+    groups = _groups(members, ordered)
+    rows = np.concatenate([np.eye(members, dtype=bool), groups.reshape(-1, members)])
+    judged = {how: jax.device_get(_judge(*judged_on, rows, how == "logit", bins)) for how in HOW}
+    alone, bins_alone = (_rows(part, slice(members)) for part in judged["probability"])
+    gain = {
+        how: Scores(*(score[members:].reshape(groups.shape[:2]).mean(1) for score in of_rows))
+        for how, (of_rows, _) in judged.items()
+    }
+    diagrams = {how: _rows(bins_of, -1) for how, (_, bins_of) in judged.items()}
+    log_probs, unseen = (
+        jax.device_get(_combine(logits)) for logits in (judged_on[0], fitted_on[0])
+    )
     temperatures = {how: _temperature(unseen[how], fitted_on[1]) for how in HOW}
     calibrated = {
         how: jax.device_get(_scores(log_probs[how] / np.float32(temperature), classes, bins))
         for how, temperature in temperatures.items()
         if temperature is not None
     }
-    gain = {
-        how: Scores(*(score.reshape(groups.shape[:2]).mean(1) for score in judged.groups[how]))
-        for how in HOW
-    }
     return EnsembleReport(
         task=task,
         split=split,
         labels=tuple(labels),
-        members=judged.members,
-        combined={how: Scores(*(score[-1] for score in gain[how])) for how in HOW},
+        members=alone,
+        combined={how: _rows(gain[how], -1) for how in HOW},
         temperatures=temperatures,
         calibrated=calibrated,
         gain=gain,
-        diagrams={name: judged.diagrams[name] for name in (*HOW, "members")},
+        diagrams={**diagrams, "members": _together(bins_alone)},
     )
 
 
-class _Judged(NamedTuple):
-    """What is computed at once, on the device.
-
-    Attributes:
-        log_probs: those of the ensemble, by how they are combined.
-        members: the scores of each member, (members,).
-        groups: the scores of each group of members, (groups,), by how they are combined.
-        diagrams: as in `EnsembleReport`.
-    """
-
-    log_probs: dict[str, Array]
-    members: Scores
-    groups: dict[str, Scores]
-    diagrams: dict[str, Reliability]
-
-
-@partial(jax.jit, static_argnums=3)
-def _judge(logits: Array, labels: Array, groups: Array, bins: int) -> _Judged:
-    """Judge the members, groups (groups, members) of them, and all together."""
+@partial(jax.jit, static_argnums=4)
+def _judge(
+    logits: Array, labels: Array, groups: Array, by_logit: Array, bins: int
+) -> tuple[Scores, Reliability]:
+    """Return scores and diagram of each group (groups, members) of members, one after the other."""
     log_probs = jax.nn.log_softmax(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)))
 
-    def scores_of(group: Array) -> dict[str, Scores]:
+    def of_group(group: Array) -> tuple[Scores, Reliability]:
         where = group[:, None, None]
         total = jax.nn.logsumexp(log_probs, axis=0, where=where)
         mean = jnp.where(where, log_probs, 0).sum(0) / group.sum()
-        # `scores` normalizes both, so that the number of members need not be subtracted.
-        return {"probability": scores(total, labels, bins), "logit": scores(mean, labels, bins)}
+        # Both functions normalize, so that the number of members need not be subtracted.
+        combined = jnp.where(by_logit, mean, total)
+        return scores(combined, labels, bins), reliability(combined, labels, bins)
 
-    all_rows = log_probs.reshape(-1, log_probs.shape[-1])
-    combined = _combine(logits)
-    diagrams = {"members": reliability(all_rows, jnp.tile(labels, len(logits)), bins)}
-    diagrams |= {how: reliability(combined[how], labels, bins) for how in HOW}
-    return _Judged(
-        log_probs=combined,
-        members=jax.vmap(lambda of_member: scores(of_member, labels, bins))(log_probs),
-        groups=jax.lax.map(scores_of, groups),
-        diagrams=diagrams,
+    return jax.lax.map(of_group, groups)
+
+
+def _rows(arrays: Any, rows: int | slice) -> Any:
+    """Return some rows of each array in a named tuple."""
+    return type(arrays)(*(array[rows] for array in arrays))
+
+
+def _together(diagrams: Reliability) -> Reliability:
+    """Return the diagram of the predictions of all members, from one of each, (members, bins)."""
+    confidence, accuracy, share = diagrams
+    total = np.maximum(share.sum(0), np.finfo(share.dtype).tiny)
+    return Reliability(
+        (confidence * share).sum(0) / total, (accuracy * share).sum(0) / total, share.mean(0)
     )
 
 

@@ -141,7 +141,8 @@ def soup(
         score = _score(task, best)
     else:
         sign = -1 if task.maximize else 1
-        order = sorted(range(len(members)), key=lambda place: sign * scores[place])
+        # A score that is not a number stands last, and improves nothing.
+        order = sorted(range(len(members)), key=lambda m: (np.isnan(scores[m]), sign * scores[m]))
         chosen, best, score = order[:1], members[order[0]], scores[order[0]]
         for place in order[1:]:
             candidate = mean([*chosen, place])

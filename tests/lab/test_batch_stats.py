@@ -210,6 +210,21 @@ def test_a_model_without_running_statistics_is_returned_unchanged():
     assert refresh_batch_stats(task, *task.init(KEY), key=KEY) == ()
 
 
+def test_a_statistic_that_is_no_moving_average_is_refused():
+    def loss(x, state, batch, key):
+        return x, {
+            "batch_stats": {"largest": jnp.maximum(state["batch_stats"]["largest"], batch.max())}
+        }
+
+    task = dataclasses.replace(
+        COLUMN,
+        init=lambda key: (jnp.zeros(()), {"batch_stats": {"largest": jnp.zeros(())}}),
+        loss=loss,
+    )
+    with pytest.raises(ValueError, match=r"\[0, 1\), got m=1 at batch_stats/largest; keep other"):
+        refresh_batch_stats(task, *task.init(KEY), key=KEY, batches=BY_HAND)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -12,7 +12,7 @@ import optlab
 from classes import KEY, blobs, sources
 from helpers import assert_same_bits
 from optlab import lab
-from optlab.lab import Categorical, LogUniform, _members, scores, tasks, train
+from optlab.lab import Categorical, LogUniform, _members, reliability, scores, tasks, train
 from optlab.schedules import cosine_restarts
 
 TASK = blobs()
@@ -77,6 +77,8 @@ def test_members_can_be_chosen(four):
     assert not four.shared_start
     with pytest.raises(ValueError, match="must have at least one member, got slice"):
         four[4:]
+    with pytest.raises(ValueError, match=r"by a slice, or a list of places, got 2; one member is"):
+        four[2]
 
 
 # Predictions
@@ -117,6 +119,15 @@ def test_the_gain_begins_with_the_mean_of_single_members_and_ends_with_all(four,
         of_pairs = [lab.combine_log_probs(logits[jnp.array(pair)], how=how) for pair in pairs]
         nll = np.mean([scores(log_probs, labels).nll for log_probs in of_pairs])
         assert report.gain[how].nll[1] == pytest.approx(nll, rel=1e-4)
+
+
+def test_the_diagram_of_the_members_has_the_predictions_of_all(four, report):
+    logits, labels = four.logits(TEST)
+    everything = reliability(logits.reshape(-1, 3), jnp.tile(labels, 4))
+    for got, expected in zip(report.diagrams["members"], everything, strict=True):
+        np.testing.assert_allclose(got, expected, **ROUNDED)
+    of_mean = reliability(four.log_probs(TEST, how="logit"), labels)
+    np.testing.assert_allclose(report.diagrams["logit"], of_mean, **ROUNDED)
 
 
 def test_a_report_prints_a_row_for_each_way_to_combine(report):

@@ -54,6 +54,11 @@ def test_a_greedy_soup_where_higher_is_better_keeps_what_raises_the_score():
     assert (result.chosen, result.score) == ((2, 0), -0.0625)
 
 
+def test_a_greedy_soup_leaves_out_what_diverged():
+    result = soup(LINE, models((np.nan, 0), (2, 0), (1, 0)), how="greedy", different_starts=False)
+    assert (result.chosen, result.score) == ((2,), 1)
+
+
 def test_half_precision_is_averaged_in_float32():
     # In bfloat16 the sum of the first two would round to 256; the mean would be 84.5.
     half = [(jnp.array([256.0, x], jnp.bfloat16), ()) for x in (256, 1, -2)]
