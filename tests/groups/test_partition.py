@@ -160,6 +160,20 @@ def test_a_stack_of_layers_is_treated_as_if_its_layers_were_apart():
     assert mu["layers"]["kernel"]["[1:4]"].shape == (3, 3, 3)
 
 
+def test_averages_of_a_stack_are_those_of_its_trained_slices():
+    stack = {"layers": {"kernel": jnp.ones((4, 2))}, "head": jnp.ones(2)}
+    rules = [(groups.slices("layers", 1, 3), groups.frozen()), (..., groups.group())]
+
+    def around(tx):
+        return optax.chain(tx, optlab.params_average())
+
+    tx = groups.partition(stack, rules, optimizer=optlab.sgd(0.5), around=around)
+    after, state = trained_on(tx, stack)
+    average = optlab.averaged_params(state, after)["layers"]["kernel"]
+    powers = 0.5 ** np.arange(1, STEPS + 1)
+    np.testing.assert_allclose(average[:, 0], [powers.mean(), 1, 1, powers.mean()], rtol=1e-6)
+
+
 def trained_on(tx, params):
     """Train with gradients that are the parameters themselves."""
 
