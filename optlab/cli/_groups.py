@@ -30,8 +30,8 @@ def add_groups(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="PATTERN:NAME=VALUE,…",
-        help="set hyperparameters of those that match, or multiply them with rate= and decay=, as "
-        "in head:rate=10,weight_decay=0; may be repeated",
+        help="set hyperparameters of those that match, or multiply rate and decay with lr_mult= "
+        "and wd_mult=, as in head:lr_mult=10,weight_decay=0; may be repeated",
     )
     options.add_argument(
         "--unfreeze",

@@ -56,6 +56,10 @@ Rules = Sequence[tuple[Matcher, Any] | Modifier] | Mapping[Matcher, Any]
 """Pairs of a matcher and a group or a transformation, and modifiers."""
 
 
+_ALL = Group()
+"""The group of all parameters, where the rules are modifiers alone."""
+
+
 @dataclass(frozen=True)
 class Part:
     """A parameter, or some slices of a stacked one, and what happens to it.
@@ -151,7 +155,9 @@ def _checked(rules: Rules) -> tuple[list[Pair], list[Modifier]]:
             continue
         if not isinstance(entry, tuple) or len(entry) != 2 or isinstance(entry, Group):
             required = "each rule must be a pair (pattern, group) or a modifier"
-            _checks.fail(WHO, required, repr(entry), "write ('head', groups.group(rate=10.0)), say")
+            _checks.fail(
+                WHO, required, repr(entry), "write ('head', groups.group(lr_mult=10.0)), say"
+            )
         matcher, settings = entry
         if isinstance(matcher, str):
             check_patterns(WHO, [matcher])
@@ -161,7 +167,7 @@ def _checked(rules: Rules) -> tuple[list[Pair], list[Modifier]]:
         if not isinstance(settings, Group):
             if not callable(getattr(settings, "update", None)):
                 required = "a rule must end with a group or a transformation"
-                remedy = "write groups.group(rate=0.1), groups.frozen() or optlab.sgd(1e-2), say"
+                remedy = "write groups.group(lr_mult=0.1), groups.frozen() or optlab.sgd(1e-2), say"
                 _checks.fail(WHO, required, repr(settings), remedy)
             settings = Group(optimizer=settings)
         pairs.append((matcher, _named(matcher, settings, len(pairs))))
@@ -179,7 +185,7 @@ def _named(matcher: Matcher, settings: Group, number: int) -> Group:
     elif isinstance(matcher, str):
         text = matcher
     else:
-        text = getattr(matcher, "__name__", "")
+        text = getattr(matcher, "__name__", "").replace("<lambda>", "")
     words = re.findall(r"\w+", text)
     return replace(settings, name="_".join(words) or f"group{number}")
 
@@ -294,7 +300,7 @@ def _parts(
     leaf: Leaf, choice: np.ndarray, pairs: Sequence[Pair], refinements: Sequence[Refinement]
 ) -> list[Part]:
     """Return the parts of a parameter: runs of slices for which one pair decides."""
-    groups = [own for _, own in pairs] or [Group()]
+    groups = [own for _, own in pairs] or [_ALL]
     bounds = [0, *(np.flatnonzero(np.diff(choice)) + 1).tolist(), len(choice)]
     if len(bounds) == 2:
         return [Part(leaf.path, leaf.shape, None, None, groups[choice[0]], tuple(refinements))]

@@ -39,7 +39,7 @@ def of_group(
         multipliers: those of the slices of some arrays.
     """
     if not isinstance(optimizer, Lifted):
-        if settings.hyperparams or not _is_one(decay):
+        if settings.hyperparams or not is_one(decay):
             what = ", ".join(settings.hyperparams) or "the weight decay"
             _checks.fail(
                 who,
@@ -49,13 +49,13 @@ def of_group(
                 "pass optlab.adamw(…) as optimizer, and what acts on all groups as around=",
             )
         # A multiplier of the update multiplies the rate, wherever in the chain the rate stands.
-        scales = [] if _is_one(rate) and not multipliers else [_scale(rate, multipliers)]
+        scales = [] if is_one(rate) and not multipliers else [_scale(rate, multipliers)]
         chain = optax.chain(optimizer, *(lifted((rule,)) for rule in scales))
         return optax.with_extra_args_support(chain if scales else optimizer)
     rules = _with_values(who, name, optimizer.rules, settings.hyperparams)
     rules, has_rate = _multiplied(rules, "learning_rate", rate)
     rules, _ = _multiplied(rules, "weight_decay", decay)
-    if multipliers or not (has_rate or _is_one(rate)):
+    if multipliers or not (has_rate or is_one(rate)):
         rules = (*rules, _scale(1.0 if has_rate else rate, multipliers))
     return lifted(rules, joins=True, like=optimizer)
 
@@ -89,7 +89,7 @@ def _multiplied(
         return name == ending or name.endswith(f"_{ending}")
 
     found = any(is_meant(name) for rule in rules for name in rule.hyperparams)
-    if _is_one(factor):
+    if is_one(factor):
         return tuple(rules), found
     change = lambda name, old: _times(factor, old) if is_meant(name) else old  # noqa: E731
     return tuple(_changed(rule, change) for rule in rules), found
@@ -114,7 +114,8 @@ def _times(factor: ArrayLike, value: Hyperparam) -> Hyperparam:
     return factor * value
 
 
-def _is_one(factor: ArrayLike) -> bool:
+def is_one(factor: ArrayLike) -> bool:
+    """Whether a multiplier is known to change nothing."""
     return isinstance(factor, int | float) and factor == 1
 
 

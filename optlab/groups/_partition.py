@@ -7,6 +7,7 @@ together, such as a clip. The inner part gives each group its own transformation
 An update of −0.0 leaves every number as it is, −0.0 included.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +21,7 @@ from optlab import _checks
 from optlab._tree import as_array, is_none, update_dtype
 from optlab._types import Array, Tree
 from optlab.groups._assignment import WHO, Part, Rules, assigned
-from optlab.groups._optimizers import of_group
+from optlab.groups._optimizers import is_one, of_group
 from optlab.groups._settings import frozen, group
 from optlab.rules._leaf import path_name, path_names, without_part
 from optlab.rules._lift import Lifted, counting_rule
@@ -113,7 +114,7 @@ def partition(
         ...     params,
         ...     [
         ...         ("embed", optlab.groups.frozen()),
-        ...         ("head", optlab.groups.group(rate=10.0)),
+        ...         ("head", optlab.groups.group(lr_mult=10.0)),
         ...         (..., optlab.groups.group(weight_decay=0.1)),
         ...     ],
         ...     optimizer=optlab.adamw(1e-3, weight_decay=0.0),
@@ -185,15 +186,15 @@ def _plan(parts: Sequence[Part], optimizer: Any) -> Plan:
 def _member(name: str, parts: Sequence[Part], default: Any) -> _Member:
     """Return a group; require that its parts agree in what names cannot tell."""
     settings = parts[0].group
-    for part in parts:
-        if part.group is not settings and part.group != settings:
-            _checks.fail(WHO, "groups of one name must be the same", repr(name), "rename one")
+    if any(part.group is not settings for part in parts):
+        required = "groups must have different names"
+        _checks.fail(WHO, required, f"{name!r} twice", "write group(…, name=…)")
     optimizer = settings.optimizer if settings.optimizer is not None else default
     if optimizer is None:
         required = f"the group {name!r} must have an optimizer"
         remedy = "pass optimizer=optlab.adamw(1e-3) to partition, or one to the group"
         _checks.fail(WHO, required, "none", remedy)
-    rate, decay, start = settings.rate, settings.decay, 0
+    rate, decay, start = settings.lr_mult, settings.wd_mult, 0
     for one in parts[0].refinements:
         rate = rate if isinstance(one.rate, tuple) else _product(rate, one.rate)
         decay, start = _product(decay, one.decay), max(start, one.start)
@@ -212,11 +213,8 @@ def _member(name: str, parts: Sequence[Part], default: Any) -> _Member:
 
 def _product(*factors: Any) -> Any:
     """Return a product that stays the number itself where all others are 1."""
-    result: Any = 1.0
-    for factor in factors:
-        is_one = isinstance(factor, int | float) and factor == 1
-        result = result if is_one else factor if result == 1.0 else result * factor
-    return result
+    others = [factor for factor in factors if not is_one(factor)]
+    return math.prod(others[1:], start=others[0]) if others else 1.0
 
 
 def _transformation(plan: Plan, inner: Transformation, around: Around | None) -> Transformation:

@@ -17,16 +17,16 @@ class Group:
     Attributes:
         name: as hyperparameters and tables call it; "" for the pattern's own text.
         optimizer: the transformation; None for that of `partition`.
-        rate: multiplies the learning rate.
-        decay: multiplies the weight decay.
+        lr_mult: multiplies the learning rate.
+        wd_mult: multiplies the weight decay.
         is_frozen: whether the parameters stay as they are.
         hyperparams: values that replace those of the optimizer, by name.
     """
 
     name: str = ""
     optimizer: Any = None
-    rate: ArrayLike = 1.0
-    decay: ArrayLike = 1.0
+    lr_mult: ArrayLike = 1.0
+    wd_mult: ArrayLike = 1.0
     is_frozen: bool = False
     hyperparams: Mapping[str, Any] = field(default_factory=dict)
 
@@ -35,8 +35,8 @@ def group(
     optimizer: Any = None,
     *,
     name: str = "",
-    rate: ArrayLike = 1.0,
-    decay: ArrayLike = 1.0,
+    lr_mult: ArrayLike = 1.0,
+    wd_mult: ArrayLike = 1.0,
     **hyperparams: Any,
 ) -> Group:
     """Say what happens to the parameters of a group.
@@ -45,9 +45,9 @@ def group(
         optimizer: the transformation of this group; None for that of `partition`. Any of Optax's
             will do, but only of optlab's own can hyperparameters and decay be set by group.
         name: the name of the group, for `hyperparams` and tables; by default the pattern's text.
-        rate: multiplies the learning rate, ≥ 0: after the direction, and together with the whole
+        lr_mult: multiplies the learning rate, ≥ 0: after the direction, and together with the whole
             schedule, its warm-up and its floor. It multiplies the decoupled decay with it.
-        decay: multiplies the weight decay, ≥ 0.
+        wd_mult: multiplies the weight decay, ≥ 0.
         **hyperparams: values in place of those of the optimizer, by its names: `weight_decay=0.0`,
             `b2=0.95`, or a schedule of the group's own as `learning_rate`.
 
@@ -55,7 +55,7 @@ def group(
         ValueError: a multiplier is negative or not finite, or the optimizer no transformation.
 
     Example:
-        >>> group(rate=0.1, weight_decay=0.0).rate
+        >>> group(lr_mult=0.1, weight_decay=0.0).lr_mult
         0.1
     """
     who = "groups.group"
@@ -63,9 +63,9 @@ def group(
         _checks.check_transformation(who, optimizer)
     if not isinstance(name, str) or _RESERVED & set(name):
         _checks.fail(who, 'name must be a string without "/" and "@"', repr(name))
-    rate = _checks.check_number(who, "rate", rate, _checks.NONNEGATIVE)
-    decay = _checks.check_number(who, "decay", decay, _checks.NONNEGATIVE)
-    return Group(name, optimizer, rate, decay, hyperparams=hyperparams)
+    lr_mult = _checks.check_number(who, "lr_mult", lr_mult, _checks.NONNEGATIVE)
+    wd_mult = _checks.check_number(who, "wd_mult", wd_mult, _checks.NONNEGATIVE)
+    return Group(name, optimizer, lr_mult, wd_mult, hyperparams=hyperparams)
 
 
 def frozen() -> Group:

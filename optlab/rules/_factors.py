@@ -23,6 +23,7 @@ from optlab._tree import compute_dtype
 from optlab._types import Array
 from optlab.rules._leaf import Leaf
 from optlab.rules._matrices import from_matrices, matrices
+from optlab.rules._patterns import sees_a_part
 from optlab.rules._roles import Axes, size
 
 Factors = Mapping[str, Array]
@@ -184,8 +185,11 @@ def plan_of(
 
 
 def check_any_matrix(who: str, own: Sequence[Leaf]) -> None:
-    """Require that a rule on matrices touches one; a `check_leaves`, once `who` is given."""
-    if own and not any(leaf.is_linear for leaf in own):
+    """Require that a rule on matrices touches one; a `check_leaves`, once `who` is given.
+
+    A group of parameters may have none.
+    """
+    if own and not sees_a_part() and not any(leaf.is_linear for leaf in own):
         names = ", ".join(f"{leaf.path} of shape {leaf.shape}" for leaf in own[:3])
         _checks.fail(
             who,

@@ -148,6 +148,24 @@ def path_names(path: Any) -> tuple[str, ...]:
 _PART = re.compile(r"\[\d+:\d+\]")
 
 
+def is_cut(node: Any) -> bool:
+    """Whether a node holds slices of one array, by keys such as "[0:4]"."""
+    return (
+        isinstance(node, Mapping)
+        and bool(node)
+        and all(isinstance(key, str) and _PART.fullmatch(key) for key in node)
+    )
+
+
+def slices_of(node: Mapping[str, Any]) -> list[tuple[slice, Any]]:
+    """Return the slices that a node holds, with their places, in their order."""
+    parts = []
+    for key, part in node.items():
+        start, stop = map(int, key[1:-1].split(":"))
+        parts.append((slice(start, stop), part))
+    return sorted(parts, key=lambda item: item[0].start)
+
+
 def without_part(path: str) -> str:
     """Return the path of the array of which this is the path of a slice, or the path itself."""
     return re.sub(_PART.pattern + "$", "", path)

@@ -40,7 +40,7 @@ from optlab.rules._leaves import (
     spread,
     whole,
 )
-from optlab.rules._patterns import AxesByPattern, check_all_match
+from optlab.rules._patterns import AxesByPattern, check_all_match, sees_a_part
 from optlab.rules._recorder import record
 from optlab.rules._rule import JOINED, Rule, Slot, complex_of
 from optlab.rules._state import RuleState
@@ -296,7 +296,9 @@ def _check_leaves(rule: Rule, leaves: Leaves, touched: list[bool]) -> None:
             for index in leaves.present
         }
         own = [leaf for index, leaf in facts.items() if touched[index]]
-        rule.check_leaves(own, list(facts.values()))
+        # A group of parameters may have none that the rule is for, such as matrices.
+        if own or not sees_a_part():
+            rule.check_leaves(own, list(facts.values()))
 
 
 def _start(

@@ -11,6 +11,7 @@ import optax
 from optlab import _checks
 from optlab._tree import is_traced
 from optlab._types import Array, Tree
+from optlab.rules._leaf import is_cut, slices_of
 from optlab.rules._state import is_rule_state
 from optlab.transforms._power_average import NEAR, widths_of
 
@@ -32,8 +33,9 @@ def averaged_params(state: Any, params: Tree | None = None, *, width: float | No
 
     Returns:
         The average in the structure of the parameters; without `params`, in float32 (float64 for
-        double parameters) and with `optax.MaskedNode` where no average is kept. Where groups of
-        parameters have averages of their own, they are joined. Before anything is averaged it is
+        double parameters) and with `optax.MaskedNode` where no average is kept; a stack of which
+        `optlab.groups.partition` freezes some slices is then a dictionary of slices. Where groups
+        of parameters have averages of their own, they are joined. Before anything is averaged it is
         the parameters given to `init`: of `params_ema`, and of the others under `jax.jit`, where
         nobody can see that there is nothing yet.
 
@@ -59,10 +61,7 @@ def averaged_params(state: Any, params: Tree | None = None, *, width: float | No
         return average
     try:
         return jax.tree.map(
-            lambda own, p: _copy_of(p) if _is_masked(own) else jnp.array(own, p.dtype, copy=True),
-            average,
-            params,
-            is_leaf=_is_masked,
+            _filled, average, params, is_leaf=lambda node: _is_masked(node) or is_cut(node)
         )
     except ValueError:
         _checks.fail(
@@ -71,6 +70,14 @@ def averaged_params(state: Any, params: Tree | None = None, *, width: float | No
             f"{jax.tree.structure(params)} for an average of {jax.tree.structure(average)}",
             "in Flax NNX pass nnx.as_pure of both the state and the parameters",
         )
+
+
+def _filled(own: Any, param: Array) -> Array:
+    """Return the average of one parameter, and the parameter where none of it is kept."""
+    if is_cut(own):
+        parts = [_filled(part, param[place]) for place, part in slices_of(own)]
+        return jnp.concatenate(parts)
+    return _copy_of(param) if _is_masked(own) else jnp.array(own, param.dtype, copy=True)
 
 
 def averages_in(state: Any) -> list[Any]:

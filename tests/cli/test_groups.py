@@ -8,7 +8,7 @@ import pytest
 
 def test_the_command_line_freezes_and_groups(run):
     options = ["--optimizer", "sgd", "--steps", "6", "--rate", "0.1", "--json"]
-    options += ["--freeze", "hidden1", "--group", "head:rate=2", "--unfreeze", "hidden2:3"]
+    options += ["--freeze", "hidden1", "--group", "head:lr_mult=2", "--unfreeze", "hidden2:3"]
     status, out, err = run("train", *options)
     assert status == 0
     assert re.search(r"hidden1/kernel +\(64, 128\) +- +- +- +- +- +yes +0\n", err)
@@ -24,8 +24,11 @@ def test_the_command_line_freezes_and_groups(run):
         (["--freeze", "hiden1"], "got 'hiden1', which matches none; did you mean hidden1"),
         (["--freeze", ".*"], "at least one parameter must be trained, got 6 that are all frozen"),
         (["--group", "head"], "argument --group: expected PATTERN:NAME=VALUE, got 'head'"),
-        (["--group", "head:rate=-1"], "groups.group: rate must be finite and >= 0, got rate=-1"),
-        (["--group", "head:rate=1,rate=2"], "expected each hyperparameter once"),
+        (
+            ["--group", "head:lr_mult=-1"],
+            "groups.group: lr_mult must be finite and >= 0, got lr_mult=-1",
+        ),
+        (["--group", "head:lr_mult=1,lr_mult=2"], "expected each hyperparameter once"),
         (["--group", "head:b3=1"], "the group 'head' must set hyperparameters of its optimizer"),
         (["--unfreeze", "head"], "argument --unfreeze: expected PATTERN:STEP, got 'head'"),
         (["--unfreeze", "head:x"], "expected a whole number >= 1, got 'x'"),

@@ -33,7 +33,7 @@ def groups_of(rules, params=PARAMS):
 
 
 def test_the_first_pattern_that_matches_decides():
-    rules = [("bias", groups.group()), ("head", groups.group(rate=10.0)), (..., groups.frozen())]
+    rules = [("bias", groups.group()), ("head", groups.group(lr_mult=10.0)), (..., groups.frozen())]
     assert groups_of(rules) == {
         "embed/embedding": None,
         "head/bias": "bias",
@@ -50,14 +50,14 @@ def test_predicates_see_the_path_and_the_parameter():
 
 
 def test_numbers_of_a_group_multiply_or_replace_those_of_the_optimizer():
-    own = groups.group(rate=0.25, decay=2.0)
+    own = groups.group(lr_mult=0.25, wd_mult=2.0)
     assert treatments([(..., own)])["head/bias"][4:6] == ((0.025,), (1.0,))
     own = groups.group(learning_rate=0.3, weight_decay=0.0)
     assert treatments([(..., own)])["head/bias"][4:6] == ((0.3,), (0.0,))
     of_muon = optlab.describe(
         groups.partition(
             PARAMS,
-            [(..., groups.group(rate=0.5))],
+            [(..., groups.group(lr_mult=0.5))],
             optimizer=optlab.muon(0.1, adam_learning_rate=0.01),
         ),
         PARAMS,
@@ -70,7 +70,7 @@ def test_modifiers_multiply_each_other_and_the_groups():
     rules = [
         groups.layerwise_decay(0.5),
         groups.no_decay(),
-        ("head", groups.group(rate=10.0)),
+        ("head", groups.group(lr_mult=10.0)),
         (..., groups.group()),
     ]
     got = treatments(rules)
@@ -264,11 +264,17 @@ def test_rules_that_do_not_fit_are_refused(rules, message):
     ("make", "message"),
     [
         (
-            lambda: groups.group(rate=-0.1),
-            "groups.group: rate must be finite and >= 0, got rate=-0.1",
+            lambda: groups.group(lr_mult=-0.1),
+            "groups.group: lr_mult must be finite and >= 0, got lr_mult=-0.1",
         ),
-        (lambda: groups.group(rate=float("nan")), "rate must be finite and >= 0, got rate=nan"),
-        (lambda: groups.group(decay=float("inf")), "decay must be finite and >= 0, got decay=inf"),
+        (
+            lambda: groups.group(lr_mult=float("nan")),
+            "lr_mult must be finite and >= 0, got lr_mult=nan",
+        ),
+        (
+            lambda: groups.group(wd_mult=float("inf")),
+            "wd_mult must be finite and >= 0, got wd_mult=inf",
+        ),
         (lambda: groups.group("adam"), "tx must be an optax.GradientTransformation, got 'adam'"),
         (lambda: groups.group(name="a/b"), 'name must be a string without "/" and "@"'),
         (lambda: groups.slices("a", 3, 3), "start must be below stop, got start=3, stop=3"),

@@ -22,7 +22,7 @@ TASK = lab.Task(
 )
 RULES = [
     ("body", groups.frozen()),
-    ("head", groups.group(rate=0.5)),
+    ("head", groups.group(lr_mult=0.5)),
     (..., groups.group()),
 ]
 
