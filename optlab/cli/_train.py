@@ -4,7 +4,6 @@ import argparse
 import inspect
 import sys
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -164,17 +163,19 @@ def _optimizer(options: argparse.Namespace, task: Task, steps: int) -> optax.Gra
     except (ValueError, OverflowError, RecursionError) as error:
         raise UsageError(str(error)) from error
     clipping = transforms.clip_by_global_norm(options.clip) if options.clip else None
-    around = partial(monitor, clipping=clipping)
-    if options.ensemble or options.snapshots:  # nothing of single updates is shown
-        around = partial(optax.chain, *([clipping] if clipping else []))
+    watches = not (options.ensemble or options.snapshots)  # else no single updates are shown
+
+    def around(tx: optax.GradientTransformation) -> optax.GradientTransformation:
+        parts = [monitor(tx, clipping=clipping)] if watches else [clipping, tx]
+        return optax.chain(*(part for part in (*parts, average) if part is not None))
+
     rules = group_rules(options)
     if rules is None:
-        tx = around(optimizer)
-    else:
-        with task_errors(options.task), value_errors():
-            tx = groups.partition(params_of(task), rules, optimizer=optimizer, around=around)
-            log(str(describe(tx, params_of(task))))
-    return optax.chain(tx, average) if average else tx
+        return around(optimizer)
+    with task_errors(options.task), value_errors():
+        tx = groups.partition(params_of(task), rules, optimizer=optimizer, around=around)
+        log(str(describe(tx, params_of(task))))
+    return tx
 
 
 def _rate(text: str) -> float | Schedule:
