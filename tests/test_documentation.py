@@ -61,8 +61,9 @@ def test_most_public_functions_teach_by_example():
 
 
 def as_parameter(page):
-    # The lab's page compiles eight training programs, which takes half a minute.
-    return pytest.param(page, id=page.stem, marks=[pytest.mark.slow] if page.stem == "lab" else [])
+    # These pages compile many training programs, which takes half a minute.
+    is_slow = page.stem in {"averages_and_ensembles", "lab"}
+    return pytest.param(page, id=page.stem, marks=[pytest.mark.slow] if is_slow else [])
 
 
 @pytest.mark.parametrize("page", [as_parameter(page) for page in PAGES if any(blocks(page))])
