@@ -230,7 +230,7 @@ def compare_ensembles(task: lab.Task, sizes: Sizes) -> dict[str, Row]:
 
 def draw(errors: Mapping[str, Mapping[str, np.ndarray]], rows: Mapping[str, Row]) -> Figure:
     """Draw the error of each run with its averages, and the NLL of ensembles over their cost."""
-    figure = Figure(figsize=(13, 5), dpi=150, layout="constrained")
+    figure = Figure(figsize=(14, 5), dpi=150, layout="constrained")
     averages, ensembles = figure.subplots(1, 2)
     for index, (which, color) in enumerate(COLORS.items()):
         for place, of_run in enumerate(errors.values()):
@@ -248,7 +248,7 @@ def draw(errors: Mapping[str, Mapping[str, np.ndarray]], rows: Mapping[str, Row]
         ensembles.errorbar(row.updates, nll.mean(), error, **style, capsize=3, label=name)
     ensembles.set(xlabel="updates of all models", ylabel="test NLL, mean of probabilities")
     ensembles.set_xscale("log")
-    ensembles.legend(frameon=False)
+    ensembles.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     for ax in figure.axes:
         ax.spines[["top", "right"]].set_visible(False)
     return figure

@@ -61,6 +61,8 @@ def row(name: str, check: str = "") -> str:
     return f"'{test}::test_row[{name}-{check}]'" if check else f"{test} -k '[{name}-'"
 
 
+GROUPS = "tests/groups"
+
 FAULTS = (
     # The formulas of the optimizers
     Fault(
@@ -387,8 +389,8 @@ FAULTS = (
     Fault(
         "a_schedule_is_one_update_ahead",
         "rules/_hyperparams.py",
-        "value = self._scheduled(name, count)",
-        "value = self._scheduled(name, count + 1)",
+        "value = self._scheduled(name, count + joined)",
+        "value = self._scheduled(name, count + joined + 1)",
         row("sgd"),
     ),
     Fault(
@@ -496,8 +498,8 @@ FAULTS = (
     Fault(
         "imaginary_parts_dropped",
         "rules/_lift.py",
-        "jax.tree.map(joined, run(jnp.real), run(jnp.imag))",
-        "jax.tree.map(lambda x: joined(x, 0 * x), run(jnp.real))",
+        "jax.tree.map(complex_of, run(jnp.real), run(jnp.imag))",
+        "jax.tree.map(lambda x: complex_of(x, 0 * x), run(jnp.real))",
         row("sgd"),
     ),
     Fault(
@@ -718,6 +720,63 @@ FAULTS = (
         "key=jnp.array(key_data, copy=True)",
         "key=jnp.asarray(key_data)",
         "tests/wrappers/test_half_precision.py -k donation",
+    ),
+    # Groups of parameters
+    Fault(
+        "frozen_parameters_get_plus_zero",
+        "groups/_partition.py",
+        "complex(-0.0, -0.0) if is_complex else -0.0",
+        "complex(0.0, 0.0) if is_complex else 0.0",
+        GROUPS,
+    ),
+    Fault(
+        "waiting_groups_count_in_the_clip",
+        "groups/_partition.py",
+        "        gradients = _without_idle(plan, gradients, state)\n",
+        "",
+        GROUPS,
+    ),
+    Fault(
+        "schedules_of_joined_groups_begin_anew",
+        "rules/_hyperparams.py",
+        "self._scheduled(name, count + joined)",
+        "self._scheduled(name, count)",
+        GROUPS,
+    ),
+    Fault(
+        "joined_parameters_take_the_count_of_the_run",
+        "groups/_carry_over.py",
+        "*((name, age) for name in _COUNTERS)",
+        "*((name, total) for name in _COUNTERS)",
+        GROUPS,
+    ),
+    Fault(
+        "products_of_decays_are_not_carried_over",
+        "groups/_carry_over.py",
+        "            if name in source:\n",
+        "            if name in ():\n",
+        GROUPS,
+    ),
+    Fault(
+        "slices_have_the_first_multiplier",
+        "groups/_optimizers.py",
+        "jnp.asarray(factors, u.dtype)",
+        "jnp.asarray(factors[:1] * len(factors), u.dtype)",
+        GROUPS,
+    ),
+    Fault(
+        "the_last_pattern_decides",
+        "groups/_assignment.py",
+        "choice[own & (choice < 0)] = number",
+        "choice[own] = number",
+        GROUPS,
+    ),
+    Fault(
+        "the_last_layer_has_the_rate_of_the_head",
+        "groups/_modifiers.py",
+        'last = count + (2 if numbering == "electra" else 1)',
+        'last = count + (1 if numbering == "electra" else 0)',
+        GROUPS,
     ),
 )
 
