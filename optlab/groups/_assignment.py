@@ -6,14 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from types import EllipsisType
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import jax
 import numpy as np
 
 from optlab import _checks
 from optlab._types import Tree
-from optlab.groups._settings import Group, Refinement
+from optlab.groups._settings import Group, Modifier, Refinement
 from optlab.rules import Leaf
 from optlab.rules._leaf import leaf_facts
 from optlab.rules._patterns import check_patterns, matches
@@ -35,20 +35,6 @@ class SlicesOf:
 
 Matcher = str | Predicate | SlicesOf | EllipsisType
 """What says which parameters are meant; `...` means all that are left."""
-
-
-@runtime_checkable
-class Modifier(Protocol):
-    """Refines the groups of all parameters at once."""
-
-    def refine(self, leaves: Sequence[Leaf], moves: Sequence[bool]) -> Sequence[Refinement | None]:
-        """Return a refinement for each parameter, or None where there is none.
-
-        Args:
-            leaves: the facts of all parameters.
-            moves: whether each is trained, at least in part.
-        """
-        ...
 
 
 Pair = tuple[Matcher, Group]

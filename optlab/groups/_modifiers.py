@@ -16,14 +16,13 @@ ICLR (2022); He, Chen, Xie, Li, Dollár, Girshick, CVPR (2022).
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from types import EllipsisType
 from typing import Literal
 
 from optlab import _checks
 from optlab.groups._layers import HEAD, STEM, numbered
-from optlab.groups._settings import Refinement
+from optlab.groups._settings import Modifier, Refinement
 from optlab.rules import Leaf
 from optlab.rules._patterns import check_all_match, check_patterns, matches
 from optlab.rules._roles import stacks_layers
@@ -32,14 +31,7 @@ _TOKENS = re.compile(r"(cls|class|reg|dist|mask)_?token|pos(ition)?_?emb(ed|eddi
 """The names of arrays that are learned inputs, which have no decay although they have axes."""
 
 
-@dataclass(frozen=True)
-class _Modifier:
-    """A function of all parameters that returns a refinement of each, or None."""
-
-    refine: Callable[[Sequence[Leaf], Sequence[bool]], Sequence[Refinement | None]]
-
-
-def no_decay(*patterns: str, embeddings: bool = False) -> _Modifier:
+def no_decay(*patterns: str, embeddings: bool = False) -> Modifier:
     """Take the weight decay from biases, norms and learned tokens.
 
     A parameter decays if it is a linear map: an array of at least two axes, without the axis that
@@ -79,7 +71,7 @@ def no_decay(*patterns: str, embeddings: bool = False) -> _Modifier:
         check_all_match(who, patterns, [leaf.path for leaf in leaves])
         return [None if decays(leaf) else Refinement("no_decay", decay=0.0) for leaf in leaves]
 
-    return _Modifier(refine)
+    return Modifier(refine)
 
 
 def layerwise_decay(
@@ -90,7 +82,7 @@ def layerwise_decay(
     stem: Sequence[str] = (),
     head: Sequence[str] = (),
     min_rate: float = 0.0,
-) -> _Modifier:
+) -> Modifier:
     r"""Multiply each layer's rate by a power of `decay`: 1 at the head, least at the embedding.
 
     The names tell the layers: the first name on a path that ends in a number, or the first axis of
@@ -154,7 +146,7 @@ def layerwise_decay(
 
         return [refinement(leaf, place) for leaf, place in zip(leaves, places, strict=True)]
 
-    return _Modifier(refine)
+    return Modifier(refine)
 
 
 def discriminative(
@@ -162,7 +154,7 @@ def discriminative(
     rates: slice | Sequence[float] | None = None,
     *,
     factor: float | None = None,
-) -> _Modifier:
+) -> Modifier:
     """Give groups of layers rates of their own, from input to output.
 
     The rates are multipliers relative to the last one, so give the optimizer the last rate, or a
@@ -208,7 +200,7 @@ def discriminative(
             for number in numbers
         ]
 
-    return _Modifier(refine)
+    return Modifier(refine)
 
 
 def _multipliers(
@@ -239,7 +231,7 @@ def _multipliers(
 
 def gradual_unfreezing(
     stages: Sequence[tuple[str | EllipsisType, int]] | Mapping[str | EllipsisType, int],
-) -> _Modifier:
+) -> Modifier:
     """Freeze parameters until their stage begins, within one compiled run.
 
     Until then a parameter is not moved by a bit, its state does not change, and clipping around the
@@ -292,7 +284,7 @@ def gradual_unfreezing(
             for number in numbers
         ]
 
-    return _Modifier(refine)
+    return Modifier(refine)
 
 
 def _first_matches(

@@ -1,11 +1,12 @@
 """What happens to a group of parameters, and how refinements change it."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from optlab import _checks
 from optlab._types import ArrayLike
+from optlab.rules import Leaf
 
 _RESERVED = set("/@\n")
 
@@ -92,3 +93,15 @@ class Refinement(NamedTuple):
     rate: float | tuple[float, ...] = 1.0
     decay: float = 1.0
     start: int = 0
+
+
+@dataclass(frozen=True)
+class Modifier:
+    """Refines the groups of all parameters at once.
+
+    Attributes:
+        refine: (the facts of all parameters, whether each is trained, at least in part) → for each
+            parameter a refinement, or None where there is none.
+    """
+
+    refine: Callable[[Sequence[Leaf], Sequence[bool]], Sequence[Refinement | None]]

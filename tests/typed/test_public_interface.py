@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 
 import optlab
-from optlab import dialects, schedules
+from optlab import dialects, groups, schedules
 
 Transformation = optax.GradientTransformationExtraArgs
 
@@ -60,6 +60,27 @@ def test_averages_become_snapshots_and_trees():
     assert_type(optlab.reconstruct([snapshot], 0.1, step=1), Any)
     assert_type(optlab.reconstruction_error([snapshot], 0.1), float)
     assert_type(optlab.params_lawa(every=2), optax.GradientTransformationExtraArgs)
+
+
+def test_groups_are_transformations():
+    params = {"body": jnp.ones(3), "head": jnp.ones(3)}
+    tx = groups.partition(
+        params,
+        [
+            ("head", groups.group(optlab.adamw(0.1), lr_mult=0.5, weight_decay=0.1)),
+            (groups.slices("body", 0, 2), groups.frozen()),
+            (lambda path, p: path == "body", optlab.adamw(0.1)),
+            groups.no_decay(),
+            groups.layerwise_decay(0.5, "mae", layers=["body"]),
+            (..., groups.group()),
+        ],
+        optimizer=optlab.adamw(0.1),
+        around=lambda tx: optax.chain(optlab.clip_by_global_norm(1.0), tx),
+    )
+    assert_type(tx, Transformation)
+    state = tx.init(params)
+    assert_type(groups.carry_over(state, tx, params), Any)
+    assert_type(groups.freeze(optax.adam(0.1), params, "body"), Transformation)
 
 
 def test_hyperparameters_are_arrays_by_name():
