@@ -18,6 +18,7 @@ CNN = "04_cnn_start_to_finish.py"
 TRANSFORMER = "05_character_transformer.py"
 OWN_RULE = "06_write_a_rule.py"
 MUON = "07_muon_transformer.py"
+FINE_TUNE = "08_fine_tune.py"
 AVERAGES = "09_averages_and_ensembles.py"
 
 # Of ten classes chance is 0.1, logistic regression reaches 0.97 and these networks 0.98, with a
@@ -55,6 +56,16 @@ def numbers(pattern, text):
 def test_every_example_is_tested_here():
     tested = {CHAIN_IN_NNX, LINEN_TRAIN_STATE, ONE_CYCLE, CNN, TRANSFORMER, OWN_RULE, MUON}
     tested |= {AVERAGES}
+    tested = {
+        CHAIN_IN_NNX,
+        LINEN_TRAIN_STATE,
+        ONE_CYCLE,
+        CNN,
+        TRANSFORMER,
+        OWN_RULE,
+        MUON,
+        FINE_TUNE,
+    }
     assert {path.name for path in EXAMPLES.glob("*.py")} == tested
 
 
@@ -261,3 +272,32 @@ def test_averages_and_ensembles_are_compared_with_single_runs():
     nll = {name: float(row[2]) for name, row in table.items()}
     # By Jensen's inequality, on the mean over groups.
     assert nll["10 models"] < nll["1 model"]
+
+
+@pytest.mark.slow
+def test_ways_to_fine_tune_are_compared_at_equal_searches():
+    text, files = ran(FINE_TUNE, "--quick")
+    assert files.keys() == {"fine_tune.png"}
+    assert files["fine_tune.png"].startswith(b"\x89PNG")
+    _, described, learned, comparison = steps_of(text, 3)
+    rates = dict(re.findall(r"^(\w+)/kernel .* schedule from (\S+) ", described, re.MULTILINE))
+    assert rates == {"conv1": "0.000125", "conv2": "0.00025", "dense": "0.0005", "head": "0.001"}
+    ((error,),) = numbers(r"^error on these images: (\S+)%$", learned)
+    # Guessing among five digits errs on 80%; 24 updates bring it far below.
+    assert error < 50
+    cell = r"(\d+\.\d) ± \d+\.\d at (0\.001|3\.2) *"
+    table = re.findall(rf"^([a-z ,-]+?) +{3 * cell}$", comparison, re.MULTILINE)
+    names = ["from scratch", "all, one rate", "head only", "head, random rest"]
+    names += ["head, then more", "layer-wise decay"]
+    assert [name for name, *_ in table] == names
+    errors = [float(row[column]) for row in table for column in (1, 3, 5)]
+    assert 0 < min(errors) <= max(errors) < 100
+    # Twelve updates suffice to do better than guessing where the head alone is trained.
+    assert max(float(table[2][column]) for column in (1, 3, 5)) < 75
+    more = numbers(r"^[a-z ,-]+?" + 3 * r" +([+-]\d+\.\d) ± \d+\.\d" + "$", comparison)
+    # Differences of errors that are printed to one digit each.
+    zero = [float(table[0][column]) for column in (1, 3, 5)]
+    for row, differences in zip(table[1:], more, strict=True):
+        for place, difference in enumerate(differences):
+            want = float(row[1 + 2 * place]) - zero[place]
+            assert difference == pytest.approx(want, abs=0.16)
