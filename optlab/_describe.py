@@ -120,16 +120,18 @@ def describe(tx: optax.GradientTransformation, params: Tree) -> Description:
         # JAX does not call a function again that it has traced; this one is new each time.
         state = jax.eval_shape(lambda params: tx.init(params), params)
     leaves = jax.tree_util.tree_leaves_with_path(params)
-    touches, parts = defaultdict(list), defaultdict(list)
+    touches: dict[str, list[Touch]] = defaultdict(list)
+    parts: dict[str, list[Membership]] = {}
     for touch in record.touches:
         touches[touch.leaf.path].append(touch)
-    for membership in record.memberships:
-        parts[membership.array].append(membership)
+    for plan in record.memberships:  # a partition within another one speaks later
+        for array in {membership.array for membership in plan}:
+            parts[array] = [own for own in plan if own.array == array]
     members: list[tuple[tuple[str, ...], Membership | None]] = []
     arrays = []
     for path, leaf in leaves:
         names = path_names(path)
-        for own in parts[path_name(path)] or [None]:
+        for own in parts.get(path_name(path)) or [None]:
             part = "" if own is None else own.path.removeprefix(own.array)
             members.append(((*names[:-1], *(name + part for name in names[-1:])), own))
             arrays.append(leaf)

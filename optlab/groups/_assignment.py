@@ -112,7 +112,8 @@ def assigned(params: Tree, rules: Rules) -> list[Part]:
         if not hasattr(array, "shape"):
             required = "params must hold arrays, or their shapes"
             got = f"{type(array).__name__} at {_checks.path_text(path)}"
-            _checks.fail(WHO, required, got, "pass jax.eval_shape(init, key), say")
+            remedy = "pass jax.eval_shape(init, key), or eqx.filter(model, eqx.is_array), say"
+            _checks.fail(WHO, required, got, remedy)
     leaves = [leaf_facts(WHO, path, array, None) for path, array in with_paths]
     if not leaves:
         _checks.fail(WHO, "params must hold parameters", "none")

@@ -104,13 +104,14 @@ def carry_over(state: Any, tx: optax.GradientTransformation, params: Tree) -> An
         _checks.fail(_WHO, required, "a traced array", "call it between two calls of the step")
     old = list(_units(state))
     index = _indexed(old)
+    new = tx.init(params)
     total = max((unit.total for unit in old if unit.is_direction), default=0)
     seen: dict[tuple[str, str, str], int] = defaultdict(int)
-    new = tx.init(params)
     sizes = {
         path_name(path): np.shape(leaf)
         for path, leaf in jax.tree_util.tree_leaves_with_path(params)
     }
+    _check_related(state, new, index, set(sizes))
     by_path = {}
     for unit in _units(new):
         before = next((own for own in old if _kinds(own) == _kinds(unit)), None)
@@ -120,6 +121,23 @@ def carry_over(state: Any, tx: optax.GradientTransformation, params: Tree) -> An
         by_path[key] = _carried(unit, index, seen, total, count, sizes)
     new = _with_foreign(new, state)
     return _copied(_replaced(new, by_path))
+
+
+def _check_related(old: Any, new: Any, index: _Index, paths: set[str]) -> None:
+    """Require that the old state is one of optlab's rules, and knows these parameters."""
+    old_nodes, new_nodes = (jax.tree.leaves(x, is_leaf=is_rule_state) for x in (old, new))
+    if old_nodes and not any(map(is_rule_state, old_nodes)) and any(map(is_rule_state, new_nodes)):
+        _checks.fail(
+            _WHO,
+            "state must be that of a transformation of optlab",
+            f"a state of {type(old).__name__}",
+            "carry a state of Optax over with optlab.dialects.optax.from_state(tx, params, state)",
+        )
+    known = {path for *_, path in index}
+    if known and not any(f"{own}/".startswith(f"{path}/") for own in known for path in paths):
+        required = f"state must be one of these parameters, {', '.join(sorted(paths)[:3])}, …"
+        got = f"one of {', '.join(sorted(known)[:3])}"
+        _checks.fail(_WHO, required, got, "call tx.init(params) to start anew")
 
 
 def _units(state: Any) -> Iterator[_Unit]:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from optlab import _checks
 from optlab.rules import Leaf
 from optlab.rules._patterns import check_patterns, matches
-from optlab.rules._roles import is_norm_path, stacks_layers
+from optlab.rules._roles import is_norm_path, stack_of
 
 STEM = (
     r"(cls|class|reg|dist|mask)_?[tT]oken",
@@ -44,7 +44,7 @@ def numbered(
     moves: Sequence[bool],
     layers: Sequence[str] | None,
     stem: Sequence[str],
-    head: Sequence[str],
+    head: Sequence[str] | None,
 ) -> Numbered:
     """Return the place of each parameter.
 
@@ -54,37 +54,38 @@ def numbered(
         moves: whether each is trained; only these must have a place.
         layers: patterns of the layers from input to output; where a pattern has groups of digits,
             these numbers order what it matches. None for the first numbered name on a path.
-        stem: patterns of what comes before the first layer.
-        head: patterns of what comes behind the last one.
+        stem: patterns of what comes before the first layer, besides `STEM`.
+        head: patterns of what comes behind the last one, besides `HEAD`; None for nothing.
 
     Raises:
-        ValueError: a parameter that is trained has no place, or names with numbers have several
-            beginnings, so that their order is not known.
+        ValueError: a parameter that is trained has no place, none is the head, or names with
+            numbers have several beginnings, so that their order is not known.
     """
-    check_patterns(who, (*(layers or ()), *stem, *head))
+    check_patterns(who, (*(layers or ()), *stem, *(head or ())))
+    stems, heads = (*STEM, *stem), () if head is None else (*HEAD, *head)
     keys = [_key(leaf, layers) for leaf in leaves]
     places: list[int | str | None] = []
     for leaf, key in zip(leaves, keys, strict=True):
         before = key.before if key else leaf.path
-        if _any_matches(head, before):
+        if _any_matches(heads, before):
             places.append("head")
-        elif _any_matches(stem, before):
+        elif _any_matches(stems, before):
             places.append("stem")
-        elif key or stacks_layers(leaf.path):
+        elif key or (layers is None and stack_of(leaf.path)):
             places.append(0)
         elif leaf.names.role in ("embedding", "input"):
             places.append("stem")
-        elif leaf.names.role == "head":
+        elif leaf.names.role == "head" and head is not None:
             places.append("head")
         else:
             places.append("norm" if is_norm_path(leaf.path) else None)
     in_layers = [i for i, place in enumerate(places) if place == 0 and moves[i]]
-    stacks = {leaves[i].shape[0] for i in in_layers if keys[i] is None}
+    stacks = {(stack_of(leaves[i].path), leaves[i].shape[0]) for i in in_layers if keys[i] is None}
     own = {(key.family, key.numbers) for i in in_layers if (key := keys[i])}
     families = {family for family, _ in own}
     if len(stacks) + len(families) > 1 and layers is None:
         texts = sorted(f"{family}0, 1, …" for family in families)
-        texts += sorted(f"a stack of {size}" for size in stacks)
+        texts += sorted(f"{path} with {size}" for path, size in stacks)
         _checks.fail(
             who,
             "the names must tell the order of the layers",
@@ -96,6 +97,14 @@ def numbered(
         for leaf, place, m in zip(leaves, places, moves, strict=True)
         if m and place is None
     ]
+    if head is not None and not any(m for m, p in zip(moves, places, strict=True) if p == "head"):
+        names = sorted({leaf.path.split("/")[0] for leaf in leaves})
+        _checks.fail(
+            who,
+            "the names must tell which parameters that are trained are the head",
+            f"none among {', '.join(names[:8])}{', …' if len(names) > 8 else ''}",
+            "pass head=['Dense_2'], say, or head=None for a model without one",
+        )
     if lost:
         _checks.fail(
             who,
@@ -104,7 +113,7 @@ def numbered(
             "pass layers=[…], stem=[…] or head=[…], patterns of their paths",
         )
     if stacks:
-        return Numbered(places, stacks.pop())
+        return Numbered(places, stacks.pop()[1])
     order = {key: number for number, key in enumerate(sorted(own))}
     for i, key in enumerate(keys):
         if places[i] == 0:

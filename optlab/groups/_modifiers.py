@@ -18,14 +18,17 @@ ICLR (2022); He, Chen, Xie, Li, Dollár, Girshick, CVPR (2022).
 import re
 from collections.abc import Mapping, Sequence
 from types import EllipsisType
-from typing import Literal
+from typing import Any, Literal
+
+import jax.numpy as jnp
 
 from optlab import _checks
-from optlab.groups._layers import HEAD, STEM, numbered
+from optlab._tree import is_traced
+from optlab.groups._layers import numbered
 from optlab.groups._settings import Modifier, Refinement
 from optlab.rules import Leaf
 from optlab.rules._patterns import check_all_match, check_patterns, matches
-from optlab.rules._roles import stacks_layers
+from optlab.rules._roles import stack_of
 
 _TOKENS = re.compile(r"(cls|class|reg|dist|mask)_?token|pos(ition)?_?emb(ed|edding)?s?", re.I)
 """The names of arrays that are learned inputs, which have no decay although they have axes."""
@@ -80,7 +83,7 @@ def layerwise_decay(
     *,
     layers: Sequence[str] | None = None,
     stem: Sequence[str] = (),
-    head: Sequence[str] = (),
+    head: Sequence[str] | None = (),
     min_rate: float = 0.0,
 ) -> Modifier:
     r"""Multiply each layer's rate by a power of `decay`: 1 at the head, least at the embedding.
@@ -95,7 +98,8 @@ def layerwise_decay(
         layers: patterns of the layers from input to output, where the names do not tell; the digits
             that a pattern puts in a group, as in `r"block(\d+)"`, order what it matches.
         stem: patterns of what has the number 0, besides embeddings, tokens and stems.
-        head: patterns of what has the number L, besides heads and classifiers.
+        head: patterns of what has the number L, besides heads and classifiers; None for a model
+            that has no head.
         min_rate: the least multiplier, in [0, 1].
 
     Returns:
@@ -122,8 +126,6 @@ def layerwise_decay(
     _checks.check_number(who, "decay", decay, _checks.SHARE)
     _checks.check_choice(who, "numbering", numbering, ("timm", "mae", "electra"))
     _checks.check_number(who, "min_rate", min_rate, _checks.UNIT)
-    decay, min_rate = float(decay), float(min_rate)
-    stem, head = (*STEM, *stem), (*HEAD, *head)
 
     def refine(leaves: Sequence[Leaf], moves: Sequence[bool]) -> list[Refinement | None]:
         if layers is not None:
@@ -132,14 +134,19 @@ def layerwise_decay(
         last = count + (2 if numbering == "electra" else 1)
         ends = {"stem": 0, "head": last, "norm": count if numbering == "timm" else last}
 
-        def rate(number: int) -> float:
-            return max(decay ** (last - number), min_rate)
+        def rate(number: int) -> Any:
+            power = decay ** (last - number)
+            return jnp.maximum(power, min_rate) if is_traced(power) else max(power, min_rate)
 
         def refinement(leaf: Leaf, place: int | str | None) -> Refinement | None:
             if place is None:
                 return None
-            if isinstance(place, int) and stacks_layers(leaf.path) and layers is None:
+            if isinstance(place, int) and stack_of(leaf.path) and layers is None:
                 rates = tuple(rate(number + 1) for number in range(count))
+                if any(map(is_traced, rates)):
+                    required = "decay must be known outside of jit where layers are stacked"
+                    remedy = "search it as Categorical(…, traced=False)"
+                    _checks.fail(who, required, "a traced array", remedy)
                 return Refinement(f"layers1to{count}", rate=rates)
             number = ends[place] if isinstance(place, str) else place + 1
             return Refinement(f"layer{number}", rate=rate(number))
@@ -271,6 +278,10 @@ def gradual_unfreezing(
         required = "stages must hold pairs of a pattern and a number of updates"
         _checks.fail(who, required, repr(stages), "write [('head', 0), (..., 100)], say")
     starts = [_checks.check_count(who, "each start", start, 0) for _, start in pairs]
+    for pattern, _ in pairs:
+        if not isinstance(pattern, str | EllipsisType):
+            remedy = "unfreeze slices with carry_over"
+            _checks.fail(who, "a stage must begin with a pattern or ...", repr(pattern), remedy)
     patterns = [".*" if pattern is ... else pattern for pattern, _ in pairs]
     check_patterns(who, patterns)
 

@@ -95,6 +95,7 @@ def partition(
             transformation. In a mapping from patterns no order decides, so two must not match the
             same parameter.
         optimizer: the transformation of all groups that name none; a group changes its numbers.
+            It acts on each group apart, and so does a clip that is a part of it.
         around: (the transformation of all groups) → the one to use, for what acts on all trained
             parameters together: `lambda tx: optax.chain(optlab.clip_by_global_norm(1.0), tx)`.
             Frozen parameters are not among those that it sees.
@@ -225,7 +226,7 @@ def _transformation(plan: Plan, inner: Transformation, around: Around | None) ->
 
     def init(params: Tree) -> Any:
         _check_complete(plan, params)
-        record_memberships(_memberships(plan))
+        record_memberships(_memberships(plan, set(_by_name(params))))
         return middle.init(_trained(plan, params, "parameters"))
 
     def update(
@@ -246,11 +247,11 @@ def _transformation(plan: Plan, inner: Transformation, around: Around | None) ->
     return Transformation(init, update)
 
 
-def _memberships(plan: Plan) -> list[Membership]:
-    """Return what a table shows of each part."""
+def _memberships(plan: Plan, present: set[str]) -> list[Membership]:
+    """Return what a table shows of each part of the arrays that are present."""
     rows = []
     for path, parts in plan.parts.items():
-        for part in parts:
+        for part in parts if path in present else ():
             name = plan.group_of.get(part.path, "")
             start = plan.members[name].start if name else 0
             rows.append(Membership(path, part.path, part.shape, name, start))

@@ -60,8 +60,10 @@ def group(
         0.1
     """
     who = "groups.group"
-    if optimizer is not None:
-        _checks.check_transformation(who, optimizer)
+    if optimizer is not None and not callable(getattr(optimizer, "update", None)):
+        remedy = "pass optlab.adam(1e-3), say, or lr_mult= for a multiplier of the rate"
+        required = "optimizer must be an optax.GradientTransformation"
+        _checks.fail(who, required, repr(optimizer), remedy)
     if not isinstance(name, str) or _RESERVED & set(name):
         _checks.fail(who, 'name must be a string without "/" and "@"', repr(name))
     lr_mult = _checks.check_number(who, "lr_mult", lr_mult, _checks.NONNEGATIVE)
@@ -90,7 +92,7 @@ class Refinement(NamedTuple):
     """
 
     label: str = ""
-    rate: float | tuple[float, ...] = 1.0
+    rate: Any = 1.0
     decay: float = 1.0
     start: int = 0
 

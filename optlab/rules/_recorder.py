@@ -48,7 +48,7 @@ class Record(NamedTuple):
     """What transformations said of themselves."""
 
     touches: list[Touch]
-    memberships: list[Membership]
+    memberships: list[Sequence[Membership]]
 
 
 _record: ContextVar[Record | None] = ContextVar("record", default=None)
@@ -68,7 +68,7 @@ def recording() -> Iterator[Record]:
 def record_memberships(memberships: Sequence[Membership]) -> None:
     """Note the groups of parameters, if anybody records."""
     if own := _record.get():
-        own.memberships.extend(memberships)
+        own.memberships.append(memberships)
 
 
 def record(rules: Sequence[Rule], leaves: Leaves, touched_by: Sequence[Sequence[bool]]) -> None:

@@ -198,10 +198,11 @@ def _is_head(words: list[list[str]]) -> bool:
     )
 
 
-def stacks_layers(path: str) -> bool:
-    """Whether the first axis of an array counts layers, by the names on its path."""
+def stack_of(path: str) -> str | None:
+    """Return the path of the stack of layers that an array's first axis counts; None for none."""
     modules = path.split("/")[:-1]
-    return _is_stack(modules, [_words(module) for module in modules])
+    place = _place_of_stack(modules, [_words(module) for module in modules])
+    return None if place is None else "/".join(modules[: place + 1])
 
 
 def is_norm_path(path: str) -> bool:
@@ -209,20 +210,21 @@ def is_norm_path(path: str) -> bool:
     return any(_is_norm(_words(name)) for name in path.split("/"))
 
 
-def _is_stack(modules: list[str], words: list[list[str]]) -> bool:
-    """Whether a leading axis counts layers, by the names of the modules."""
+def _place_of_stack(modules: list[str], words: list[list[str]]) -> int | None:
+    """Return which module is a stack of layers, by the names; None if none is."""
     for place, (module, own) in enumerate(zip(modules, words, strict=True)):
         follows = modules[place + 1] if place + 1 < len(modules) else ""
         numbered = module[-1:].isdigit() or follows.isdigit()
         is_scan = bool({"scan", "scanned", "stacked"} & {*own})
         if _STACKS & {*own} and (is_scan or not numbered):
-            return True
-    return False
+            return place
+    return None
 
 
 def _batch_axes(modules: list[str], words: list[list[str]]) -> int:
     """Return how many leading axes count layers or experts, by the names."""
-    return _is_stack(modules, words) + any(_EXPERTS & {*own} for own in words)
+    is_stack = _place_of_stack(modules, words) is not None
+    return is_stack + any(_EXPERTS & {*own} for own in words)
 
 
 def _last_out(shape: tuple[int, ...], lead: int) -> Axes:

@@ -145,6 +145,19 @@ def test_rates_by_layer_have_a_floor_and_an_order_by_pattern():
     assert [one.rates[0] for one in optlab.describe(tx, params)] == [0.1, 0.05, 1.0]
 
 
+def test_rates_by_layer_may_be_traced_and_a_model_may_have_no_head():
+    params = {f"Dense_{number}": {"k": jnp.ones(1)} for number in range(2)}
+
+    def update(decay):
+        rule = groups.layerwise_decay(decay, head=None)
+        tx = groups.partition(params, [rule], optimizer=optlab.sgd(1.0))
+        updates, _ = tx.update(params, tx.init(params), params)
+        return jnp.concatenate(jax.tree.leaves(updates))
+
+    got = jax.vmap(update)(jnp.array([0.5, 0.25]))
+    np.testing.assert_array_equal(got, [[-0.25, -0.5], [-0.0625, -0.25]])
+
+
 def test_discriminative_rates_are_fastais_and_ulmfits():
     params = {name: jnp.ones(2) for name in "abcde"}
     for options, want in (
@@ -275,7 +288,7 @@ def test_rules_that_do_not_fit_are_refused(rules, message):
             lambda: groups.group(wd_mult=float("inf")),
             "wd_mult must be finite and >= 0, got wd_mult=inf",
         ),
-        (lambda: groups.group("adam"), "tx must be an optax.GradientTransformation, got 'adam'"),
+        (lambda: groups.group("adam"), "optimizer must be an optax.GradientTransformation, got"),
         (lambda: groups.group(name="a/b"), 'name must be a string without "/" and "@"'),
         (lambda: groups.slices("a", 3, 3), "start must be below stop, got start=3, stop=3"),
         (lambda: groups.slices("a", -1, 3), "start must be an integer >= 0, got start=-1"),
@@ -285,6 +298,26 @@ def test_rules_that_do_not_fit_are_refused(rules, message):
         (lambda: groups.discriminative(["a", "b"], [0.1]), "rates must hold one for each of 2"),
         (lambda: groups.discriminative(["a"], slice(0.0, 1.0)), "must be finite and > 0"),
         (lambda: groups.gradual_unfreezing([("a", -1)]), "each start must be an integer >= 0"),
+        (
+            lambda: groups.gradual_unfreezing([(groups.slices("a", 0, 1), 1)]),
+            "a stage must begin with a pattern or ..., got SlicesOf",
+        ),
+        (
+            lambda: groups.partition(
+                {"Dense_0": {"k": jnp.ones(2)}, "Dense_1": {"k": jnp.ones(2)}},
+                [groups.layerwise_decay(0.5)],
+                optimizer=ADAMW,
+            ),
+            "must tell which parameters that are trained are the head, got none among Dense_0",
+        ),
+        (
+            lambda: groups.partition(
+                {name: {"layers": {"k": jnp.ones((2, 3))}} for name in ("encoder", "decoder")},
+                [groups.layerwise_decay(0.5)],
+                optimizer=ADAMW,
+            ),
+            "order of the layers, got decoder/layers with 2 and encoder/layers with 2; pass layers",
+        ),
         (lambda: groups.gradual_unfreezing(["a"]), "stages must hold pairs of a pattern and a"),
         (
             lambda: groups.partition(PARAMS, [(..., groups.group())]),
@@ -308,7 +341,7 @@ def test_rules_that_do_not_fit_are_refused(rules, message):
         ),
         (
             lambda: groups.partition(
-                {"a0": {"k": jnp.ones(2)}, "odd": jnp.ones(2)},
+                {"a0": {"k": jnp.ones(2)}, "odd": jnp.ones(2), "head": jnp.ones(2)},
                 [groups.layerwise_decay(0.5)],
                 optimizer=ADAMW,
             ),

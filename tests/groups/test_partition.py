@@ -323,6 +323,10 @@ def test_a_state_that_does_not_fit_is_refused_by_path(params):
         groups.carry_over(state, ADAMW, params)
     with pytest.raises(ValueError, match="the state must hold the groups rest, got a, b"):
         tx.update(params, groups.PartitionState({"a": (), "b": ()}), params)
+    with pytest.raises(ValueError, match="carry a state of Optax over with"):
+        groups.carry_over(optax.adam(0.1).init(params), tx, params)
+    with pytest.raises(ValueError, match="state must be one of these parameters, body/bias"):
+        groups.carry_over(ADAMW.init({"other": jnp.ones(2)}), tx, params)
     optax_state = trained(groups.freeze(optax.adam(0.1), params, "body"), params)[1]
     with pytest.raises(ValueError, match="one count for all at "):
         groups.carry_over(optax_state, optax.adam(0.1), params)
@@ -404,6 +408,21 @@ def test_a_partition_trains_a_flax_module_inside_wrappers():
     assert (after["kernel"] != before["kernel"]).any()
 
 
+def test_a_table_of_nested_partitions_shows_each_parameter_once(params):
+    inner = groups.partition(
+        params, [("bias", groups.group(name="inner")), (..., groups.group())], optimizer=ADAMW
+    )
+    outer = groups.freeze(inner, params, "head")
+    rows = {one.path: (one.group, one.is_frozen) for one in optlab.describe(outer, params)}
+    assert rows == {
+        "body/bias": ("inner", False),
+        "body/kernel": ("rest", False),
+        "head/bias": (None, True),
+        "head/kernel": (None, True),
+        "norm/scale": ("rest", False),
+    }
+
+
 def test_stages_wait_without_moving_and_without_a_say_in_the_clip():
     params = {"body": jnp.array([3.0, -0.0]), "head": jnp.array([1.0, 2.0])}
     tx = groups.partition(
@@ -460,7 +479,9 @@ def second_update(tx, params):
     return updates
 
 
-@pytest.mark.parametrize("make", [optlab.muon, optlab.soap, optlab.lamb, optlab.adafactor])
+@pytest.mark.parametrize(
+    "make", [optlab.muon, optlab.lamb, pytest.param(optlab.soap, marks=pytest.mark.slow)]
+)
 def test_rules_on_matrices_and_layers_are_the_same_in_groups(make, params):
     rules = [
         ("head", groups.group(lr_mult=0.5)),

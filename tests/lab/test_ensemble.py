@@ -168,6 +168,7 @@ def test_the_rate_of_snapshots_is_that_of_the_paper():
     np.testing.assert_allclose(got, [0.2, 0.19969, 0.10785, 0.1, 0.000308, 0.2], rtol=1e-3)
 
 
+@pytest.mark.slow  # for the compiler's usual options: two programs have the same bits
 def test_snapshots_are_one_run_at_the_end_of_each_cycle():
     task, tx = sources(), optlab.sgd(cosine_restarts(0.5, decay_steps=4), momentum=0.9)
     three = lab.snapshots(task, tx, cycles=3, steps=11, key=KEY)

@@ -252,7 +252,14 @@ CHAINS = {
 }
 
 
-@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize(
+    "compiled",
+    [
+        pytest.param(False, id="eager"),
+        # With the compiler's usual options two programs have the same bits.
+        pytest.param(True, id="compiled", marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize("name", CHAINS)
 def test_updates_and_inner_states_are_those_of_the_chain(name, compiled):
     tx, clipping = (make() for make in CHAINS[name])
