@@ -32,6 +32,7 @@ from optlab import _checks
 from optlab._types import Array, Tree
 from optlab.lab import _loop
 from optlab.lab._task import Batch, Task, check_task
+from optlab.rules._leaf import path_names
 
 _WHO = "refresh_batch_stats"
 
@@ -323,15 +324,8 @@ def _means_of_variances(state: Tree, running: Statistics) -> dict[int, int]:
 
 
 def _names(state: Tree) -> list[Name]:
-    """Return the names on the path to each leaf, without the "value" within an NNX variable."""
-    return [
-        tuple(
-            str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key))))
-            for index, key in enumerate(path)
-            if not (index and index == len(path) - 1 and getattr(key, "name", "") == "value")
-        )
-        for path, _ in jax.tree.leaves_with_path(state)
-    ]
+    """Return the names on the path to each leaf."""
+    return [path_names(path) for path, _ in jax.tree.leaves_with_path(state)]
 
 
 def _divided(who: str, task: Task, key: Array, batch_size: int) -> Iterator[Batch]:
