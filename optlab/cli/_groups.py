@@ -4,7 +4,7 @@ import argparse
 from typing import Any
 
 from optlab import groups
-from optlab.cli._errors import value_errors
+from optlab.cli._errors import UsageError, value_errors
 from optlab.cli._options import natural, number, scalar
 
 
@@ -13,12 +13,13 @@ def add_groups(parser: argparse.ArgumentParser) -> None:
     options = parser.add_argument_group(
         "groups of parameters",
         "A PATTERN is a regular expression that matches whole names on the path of a parameter, "
-        "such as head or conv1/kernel. The first option whose pattern matches decides; all other "
-        "parameters keep the optimizer's own numbers.",
+        "such as head or conv1/kernel. Of --freeze and --group the first whose pattern matches "
+        "decides, in their order; all other parameters keep the optimizer's own numbers.",
     )
     options.add_argument(
         "--freeze",
-        type=_pattern,
+        type=_frozen,
+        dest="group",
         action="append",
         default=[],
         metavar="PATTERN",
@@ -53,12 +54,23 @@ def add_groups(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def check_starts(options: argparse.Namespace, steps: int) -> None:
+    """Require that what waits starts within the run."""
+    for pattern, start in options.unfreeze:
+        if start >= steps:
+            raise UsageError(
+                f"argument --unfreeze: STEP must be below the {steps} updates of the run, got "
+                f"{pattern}:{start}"
+            )
+
+
 def group_rules(options: argparse.Namespace) -> list[Any] | None:
     """Return the rules for `optlab.groups.partition`; None without any of the options."""
-    rules: list[Any] = [(pattern, groups.frozen()) for pattern in options.freeze]
+    rules: list[Any] = []
     with value_errors():
         for pattern, values in options.group:
-            rules.append((pattern, groups.group(**values)))
+            own = groups.frozen() if values is None else groups.group(**values)
+            rules.append((pattern, own))
         if rules:
             rules.append((..., groups.group()))
         if options.unfreeze:
@@ -70,10 +82,10 @@ def group_rules(options: argparse.Namespace) -> list[Any] | None:
     return rules or None
 
 
-def _pattern(text: str) -> str:
+def _frozen(text: str) -> tuple[str, None]:
     if not text:
         raise argparse.ArgumentTypeError("expected a pattern such as head, got nothing")
-    return text
+    return text, None
 
 
 def _group(text: str) -> tuple[str, dict[str, Any]]:

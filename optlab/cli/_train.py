@@ -15,7 +15,7 @@ from optlab._describe import describe
 from optlab._expressions import evaluate
 from optlab._types import Schedule
 from optlab.cli._errors import UsageError, check_known, look_up, value_errors
-from optlab.cli._groups import add_groups, group_rules
+from optlab.cli._groups import add_groups, check_starts, group_rules
 from optlab.cli._many_weights import (
     add_many_weights,
     average_scores,
@@ -126,6 +126,7 @@ def run(options: argparse.Namespace) -> None:
     task = make_task(options.task, batch_size=options.batch_size)
     steps = options.steps or task.num_steps
     check_many_weights(options, task, steps)
+    check_starts(options, steps)
     optimizer = _optimizer(options, task, steps)
     require("train", "matplotlib", "rich")
     check_writable_folder(options.out)

@@ -2,6 +2,7 @@
 
 import difflib
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -15,7 +16,7 @@ from optlab import _checks
 from optlab._types import Tree
 from optlab.groups._settings import Group, Modifier, Refinement
 from optlab.rules import Leaf
-from optlab.rules._leaf import leaf_facts
+from optlab.rules._leaf import leaf_facts, path_name, without_part
 from optlab.rules._patterns import check_patterns, matches
 
 WHO = "groups.partition"
@@ -115,6 +116,7 @@ def assigned(params: Tree, rules: Rules) -> list[Part]:
             remedy = "pass jax.eval_shape(init, key), or eqx.filter(model, eqx.is_array), say"
             _checks.fail(WHO, required, got, remedy)
     leaves = [leaf_facts(WHO, path, array, None) for path, array in with_paths]
+    _check_names(leaves)
     if not leaves:
         _checks.fail(WHO, "params must hold parameters", "none")
     choices = _choices(pairs, leaves, arrays, isinstance(rules, Mapping))
@@ -128,6 +130,18 @@ def assigned(params: Tree, rules: Rules) -> list[Part]:
         refinements = [one for own in refined if (one := own[number]) is not None]
         parts += _parts(leaf, choices[number], pairs, refinements)
     return parts
+
+
+def _check_names(leaves: Sequence[Leaf]) -> None:
+    """Require paths that tell parameters, and their slices, apart."""
+    counts = Counter(leaf.path for leaf in leaves)
+    for path, count in counts.items():
+        if count > 1:
+            required = "parameters must have different paths, with their names joined by /"
+            _checks.fail(WHO, required, f"{path} twice")
+        if without_part(path) != path:
+            required = 'names must not end like those of slices, "[0:1]"'
+            _checks.fail(WHO, required, path, "rename it")
 
 
 def _checked(rules: Rules) -> tuple[list[Pair], list[Modifier]]:
@@ -234,6 +248,9 @@ def _matches(matcher: Matcher, path: str, array: Any) -> bool:
 
 def _slices_of(matcher: SlicesOf, leaf: Leaf) -> np.ndarray:
     """Return which slices of an array are meant."""
+    if leaf.path == path_name(()):
+        required = "slices(…) must name slices of an array in a tree"
+        _checks.fail(WHO, required, "a single array", "put it into a dictionary")
     if not leaf.shape or matcher.stop > leaf.shape[0]:
         required = f"slices({matcher.pattern!r}, …) must name slices of {leaf.path}"
         got = f"{matcher.start} to {matcher.stop - 1} for the shape {leaf.shape}"

@@ -6,6 +6,7 @@ up to five times too large. So what joins gets a count of its own, and schedules
 count of the run.
 """
 
+import sys
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -76,12 +77,14 @@ def carry_over(state: Any, tx: optax.GradientTransformation, params: Tree) -> An
     state for each, so that a checkpoint of it is restored into a state that `carry_over` returned.
 
     Args:
-        state: the old state, of any chain or partition of optlab's rules.
+        state: the old state, of any chain or partition of optlab's rules. What Optax's rules
+            keep is carried over only to the same rules, for parameters that all stay.
         tx: the new transformation, such as another `partition` of the same parameters.
         params: the parameters as they are now.
 
     Returns:
-        A state for `tx`, with arrays of its own.
+        A state for `tx`, with arrays of its own. From the `opt_state` of an `nnx.Optimizer` it is
+        one that can be assigned to the `opt_state` of another.
 
     Raises:
         ValueError: a part of the old state does not fit, with its path, what is expected and what
@@ -111,7 +114,7 @@ def carry_over(state: Any, tx: optax.GradientTransformation, params: Tree) -> An
         path_name(path): np.shape(leaf)
         for path, leaf in jax.tree_util.tree_leaves_with_path(params)
     }
-    _check_related(state, new, index, set(sizes))
+    _check_related(state, new, index, sizes)
     by_path = {}
     for unit in _units(new):
         before = next((own for own in old if _kinds(own) == _kinds(unit)), None)
@@ -119,25 +122,35 @@ def carry_over(state: Any, tx: optax.GradientTransformation, params: Tree) -> An
         count = total if before is None else before.total
         key = jax.tree_util.keystr(unit.path)
         by_path[key] = _carried(unit, index, seen, total, count, sizes)
-    new = _with_foreign(new, state)
-    return _copied(_replaced(new, by_path))
+    new = _with_foreign(new, state, index, sizes)
+    return _wrapped_like(state, _copied(_replaced(new, by_path)))
 
 
-def _check_related(old: Any, new: Any, index: _Index, paths: set[str]) -> None:
+def _check_related(old: Any, new: Any, index: _Index, sizes: Mapping[str, tuple[int, ...]]) -> None:
     """Require that the old state is one of optlab's rules, and knows these parameters."""
-    old_nodes, new_nodes = (jax.tree.leaves(x, is_leaf=is_rule_state) for x in (old, new))
-    if old_nodes and not any(map(is_rule_state, old_nodes)) and any(map(is_rule_state, new_nodes)):
-        _checks.fail(
-            _WHO,
-            "state must be that of a transformation of optlab",
-            f"a state of {type(old).__name__}",
-            "carry a state of Optax over with optlab.dialects.optax.from_state(tx, params, state)",
-        )
+    remedy = "call tx.init(params) to start anew"
+    if old is None or (isinstance(old, dict) and not old):
+        _checks.fail(_WHO, "state must be that of a transformation", repr(old), remedy)
+    of_optax = {own.param for own in _foreign(old, sizes) if own.is_of_optax and own.param}
     known = {path for *_, path in index}
-    if known and not any(f"{own}/".startswith(f"{path}/") for own in known for path in paths):
-        required = f"state must be one of these parameters, {', '.join(sorted(paths)[:3])}, …"
-        got = f"one of {', '.join(sorted(known)[:3])}"
-        _checks.fail(_WHO, required, got, "call tx.init(params) to start anew")
+    for unit in _units(new):
+        for state in unit.states if unit.is_direction else ():
+            for field, path, _ in _slots(state):
+                array = _owner(_array_path(path)[0], sizes)
+                if (state.kind, field, _array_path(path)[0]) not in index and array in of_optax:
+                    _checks.fail(
+                        _WHO,
+                        f"the old state of {array} must be one of {state.kind}",
+                        "one of Optax's",
+                        "carry it over with optlab.dialects.optax.from_state(tx, params, state)",
+                    )
+    if known and not any(f"{own}/".startswith(f"{path}/") for own in known for path in sizes):
+        required = f"state must be one of these parameters, {', '.join(sorted(sizes)[:3])}, …"
+        _checks.fail(_WHO, required, f"one of {', '.join(sorted(known)[:3])}", remedy)
+    nodes = jax.tree.leaves(old, is_leaf=is_rule_state)
+    if not any(map(is_rule_state, nodes)) and not of_optax and nodes:
+        required = "state must be that of a transformation of these parameters"
+        _checks.fail(_WHO, required, f"a {type(old).__name__} that holds none of them", remedy)
 
 
 def _units(state: Any) -> Iterator[_Unit]:
@@ -171,7 +184,12 @@ def _kinds(unit: _Unit) -> list[str]:
 
 
 def _number(leaf: Any) -> int:
-    return int(jax.tree.leaves(leaf)[0])
+    number = np.asarray(jax.tree.leaves(leaf)[0])
+    if number.ndim:
+        required = "state must be that of one run"
+        remedy = "carry each over by itself, and stack them with jax.tree.map"
+        _checks.fail(_WHO, required, f"a count of shape {number.shape}, as of a vmap", remedy)
+    return int(number)
 
 
 def _slots(state: Any) -> Iterator[tuple[str, Any, Any]]:
@@ -213,7 +231,7 @@ def _carried(
     seen: dict[tuple[str, str, str], int],
     total: int,
     count: int,
-    sizes: dict[str, tuple[int, ...]],
+    sizes: Mapping[str, tuple[int, ...]],
 ) -> dict[str, Any]:
     """Return the states that take the place of a new unit: one, or for a group one for each age.
 
@@ -224,7 +242,7 @@ def _carried(
     origins: dict[int, list[_Piece]] = defaultdict(list)
     for number, state in enumerate(unit.states):
         for field, path, leaf in _slots(state):
-            pieces = _found(state.kind, field, path, leaf, index, seen)
+            pieces = _found(state, field, path, leaf, index, seen)
             name = path_name(path)
             if pieces is None:
                 _check_kind(unit, state, name, index)
@@ -245,7 +263,7 @@ def _carried(
     return states
 
 
-def _owner(name: str, sizes: dict[str, tuple[int, ...]]) -> str:
+def _owner(name: str, sizes: Mapping[str, tuple[int, ...]]) -> str:
     """Return the path of the parameter, or of its slices, that a slot is of."""
     names = name.split("/")
     for length in range(len(names), 0, -1):
@@ -255,8 +273,16 @@ def _owner(name: str, sizes: dict[str, tuple[int, ...]]) -> str:
     return name
 
 
+def _arguments(state: Any) -> list[float]:
+    """Return the arguments that the constructor of a rule had, as its state holds them."""
+    size = len(state.declarations)
+    if not size:
+        return []
+    return np.asarray(jax.tree.leaves(state.hyperparams)[0])[size : 2 * size].tolist()
+
+
 def _found(
-    kind: str,
+    state: Any,
     field: str,
     path: Any,
     leaf: Any,
@@ -265,15 +291,21 @@ def _found(
 ) -> tuple[Any, _Piece] | None:
     """Return what the old state holds of a slot, and where from; None for nothing."""
     array, part = _array_path(path)
-    pieces = index.get((kind, field, array), [])
+    pieces = index.get((state.kind, field, array), [])
     if not pieces:
         return None
     name, shape = path_name(path), np.shape(leaf)
     whole = [piece for piece in pieces if np.shape(piece.array) == shape]
     if part is None and whole:
-        # The same rule may stand twice in a chain; the order then tells which is meant.
-        key = (kind, field, name)
-        own = whole[min(seen[key], len(whole) - 1)]
+        # The same rule may stand twice in a chain; its arguments tell which is meant, or its place.
+        alike = [piece for piece in whole if _arguments(piece.state) == _arguments(state)]
+        if len(whole) > 1 and not alike:
+            required = f"it must be plain which {state.kind} of {name} is carried over"
+            got = f"{len(whole)} in the old state, none with the same arguments"
+            _checks.fail(_WHO, required, got, "keep their hyperparameters, or start anew")
+        candidates = alike or whole
+        key = (state.kind, field, f"{name} {_arguments(state)}")
+        own = candidates[min(seen[key], len(candidates) - 1)]
         seen[key] += 1
         return own.array, own
     start, stop = part or _all_slices(leaf)
@@ -423,48 +455,120 @@ def _with_history(new: Any, old: Any) -> Any:
     return jax.tree.map(carried, new.hyperparams)
 
 
-def _with_foreign(new: Any, old: Any) -> Any:
-    """Return a state in which what no rule of optlab keeps is that of the old one, by its path."""
-    before = {
-        jax.tree_util.keystr(path): leaf
-        for path, leaf in jax.tree_util.tree_leaves_with_path(old, is_leaf=is_rule_state)
-        if not is_rule_state(leaf)
+class _Foreign(NamedTuple):
+    """An array of a state that no rule of optlab keeps.
+
+    Attributes:
+        path: where it is, as text.
+        kind: the type of the NamedTuple around it; None without one.
+        inside: its path within that NamedTuple.
+        param: the path of the parameter that it belongs to; None for a number of the whole.
+        array: the array.
+    """
+
+    path: str
+    kind: type | None
+    inside: str
+    param: str | None
+    array: Any
+
+    @property
+    def is_of_optax(self) -> bool:
+        return self.kind is not None and self.kind.__module__.startswith("optax.")
+
+
+def _foreign(state: Any, sizes: Mapping[str, tuple[int, ...]]) -> list[_Foreign]:
+    """Return the arrays of a state that no rule of optlab keeps."""
+    arrays: list[_Foreign] = []
+
+    def visit(node: Any, above: Any) -> None:
+        def is_inner(x: Any) -> bool:
+            is_named = isinstance(x, tuple) and hasattr(x, "_fields")
+            return is_rule_state(x) or (x is not node and is_named)
+
+        for path, leaf in jax.tree_util.tree_leaves_with_path(node, is_leaf=is_inner):
+            if is_rule_state(leaf):
+                continue
+            if is_inner(leaf):
+                visit(leaf, (*above, *path))
+                continue
+            names = path_name(path).split("/")
+            ends = ("/".join(names[start:]) for start in range(len(names)))
+            param = next((own for own in ends if without_part(own) in sizes), None)
+            kind = type(node) if hasattr(node, "_fields") else None
+            text = jax.tree_util.keystr((*above, *path))
+            arrays.append(_Foreign(text, kind, "/".join(names), param, leaf))
+
+    visit(state, ())
+    return arrays
+
+
+def _with_foreign(new: Any, old: Any, index: _Index, sizes: Mapping[str, tuple[int, ...]]) -> Any:
+    """Return a state in which what no rule of optlab keeps is that of the old one.
+
+    It is found by its place in the state, or else by the type of the state around it.
+    """
+    before = _foreign(old, sizes)
+    by_path = {own.path: own for own in before}
+    by_kind: dict[tuple[Any, str], list[_Foreign]] = defaultdict(list)
+    for own in before:
+        by_kind[own.kind, own.inside].append(own)
+    known = {own.param for own in before if own.is_of_optax}
+    known |= {
+        path
+        for (_, _, path), pieces in index.items()
+        if any(piece.unit.is_direction for piece in pieces)
     }
-    leaves = [
-        (path, leaf)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(new, is_leaf=is_rule_state)
-        if not is_rule_state(leaf)
-    ]
-    for path, leaf in leaves:
-        text = jax.tree_util.keystr(path)
-        if text in before and np.shape(before[text]) != np.shape(leaf):
-            required = f"{text} must have the shape {np.shape(leaf)}"
-            _checks.fail(_WHO, required, f"{np.shape(before[text])}")
-    _check_counts(leaves, before)
+    values: dict[str, Any] = {}
+    for own in _foreign(new, sizes):
+        same = by_path.get(own.path)
+        alike = by_kind[own.kind, own.inside] if own.kind is not None else []
+        if same is None and alike:
+            same = alike[0]
+            if any(not np.array_equal(same.array, other.array) for other in alike):
+                places = ", ".join(other.path for other in alike)
+                required = f"it must be plain what is carried over to {own.path}"
+                _checks.fail(_WHO, required, f"different numbers at {places}", "keep the groups")
+        if same is not None and np.shape(same.array) != np.shape(own.array):
+            required = f"{own.path} must have the shape {np.shape(own.array)}"
+            _checks.fail(_WHO, required, f"{np.shape(same.array)}")
+        if same is not None:
+            values[own.path] = same.array
+        elif own.is_of_optax and own.param in known:
+            _checks.fail(
+                _WHO,
+                f"the old state of {own.param} must be one of {_name(own)}",
+                f"none at {own.path}",
+                "keep the optimizer of what was trained before, or start anew with tx.init(params)",
+            )
+    _check_counts(_foreign(new, sizes), values)
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: (
-            leaf if is_rule_state(leaf) else before.get(jax.tree_util.keystr(path), leaf)
+            leaf if is_rule_state(leaf) else values.get(jax.tree_util.keystr(path), leaf)
         ),
         new,
         is_leaf=is_rule_state,
     )
 
 
-def _check_counts(leaves: Sequence[tuple[Any, Any]], before: dict[str, Any]) -> None:
+def _name(own: _Foreign) -> str:
+    return "" if own.kind is None else own.kind.__name__
+
+
+def _check_counts(arrays: Sequence[_Foreign], values: Mapping[str, Any]) -> None:
     """Refuse parameters that join others in a state of Optax, which has one count for all."""
-    counts = [path[:-1] for path, _ in leaves if path and path_name(path[-1:]) == "count"]
-    for owner in counts:
-        inside = [
-            jax.tree_util.keystr(path)
-            for path, leaf in leaves
-            if path[: len(owner)] == owner and np.ndim(leaf)
-        ]
-        joins = [text for text in inside if text not in before]
-        if joins and len(joins) < len(inside):
+    owners: dict[str, list[_Foreign]] = defaultdict(list)
+    for own in arrays:
+        if own.is_of_optax:
+            owners[own.path[: own.path.rfind("." + own.inside.split("/")[0])]].append(own)
+    for owner, inside in owners.items():
+        counts = any(own.inside == "count" for own in inside)
+        joins = [own for own in inside if own.param and own.path not in values]
+        if counts and joins and any(own.param and own.path in values for own in inside):
             _checks.fail(
                 _WHO,
                 "parameters that join must have a count of their own",
-                f"one count for all at {jax.tree_util.keystr(owner)}, with {joins[0]} new",
+                f"one count for all at {owner or 'the root'}, with {joins[0].param} new",
                 "use one of optlab's optimizers, or give what joins a group of its own",
             )
 
@@ -498,6 +602,17 @@ def _replaced(state: Any, by_path: dict[str, dict[str, Any]], above: Any = ()) -
     return jax.tree_util.tree_map_with_path(
         new, state, is_leaf=is_replaced, is_leaf_takes_path=True
     )
+
+
+def _wrapped_like(old: Any, new: Any) -> Any:
+    """Return a state whose arrays Flax NNX wraps in variables, where it does so in the old one."""
+    nnx = sys.modules.get("flax.nnx")  # a state of `nnx.Optimizer` has imported it
+    training = sys.modules.get("flax.nnx.training.optimizer")
+    if nnx is None or training is None:
+        return new
+    nodes = jax.tree.leaves(old, is_leaf=lambda x: isinstance(x, nnx.Variable))
+    is_wrapped = any(isinstance(node, nnx.Variable) for node in nodes)
+    return nnx.data(training.to_opt_state(new)) if is_wrapped else new
 
 
 def _copied(state: Any) -> Any:

@@ -79,10 +79,17 @@ def numbered(
             places.append("head")
         else:
             places.append("norm" if is_norm_path(leaf.path) else None)
-    in_layers = [i for i, place in enumerate(places) if place == 0 and moves[i]]
-    stacks = {(stack_of(leaves[i].path), leaves[i].shape[0]) for i in in_layers if keys[i] is None}
-    own = {(key.family, key.numbers) for i in in_layers if (key := keys[i])}
-    families = {family for family, _ in own}
+    in_layers = [i for i, place in enumerate(places) if place == 0]
+    stacks = {
+        (stack_of(leaves[i].path), leaves[i].shape[0])
+        for i in in_layers
+        if keys[i] is None and moves[i]
+    }
+    # Frozen layers keep their places, but not a branch that is frozen as a whole.
+    families = {key.family for i in in_layers if (key := keys[i]) and moves[i]}
+    own = {
+        (key.family, key.numbers) for i in in_layers if (key := keys[i]) and key.family in families
+    }
     if len(stacks) + len(families) > 1 and layers is None:
         texts = sorted(f"{family}0, 1, …" for family in families)
         texts += sorted(f"{path} with {size}" for path, size in stacks)

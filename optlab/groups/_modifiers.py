@@ -30,7 +30,7 @@ from optlab.rules import Leaf
 from optlab.rules._patterns import check_all_match, check_patterns, matches
 from optlab.rules._roles import stack_of
 
-_TOKENS = re.compile(r"(cls|class|reg|dist|mask)_?token|pos(ition)?_?emb(ed|edding)?s?", re.I)
+_TOKENS = re.compile(r"\w+_?tokens?|pos(ition(al)?)?_?emb(ed|edding)?s?", re.I)
 """The names of arrays that are learned inputs, which have no decay although they have axes."""
 
 
@@ -99,7 +99,7 @@ def layerwise_decay(
             that a pattern puts in a group, as in `r"block(\d+)"`, order what it matches.
         stem: patterns of what has the number 0, besides embeddings, tokens and stems.
         head: patterns of what has the number L, besides heads and classifiers; None for a model
-            that has no head.
+            that has no head, where L is one less.
         min_rate: the least multiplier, in [0, 1].
 
     Returns:
@@ -131,7 +131,7 @@ def layerwise_decay(
         if layers is not None:
             check_all_match(who, layers, [leaf.path for leaf in leaves])
         places, count = numbered(who, leaves, moves, layers, stem, head)
-        last = count + (2 if numbering == "electra" else 1)
+        last = count + (2 if numbering == "electra" else 1) - (head is None)
         ends = {"stem": 0, "head": last, "norm": count if numbering == "timm" else last}
 
         def rate(number: int) -> Any:
@@ -200,7 +200,6 @@ def discriminative(
     multipliers = _multipliers(who, len(layers), rates, factor)
 
     def refine(leaves: Sequence[Leaf], moves: Sequence[bool]) -> list[Refinement | None]:
-        check_all_match(who, layers, [leaf.path for leaf in leaves])
         numbers = _first_matches(who, leaves, moves, layers)
         return [
             None if number is None else Refinement(f"layer{number}", rate=multipliers[number])
@@ -277,6 +276,7 @@ def gradual_unfreezing(
     if not pairs or not all(isinstance(pair, tuple | list) and len(pair) == 2 for pair in pairs):
         required = "stages must hold pairs of a pattern and a number of updates"
         _checks.fail(who, required, repr(stages), "write [('head', 0), (..., 100)], say")
+    is_unordered = isinstance(stages, Mapping)
     starts = [_checks.check_count(who, "each start", start, 0) for _, start in pairs]
     for pattern, _ in pairs:
         if not isinstance(pattern, str | EllipsisType):
@@ -286,8 +286,7 @@ def gradual_unfreezing(
     check_patterns(who, patterns)
 
     def refine(leaves: Sequence[Leaf], moves: Sequence[bool]) -> list[Refinement | None]:
-        check_all_match(who, patterns, [leaf.path for leaf in leaves])
-        numbers = _first_matches(who, leaves, moves, patterns)
+        numbers = _first_matches(who, leaves, moves, patterns, is_unordered)
         return [
             None
             if number is None or not starts[number]
@@ -299,13 +298,32 @@ def gradual_unfreezing(
 
 
 def _first_matches(
-    who: str, leaves: Sequence[Leaf], moves: Sequence[bool], patterns: Sequence[str]
+    who: str,
+    leaves: Sequence[Leaf],
+    moves: Sequence[bool],
+    patterns: Sequence[str],
+    is_unordered: bool = False,
 ) -> list[int | None]:
-    """Return for each parameter the number of the first pattern that matches it."""
-    numbers = [
-        next((n for n, pattern in enumerate(patterns) if matches(pattern, leaf.path)), None)
-        for leaf in leaves
-    ]
+    """Return for each parameter the number of the first pattern that matches it.
+
+    Each pattern must be the first one for some parameter, and the only one if they have no order.
+    """
+    check_all_match(who, patterns, [leaf.path for leaf in leaves])
+    all_of = [[n for n, p in enumerate(patterns) if matches(p, leaf.path)] for leaf in leaves]
+    for leaf, own in zip(leaves, all_of, strict=True):
+        named = [patterns[n] for n in own if patterns[n] != ".*"]
+        if is_unordered and len(named) > 1:
+            required = f"one pattern of a mapping must match {leaf.path}"
+            remedy = "pass a list of pairs, whose order decides"
+            _checks.fail(who, required, " and ".join(map(repr, named)), remedy)
+    if is_unordered:
+        all_of = [sorted(own, key=lambda n: patterns[n] == ".*") for own in all_of]
+    numbers = [own[0] if own else None for own in all_of]
+    for n, pattern in enumerate(patterns):
+        if n not in numbers and pattern != ".*":
+            required = "each pattern must decide for some parameter"
+            got = f"{pattern!r}, whose parameters earlier patterns take"
+            _checks.fail(who, required, got, "put it in front of them")
     left = [
         leaf.path
         for leaf, number, own in zip(leaves, numbers, moves, strict=True)

@@ -67,7 +67,7 @@ def _with_values(
     known = sorted({own for rule in rules for own in rule.hyperparams})
     for own in values:
         if own not in known:
-            close = difflib.get_close_matches(own, known)
+            close = difflib.get_close_matches(own, [*known, "lr_mult", "wd_mult"])
             _checks.fail(
                 who,
                 f"the group {name!r} must set hyperparameters of its optimizer",

@@ -181,7 +181,12 @@ def _plan(parts: Sequence[Part], optimizer: Any) -> Plan:
             name = "-".join([part.group.name, *labels] if part.group.name else labels) or "all"
             names[part.path] = name
             members.setdefault(name, []).append(part)
-    return Plan(by_array, names, {n: _member(n, own, optimizer) for n, own in members.items()})
+    plan = Plan(by_array, names, {n: _member(n, own, optimizer) for n, own in members.items()})
+    starts = {member.start for member in plan.members.values()}
+    if min(starts):
+        required = "at least one parameter must be trained from the first update on"
+        _checks.fail("groups.gradual_unfreezing", required, f"starts at {min(starts)} and later")
+    return plan
 
 
 def _member(name: str, parts: Sequence[Part], default: Any) -> _Member:
@@ -227,7 +232,12 @@ def _transformation(plan: Plan, inner: Transformation, around: Around | None) ->
     def init(params: Tree) -> Any:
         _check_complete(plan, params)
         record_memberships(_memberships(plan, set(_by_name(params))))
-        return middle.init(_trained(plan, params, "parameters"))
+        state = middle.init(_trained(plan, params, "parameters"))
+        if around is not None and not _partitions_in(state):
+            required = "around must return a transformation with the given one in it"
+            remedy = "write lambda tx: optax.chain(clip, tx), say"
+            _checks.fail(WHO, required, f"one whose state is {type(state).__name__}", remedy)
+        return state
 
     def update(
         updates: Tree, state: Any, params: Tree | None = None, **extra_args: Any
@@ -313,6 +323,15 @@ def _cut(leaf: Any, part: Part) -> Any:
     """Return some slices of an array, or of the description of one."""
     if isinstance(leaf, jax.ShapeDtypeStruct):
         return jax.ShapeDtypeStruct(part.shape, leaf.dtype)
+    spec = tuple(jax.typeof(leaf).sharding.spec)
+    if spec[:1] not in ((), (None,)):
+        _checks.fail(
+            WHO,
+            f"the first axis of {without_part(part.path)}, of which some slices are meant, must be "
+            "on each device as a whole",
+            f"it sharded over {spec[0]!r}",
+            "shard another axis",
+        )
     return leaf[part.start : part.stop]
 
 
@@ -329,10 +348,12 @@ def _joined(
     beside = [None] * len(leaves) if params is None else structure.flatten_up_to(params)
     new = []
     for (path, leaf), result, param in zip(leaves, results, beside, strict=True):
-        if leaf is None:
-            new.append(None)
-            continue
         parts = plan.parts[path_name(path)]
+        if leaf is None:
+            # Of what is frozen nobody needs a gradient, but an update must be there to be added.
+            is_frozen = all(part.path not in plan.group_of for part in parts)
+            new.append(frozen(param) if is_frozen and param is not None else None)
+            continue
         own = (leaf,) if params is None else (leaf, param)
         if len(parts) == 1:
             new.append(frozen(*own) if _is_masked(result) else result)
@@ -381,7 +402,8 @@ def _inner(plan: Plan) -> Transformation:
                 member, own = plan.members[key.split("@")[0]], state.groups[key]
                 gradients = _branch(updates, own_paths)
                 beside = None if params is None else _branch(params, own_paths)
-                result, states[key] = member.tx.update(gradients, own, beside, **extra_args)
+                extra = _of_group(extra_args, updates, params, own_paths)
+                result, states[key] = member.tx.update(gradients, own, beside, **extra)
                 if member.start:
                     active = started(member, own)
                     states[key] = _kept_until(active, member, states[key], own)
@@ -395,6 +417,31 @@ def _inner(plan: Plan) -> Transformation:
         return new_updates, PartitionState(states)
 
     return Transformation(init, update)
+
+
+def _of_group(
+    extra_args: Mapping[str, Any], updates: Tree, params: Tree | None, paths: Any
+) -> dict[str, Any]:
+    """Return the extra arguments for a group: `grad` and `value_fn` speak of its parameters."""
+    own = dict(extra_args)
+    if _structure(own.get("grad")) == _structure(updates):
+        own["grad"] = _branch(own["grad"], paths)
+    if params is not None and callable(value_fn := own.get("value_fn")):
+
+        def value_of_group(group: Tree) -> Any:
+            leaves = _by_name(group)
+            return value_fn(
+                jax.tree_util.tree_map_with_path(
+                    lambda path, leaf: leaves.get(path_name(path), leaf), params, is_leaf=is_none
+                )
+            )
+
+        own["value_fn"] = value_of_group
+    return own
+
+
+def _structure(tree: Tree) -> Any:
+    return jax.tree.structure(tree, is_leaf=is_none)
 
 
 def _where(active: Array, update: Array) -> Array:
@@ -510,16 +557,17 @@ def _kept_until(active: Array, member: _Member, new: Any, old: Any) -> Any:
     return states[0] if len(states) == 1 else tuple(states)
 
 
+def _partitions_in(state: Any) -> list[PartitionState]:
+    nodes = jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, PartitionState))
+    return [node for node in nodes if isinstance(node, PartitionState)]
+
+
 def _without_idle(plan: Plan, gradients: Tree, state: Any) -> Tree:
     """Return gradients that are 0 where a group has not started, so that no norm counts them."""
     waiting = {name: member for name, member in plan.members.items() if member.start}
     if not waiting:
         return gradients
-    found = [
-        node
-        for node in jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, PartitionState))
-        if isinstance(node, PartitionState)
-    ]
+    found = _partitions_in(state)
     if len(found) != 1:
         required = "what stands around the groups must keep one state of them"
         _checks.fail(WHO, required, f"{len(found)}")

@@ -8,14 +8,23 @@ import pytest
 
 def test_the_command_line_freezes_and_groups(run):
     options = ["--optimizer", "sgd", "--steps", "6", "--rate", "0.1", "--json"]
-    options += ["--freeze", "hidden1", "--group", "head:lr_mult=2", "--unfreeze", "hidden2:3"]
+    options += [
+        "--group",
+        "hidden1/bias:lr_mult=1",
+        "--freeze",
+        "hidden1",
+        "--group",
+        "head:lr_mult=2",
+        "--unfreeze",
+        "hidden2:3",
+    ]
     status, out, err = run("train", *options)
     assert status == 0
     assert re.search(r"hidden1/kernel +\(64, 128\) +- +- +- +- +- +yes +0\n", err)
     assert re.search(r"hidden2/bias .* until 3 ", err)
     rates = json.loads(out)["rates"]
     assert rates["head"] == pytest.approx([0.2] * 6)
-    assert set(rates) == {"head", "rest-from3"}
+    assert set(rates) == {"head", "hidden1_bias", "rest-from3"}
 
 
 @pytest.mark.parametrize(
@@ -32,6 +41,7 @@ def test_the_command_line_freezes_and_groups(run):
         (["--group", "head:b3=1"], "the group 'head' must set hyperparameters of its optimizer"),
         (["--unfreeze", "head"], "argument --unfreeze: expected PATTERN:STEP, got 'head'"),
         (["--unfreeze", "head:x"], "expected a whole number >= 1, got 'x'"),
+        (["--unfreeze", "head:5"], "STEP must be below the 5 updates of the run, got head:5"),
         (["--layer-decay", "2"], "decay must be in (0, 1], got decay=2.0"),
     ],
 )

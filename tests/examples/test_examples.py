@@ -55,17 +55,7 @@ def numbers(pattern, text):
 
 def test_every_example_is_tested_here():
     tested = {CHAIN_IN_NNX, LINEN_TRAIN_STATE, ONE_CYCLE, CNN, TRANSFORMER, OWN_RULE, MUON}
-    tested |= {AVERAGES}
-    tested = {
-        CHAIN_IN_NNX,
-        LINEN_TRAIN_STATE,
-        ONE_CYCLE,
-        CNN,
-        TRANSFORMER,
-        OWN_RULE,
-        MUON,
-        FINE_TUNE,
-    }
+    tested |= {FINE_TUNE, AVERAGES}
     assert {path.name for path in EXAMPLES.glob("*.py")} == tested
 
 

@@ -155,7 +155,7 @@ def test_rates_by_layer_may_be_traced_and_a_model_may_have_no_head():
         return jnp.concatenate(jax.tree.leaves(updates))
 
     got = jax.vmap(update)(jnp.array([0.5, 0.25]))
-    np.testing.assert_array_equal(got, [[-0.25, -0.5], [-0.0625, -0.25]])
+    np.testing.assert_array_equal(got, [[-0.5, -1.0], [-0.25, -1.0]])
 
 
 def test_discriminative_rates_are_fastais_and_ulmfits():
@@ -299,6 +299,48 @@ def test_rules_that_do_not_fit_are_refused(rules, message):
         (lambda: groups.discriminative(["a"], slice(0.0, 1.0)), "must be finite and > 0"),
         (lambda: groups.gradual_unfreezing([("a", -1)]), "each start must be an integer >= 0"),
         (
+            lambda: groups.partition(
+                PARAMS, [groups.gradual_unfreezing([(..., 5)])], optimizer=ADAMW
+            ),
+            "at least one parameter must be trained from the first update on, got starts at 5",
+        ),
+        (
+            lambda: groups.partition(
+                PARAMS, [groups.gradual_unfreezing([(..., 0), ("head", 2)])], optimizer=ADAMW
+            ),
+            "each pattern must decide for some parameter, got 'head', whose parameters earlier",
+        ),
+        (
+            lambda: groups.partition(
+                PARAMS,
+                [groups.gradual_unfreezing({"head": 0, "kernel": 2, ...: 3})],
+                optimizer=ADAMW,
+            ),
+            "one pattern of a mapping must match head/kernel, got 'head' and 'kernel'",
+        ),
+        (
+            lambda: groups.partition({"a/b": jnp.ones(2), "a": {"b": jnp.ones(2)}}, [(..., ADAMW)]),
+            "parameters must have different paths, with their names joined by /, got a/b twice",
+        ),
+        (
+            lambda: groups.partition({"a[0:1]": jnp.ones(2)}, [(..., ADAMW)]),
+            'names must not end like those of slices, "[0:1]", got a[0:1]; rename it',
+        ),
+        (
+            lambda: groups.partition(
+                jnp.ones((4, 2)), [(groups.slices(".*", 0, 2), groups.frozen()), (..., ADAMW)]
+            ),
+            "must name slices of an array in a tree, got a single array",
+        ),
+        (
+            lambda: groups.partition(PARAMS, [(..., ADAMW)], around=lambda tx: ADAMW).init(PARAMS),
+            "around must return a transformation with the given one in it",
+        ),
+        (
+            lambda: groups.partition(PARAMS, [(..., groups.group(lr_mlt=2.0))], optimizer=ADAMW),
+            "got lr_mlt; did you mean lr_mult?",
+        ),
+        (
             lambda: groups.gradual_unfreezing([(groups.slices("a", 0, 1), 1)]),
             "a stage must begin with a pattern or ..., got SlicesOf",
         ),
@@ -352,6 +394,21 @@ def test_rules_that_do_not_fit_are_refused(rules, message):
 def test_bad_arguments_are_refused(make, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         make()
+
+
+def test_frozen_layers_keep_their_places_among_the_others():
+    names = ("embed", "layer0", "layer1", "layer2", "head")
+    params = {name: {"k": jnp.ones(2)} for name in names}
+    rules = [("layer2", groups.frozen()), (..., groups.group()), groups.layerwise_decay(0.5)]
+    tx = groups.partition(params, rules, optimizer=optlab.sgd(1.0))
+    rates = {one.path.split("/")[0]: one.rates for one in optlab.describe(tx, params)}
+    assert rates == {
+        "embed": (0.0625,),
+        "head": (1.0,),
+        "layer0": (0.125,),
+        "layer1": (0.25,),
+        "layer2": (),
+    }
 
 
 def test_frozen_side_branches_need_no_place_among_the_layers():

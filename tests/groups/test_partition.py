@@ -323,13 +323,70 @@ def test_a_state_that_does_not_fit_is_refused_by_path(params):
         groups.carry_over(state, ADAMW, params)
     with pytest.raises(ValueError, match="the state must hold the groups rest, got a, b"):
         tx.update(params, groups.PartitionState({"a": (), "b": ()}), params)
-    with pytest.raises(ValueError, match="carry a state of Optax over with"):
+    with pytest.raises(ValueError, match="got one of Optax's; carry it over with optlab"):
         groups.carry_over(optax.adam(0.1).init(params), tx, params)
     with pytest.raises(ValueError, match="state must be one of these parameters, body/bias"):
         groups.carry_over(ADAMW.init({"other": jnp.ones(2)}), tx, params)
     optax_state = trained(groups.freeze(optax.adam(0.1), params, "body"), params)[1]
     with pytest.raises(ValueError, match="one count for all at "):
         groups.carry_over(optax_state, optax.adam(0.1), params)
+
+
+def test_averages_are_carried_over_by_their_arguments(params):
+    two = optax.chain(optlab.sgd(0.1), optlab.params_ema(0.5), optlab.params_ema(0.9))
+    after, state = trained(two, params)
+    one = optax.chain(optlab.sgd(0.1), optlab.params_ema(0.9))
+    carried = groups.carry_over(state, one, after)
+    assert_same_bits(carried[1].average, state[2].average)
+    with pytest.raises(ValueError, match="it must be plain which params_ema of body/bias is"):
+        groups.carry_over(state, optax.chain(optlab.sgd(0.1), optlab.params_ema(0.7)), after)
+
+
+def test_states_of_optax_are_carried_over_to_the_same_rule_alone(params):
+    adam = optax.adam(0.1)
+    tx = groups.partition(params, [(..., groups.group(adam, name="old"))])
+    after, state = trained(tx, params)
+    renamed = groups.partition(params, [(..., groups.group(adam, name="new"))])
+    carried = groups.carry_over(state, optax.chain(optax.clip(1.0), renamed), after)
+    assert_same_bits(carried[1].groups["new"], state.groups["old"])
+    for other in (optax.sgd(0.1, momentum=0.9), optlab.adam(0.1)):
+        with pytest.raises(ValueError, match="the old state of body/bias must be one of"):
+            groups.carry_over(state, other, after)
+    with pytest.raises(ValueError, match="the old state of body/bias must be one of"):
+        groups.carry_over(trained(ADAMW, params)[1], adam, after)
+    with pytest.raises(ValueError, match="state must be that of a transformation, got None"):
+        groups.carry_over(None, ADAMW, after)
+    batch = jax.vmap(ADAMW.init)(jax.tree.map(lambda p: jnp.stack([p, p]), params))
+    with pytest.raises(ValueError, match=r"a count of shape \(2,\), as of a vmap"):
+        groups.carry_over(batch, ADAMW, params)
+
+
+def test_line_searches_see_the_parameters_of_their_group(params):
+    def value(params):
+        return sum(jnp.sum((p - 1) ** 2) for p in jax.tree.leaves(params))
+
+    rules = [("body", groups.frozen()), ("head", optlab.sgd(0.0)), (..., optlab.lbfgs())]
+    tx = groups.partition(params, rules)
+    grad = jax.grad(value)(params)
+    updates, _ = tx.update(
+        grad, tx.init(params), params, value=value(params), grad=grad, value_fn=value
+    )
+    alone, own = optlab.lbfgs(), {"norm": params["norm"]}
+    of_own = {"norm": grad["norm"]}
+    want, _ = alone.update(
+        of_own, alone.init(own), own, value=value(own), grad=of_own, value_fn=value
+    )
+    # The values differ by those of the other parameters, which round them.
+    np.testing.assert_allclose(updates["norm"]["scale"], want["norm"]["scale"], rtol=1e-4)
+    assert not any(np.any(update) for update in jax.tree.leaves(updates["body"]))
+
+
+def test_frozen_parameters_need_no_gradient(params):
+    tx = groups.freeze(ADAMW, params, "body", "norm")
+    none = jax.tree.map(lambda p: None, params)
+    updates, _ = tx.update({**none, "head": params["head"]}, tx.init(params), params)
+    after = optax.apply_updates(params, updates)
+    assert_same_bits(after["body"], jax.tree.map(jnp.asarray, params["body"]))
 
 
 def test_other_parameters_than_those_of_the_plan_are_refused(params):
@@ -421,6 +478,23 @@ def test_a_table_of_nested_partitions_shows_each_parameter_once(params):
         "head/kernel": (None, True),
         "norm/scale": ("rest", False),
     }
+
+
+def test_a_state_goes_from_one_flax_optimizer_to_the_next():
+    model = nnx.Linear(3, 2, rngs=nnx.Rngs(0))
+    params = nnx.state(model, nnx.Param)
+    adam = optlab.adam(0.1)
+    optimizer = nnx.Optimizer(model, groups.freeze(adam, params, "bias"), wrt=nnx.Param)
+    gradients = jax.tree.map(jnp.ones_like, params)
+    for _ in range(2):
+        optimizer.update(model, gradients)
+    rules = [("kernel", groups.group()), ("bias", groups.group())]
+    tx = groups.partition(params, rules, optimizer=adam)
+    following = nnx.Optimizer(model, tx, wrt=nnx.Param)
+    following.opt_state = groups.carry_over(optimizer.opt_state, tx, params)
+    following.update(model, gradients)
+    counts = {name: int(own[0].count[...]) for name, own in following.opt_state.groups.items()}
+    assert counts == {"kernel": 3, "bias": 1}
 
 
 def test_stages_wait_without_moving_and_without_a_say_in_the_clip():
