@@ -6,6 +6,7 @@ import json
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import optlab
@@ -202,6 +203,32 @@ def test_snapshots_are_one_run_at_the_end_of_each_cycle():
     assert three.shared_start
     for member, steps in zip(three.members, (4, 8, 11), strict=True):
         assert_same_bits(member.params, train(task, tx, steps=steps, key=KEY).params)
+
+
+GROUPED = optlab.groups.partition(
+    jax.eval_shape(sources().init, KEY)[0],
+    [("start", optlab.sgd(cosine_restarts(0.5, decay_steps=4))), (..., optlab.sgd(0.5))],
+)
+
+
+@pytest.mark.parametrize(
+    ("tx", "got"),
+    [
+        (optlab.sgd(0.5), "learning_rate 0.5 before and 0.5 after"),
+        (optlab.sgd(cosine_restarts(0.5, decay_steps=5)), "learning_rate 0.173 before and 0.0477"),
+        (GROUPED, "0.5 before and 0.5 after"),
+    ],
+)
+def test_snapshots_need_a_rate_that_restarts(tx, got):
+    with pytest.raises(ValueError, match=r"^snapshots: the rate must restart after 4 up") as error:
+        lab.snapshots(sources(), tx, cycles=3, steps=11, key=KEY)
+    assert got in str(error.value)
+
+
+def test_snapshots_wait_for_an_accumulated_update_to_restart_the_rate():
+    rate = cosine_restarts(0.5, decay_steps=2)
+    tx = optax.MultiSteps(optlab.sgd(rate), 2).gradient_transformation()
+    assert len(lab.snapshots(sources(), tx, cycles=2, steps=8, key=KEY)) == 2
 
 
 def test_fewer_snapshots_are_the_last_ones(four):
