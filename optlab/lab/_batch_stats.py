@@ -13,16 +13,23 @@ No layer has to be known for it. In training, a layer normalizes by the batch, a
     new = m · old + (1 − m) · batch,
 
 so that its output does not depend on `old`. With old = 0, `new` is (1 − m) times the statistic of
-the batch. m is measured once, by an `old` beside which that statistic vanishes: new / old is then m
-as the layer's type rounds it. A share such as 1 − 0.99 would lose six of its bits to that rounding,
-and so m is taken to be the shortest decimal that rounds to the same number. A statistic that does
-not change in training, with old = 0 as with old = 1, belongs to a layer that is switched to its
-running statistics; it is left as it is, also for the layers after it.
+the batch. m is measured by an `old` beside which that statistic vanishes: new / old is then m as
+float32 rounds it. A share such as 1 − 0.99 would lose six of its bits to that rounding, and so m is
+taken to be the shortest decimal that rounds to the same number. Half-precision statistics have
+neither the bits nor the range for this, and pass through the layers as float32. m is measured on
+the first batch. Where something else in the state changes from batch to batch, m may depend on it,
+as 1 − 1/n does in a cumulative average, and m is measured on each batch.
+
+A statistic that does not change in training, with old = 0 as with old = 1, belongs to a layer that
+is switched to its running statistics; it is left as it is, also for the layers after it.
 """
 
+import re
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from typing import NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -45,6 +52,15 @@ Statistics = Mapping[int, Array]
 Name = tuple[str, ...]
 """The names on the path to a leaf."""
 
+KINDS = {"mean": "mean", "var": "variance", "variance": "variance"}
+"""What a running statistic is, by a word of its name."""
+
+LARGE = 2.0**120
+"""A value of a running statistic in float32 beside which that of a batch vanishes."""
+
+WORD = re.compile("[A-Z]?[a-z]+")
+"""A word of a name such as running_mean or runningMean."""
+
 
 def refresh_batch_stats(
     task: Task,
@@ -61,11 +77,16 @@ def refresh_batch_stats(
     """Return a model's state with the running statistics that these parameters have over the data.
 
     The running statistics are the `nnx.BatchStat` variables of a Flax NNX model, everything under
-    the key "batch_stats" (as in Linen), and elsewhere arrays of one shape beside each other that
-    are named "mean" and "var". A state without any is returned unchanged. In the pass over the data
-    each layer sees inputs that the layers before it normalized by the batch, as in training; one
-    pass is therefore enough. The larger the batches, the nearer the result is to what evaluation
-    sees. There is one compiled program, and another one for a last batch of another size.
+    the key "batch_stats" (as in Linen), and elsewhere arrays of one shape beside each other whose
+    names have the words "mean" and "var" or "variance" and are alike otherwise, such as
+    "running_mean" and "running_var". A state without any is returned unchanged. A warning names
+    other arrays that training changes as it changes running statistics.
+
+    In the pass over the data each layer sees inputs that the layers before it normalized by the
+    batch, as in training; one pass is therefore enough. The larger the batches, the nearer the
+    result is to what evaluation sees. There is one compiled program, and another one for a last
+    batch of another size. A batch passes twice where the state holds more than running statistics
+    that training changes, such as counts.
 
     Args:
         task: the problem. The batches pass through its `loss` in training mode.
@@ -78,13 +99,19 @@ def refresh_batch_stats(
         batch_size: examples in a batch, ≥ 1, if `batches` is None.
         weight: "examples", where a batch counts by its examples, the length of its first array; or
             "batches", where all count alike, as in `torch.optim.swa_utils.update_bn`.
-        variance: "pooled" for the variance of all examples together; "mean" for the mean of the
-            batches' variances, as in most libraries. Both are as biased as the layer's own.
+        variance: "mean" for the weighted mean of the variances v_b that the layer adds to its
+            running statistics, as in most libraries; "pooled" to add the weighted mean of
+            (μ_b − μ̄)². If the layer divides by the number of examples n_b, as Flax does, the
+            second is the variance of all examples together. If it divides by n_b − 1, as PyTorch
+            does, it is not: each v_b is then larger by the factor n_b/(n_b − 1), and stays so.
         dropout: whether dropout is on in the pass, as it is in training. False needs
             `Task.observe`, which `tasks.nnx_classifier` sets.
 
     Raises:
-        ValueError: an argument is out of its range, there is no data, or the task is not valid.
+        ValueError: an argument is out of its range, there is no data, the task is not valid, a
+            running statistic is no moving average or is rounded to half precision within the
+            layer, or for `variance="pooled"` one has no name that tells what it is, or a variance
+            has no mean beside it.
 
     Example:
         A task whose state has the mean and the variance of its batches:
@@ -159,21 +186,26 @@ def refreshed(
         dropout: whether dropout is on.
     """
     leaves, structure = jax.tree.flatten(model_state)
-    running = {place: leaves[place] for place in places_of_statistics(model_state)}
-    if not running:
-        return model_state
+    places = places_of_statistics(model_state)
     order_key, noise = jax.random.split(key)
+    function = task.loss if dropout else task.observe
+    see = partial(_see, function, dropout, params)
+    _warn_of_others(who, see, model_state, task, noise)
+    if not places:
+        return model_state
     if batches is None:
         batches = _divided(who, task, order_key, batch_size)
-    function = task.loss if dropout else task.observe
-    step = _Step(partial(_see, function, dropout, params), noise, model_state)
+    step = _Step(who, see, noise, model_state)
     totals: _Totals | None = None
     for index, batch in enumerate(batches):
         if totals is None:
-            running, shares = _measured(who, step, running, batch, _names(model_state))
-            totals = _Totals(_means_of_variances(model_state, running) if pooled else {})
-        zeros = {place: jnp.zeros_like(x) for place, x in running.items()}
-        after = step(zeros, batch, index)
+            running = _trained(step, batch)
+            shares = _shares(who, step, running, batch, index)
+            totals = _Totals(_means_of_variances(who, step.names, running) if pooled else {})
+        elif step.changed:
+            shares = _shares(who, step, running, batch, index)
+        after = step(dict.fromkeys(running, 0), batch, index)
+        step.advance()
         statistics = {p: np.asarray(x, np.float64) / shares[p] for p, x in after.items()}
         totals.add(statistics, _examples(who, batch) if by_examples else 1)
     if totals is None:
@@ -198,25 +230,79 @@ class _Step:
     """The pass of one batch through a model: its statistics before → its statistics after.
 
     Args:
+        who: the public name that errors begin with.
         see: (model_state, batch, key) → model_state.
         noise: the key from which the key of each batch is made.
-        model_state: the state of the model before the first batch. All in it that is no running
-            statistic goes on from batch to batch, such as the random streams of dropout.
+        model_state: the state of the model before the first batch.
+
+    Attributes:
+        names: the names on the path to each leaf of the state.
+        places: the places of the running statistics.
+        changed: whether the last batch changed anything else in the state but random keys.
     """
 
-    def __init__(self, see: Callable[[Tree, Batch, Array], Tree], noise: Array, model_state: Tree):
-        self._see, self._noise = see, noise
+    def __init__(
+        self, who: str, see: Callable[[Tree, Batch, Array], Tree], noise: Array, model_state: Tree
+    ):
+        self._who, self._see, self._noise = who, see, noise
         self._leaves, self._structure = jax.tree.flatten(model_state)
-        self._places = set(places_of_statistics(model_state))
+        self._after = self._leaves
+        self.names, self.places = _names(model_state), places_of_statistics(model_state)
+        self.changed = False
 
-    def __call__(self, running: Statistics, batch: Batch, index: int) -> Statistics:
-        """Return the statistics after a batch, whose noise is that of its index."""
-        leaves = [running.get(place, leaf) for place, leaf in enumerate(self._leaves)]
+    def __call__(self, running: Mapping[int, float], batch: Batch, index: int) -> Statistics:
+        """Return the statistics after a batch, whose noise is that of its index.
+
+        Args:
+            running: what each statistic is filled with before; others are what they were at first.
+            batch: the batch.
+            index: its number, from 0.
+        """
+        leaves = list(self._leaves)
+        for place, value in running.items():
+            own = jnp.result_type(leaves[place])
+            wide = jnp.promote_types(own, jnp.float32)
+            leaves[place] = jnp.full(jnp.shape(leaves[place]), value, wide)
         state = jax.tree.unflatten(self._structure, leaves)
-        after = jax.tree.leaves(self._see(state, batch, jax.random.fold_in(self._noise, index)))
-        for place in set(range(len(leaves))) - self._places:
-            self._leaves[place] = after[place]
-        return {place: after[place] for place in running}
+        try:
+            state = self._see(state, batch, jax.random.fold_in(self._noise, index))
+        except TypeError:  # such as that of a loop whose state must keep its type
+            for place in running:
+                own = jnp.result_type(self._leaves[place])
+                if own != leaves[place].dtype:
+                    self._refuse_type(place, own)
+            raise
+        self._after = jax.tree.leaves(state)
+        for place in running:
+            own = jnp.result_type(self._after[place])
+            if jnp.finfo(own).bits < 32:
+                self._refuse_type(place, own)
+        return {place: self._after[place] for place in running}
+
+    def advance(self) -> None:
+        """Go on to the next batch with what the last pass made of the rest of the state.
+
+        So the random streams of dropout go on from batch to batch, and counts do.
+        """
+        rest = set(range(len(self._leaves))) - set(self.places)
+        self.changed = any(not _same(self._leaves[place], self._after[place]) for place in rest)
+        for place in rest:
+            self._leaves[place] = self._after[place]
+
+    def _refuse_type(self, place: int, dtype: np.dtype) -> NoReturn:
+        _checks.fail(
+            self._who,
+            "a running statistic must be free to pass through the model as float32",
+            f"{dtype} at {'/'.join(self.names[place])}",
+            "keep the model's running statistics in float32",
+        )
+
+
+def _same(before: Array, after: Array) -> bool:
+    """Return whether a leaf is what it was; random keys count as the same."""
+    if jnp.issubdtype(jnp.result_type(before), jax.dtypes.prng_key):
+        return True
+    return np.array_equal(before, after)
 
 
 class _Totals:
@@ -245,34 +331,32 @@ class _Totals:
         self.statistics = new
 
 
-def _measured(
-    who: str, step: _Step, running: Statistics, batch: Batch, names: Sequence[Name]
-) -> tuple[Statistics, dict[int, np.ndarray]]:
-    """Return the statistics that training changes, and the share 1 − m of a batch in each."""
-    at_zero, at_one = (
-        step({place: jnp.full_like(x, value) for place, x in running.items()}, batch, 0)
-        for value in (0, 1)
-    )
-    running = {
-        place: x
-        for place, x in running.items()
+def _trained(step: _Step, batch: Batch) -> list[int]:
+    """Return the places of the statistics that training changes."""
+    at_zero, at_one = (step(dict.fromkeys(step.places, value), batch, 0) for value in (0, 1))
+    return [
+        place
+        for place in step.places
         if not (np.all(at_zero[place] == 0) and np.all(at_one[place] == 1))
-    }
-    large = {
-        place: jnp.full_like(x, 2.0 ** (jnp.finfo(x.dtype).maxexp - 8))
-        for place, x in running.items()
-    }
-    after = step(large, batch, 0)
-    shares = {place: _share(after[place] / x) for place, x in large.items()}
+    ]
+
+
+def _shares(
+    who: str, step: _Step, running: Sequence[int], batch: Batch, index: int
+) -> dict[int, np.ndarray]:
+    """Return the share 1 − m of a batch in each running statistic."""
+    after = step(dict.fromkeys(running, LARGE), batch, index)
+    shares = {place: _share(x / jnp.asarray(LARGE, x.dtype)) for place, x in after.items()}
     for place, share in shares.items():
-        if np.any((share <= 0) | (share > 1)):
+        outside = ~((share > 0) & (share <= 1))  # so is NaN
+        if np.any(outside):
             _checks.fail(
                 who,
                 "a running statistic must become m·old + (1 − m)·batch with m in [0, 1)",
-                f"m={1 - share.flat[0]:.3g} at {'/'.join(names[place])}",
+                f"m={1 - share[outside][0]:.3g} at {'/'.join(step.names[place])}",
                 "keep other statistics outside of what refresh_batch_stats takes for one",
             )
-    return running, shares
+    return shares
 
 
 def _share(m: Array) -> np.ndarray:
@@ -286,18 +370,39 @@ def places_of_statistics(state: Tree) -> list[int]:
     """Return the places of the running statistics among the leaves of a model's state."""
     names, leaves = _names(state), jax.tree.leaves(state)
     marked = set(_places_of_batch_stats(state))
-    shape_of = {name: jnp.shape(leaf) for name, leaf in zip(names, leaves, strict=True)}
+    shapes: dict[tuple[Name, str], list[tuple[int, ...]]] = {}
+    for name, leaf in zip(names, leaves, strict=True):
+        shapes.setdefault(_pair_and_kind(name), []).append(jnp.shape(leaf))
 
     def is_statistic(place: int, name: Name) -> bool:
-        other = {"mean": "var", "var": "mean"}.get(name[-1] if name else "")
-        is_pair = other is not None and shape_of.get((*name[:-1], other)) == shape_of[name]
+        pair, kind = _pair_and_kind(name)
+        other = {"mean": "variance", "variance": "mean"}.get(kind)
+        is_pair = jnp.shape(leaves[place]) in shapes.get((pair, other), ())
         return is_pair or place in marked or "batch_stats" in name
 
     return [
         place
         for place, (name, leaf) in enumerate(zip(names, leaves, strict=True))
-        if jnp.issubdtype(jnp.result_type(leaf), jnp.floating) and is_statistic(place, name)
+        if _is_float(leaf) and is_statistic(place, name)
     ]
+
+
+def _pair_and_kind(name: Name) -> tuple[Name, str]:
+    """Return what a mean and its variance have in common in their names, and which of them it is.
+
+    The kind is "mean", "variance", or "" for any other leaf.
+    """
+    for place in reversed(range(len(name))):
+        words = WORD.findall(name[place])
+        kinds = [KINDS[word.lower()] for word in words if word.lower() in KINDS]
+        if kinds:
+            rest = "_".join(word for word in words if word.lower() not in KINDS)
+            return (*name[:place], rest, *name[place + 1 :]), kinds[-1]
+    return name, ""
+
+
+def _is_float(leaf: Array) -> bool:
+    return jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
 
 
 def _places_of_batch_stats(state: Tree) -> Iterator[int]:
@@ -313,14 +418,56 @@ def _places_of_batch_stats(state: Tree) -> Iterator[int]:
         place += size
 
 
-def _means_of_variances(state: Tree, running: Statistics) -> dict[int, int]:
+def _means_of_variances(who: str, names: Sequence[Name], running: Sequence[int]) -> dict[int, int]:
     """Return the place of the mean beside each variance, by the place of the variance."""
-    place_of = {name: place for place, name in enumerate(_names(state)) if place in running}
-    return {
-        place: place_of[*name[:-1], "mean"]
-        for name, place in place_of.items()
-        if name[-1:] == ("var",) and (*name[:-1], "mean") in place_of
-    }
+    place_of = {_pair_and_kind(names[place]): place for place in running}
+    mean_of = {}
+    for place in running:
+        pair, kind = _pair_and_kind(names[place])
+        if kind == "variance" and (pair, "mean") in place_of:
+            mean_of[place] = place_of[pair, "mean"]
+        elif kind != "mean":
+            _checks.fail(
+                who,
+                "each running statistic must be named a mean, or a variance with a mean beside it",
+                "/".join(names[place]),
+                'rename them, or take the mean of each by refresh_batch_stats(variance="mean")',
+            )
+    return mean_of
+
+
+def _warn_of_others(who: str, see: Callable, model_state: Tree, task: Task, key: Array) -> None:
+    """Warn of arrays that training changes as a moving average, but that are not recognized."""
+    leaves, structure = jax.tree.flatten(model_state)
+    others = set(range(len(leaves))) - set(places_of_statistics(model_state))
+    others = [place for place in sorted(others) if _is_float(leaves[place])]
+    if not others:
+        return
+    batch = task.batch(key, jnp.int32(0))
+
+    def after(value: float) -> list[np.ndarray]:
+        changed = list(leaves)
+        for place in others:
+            changed[place] = jnp.full_like(leaves[place], value)
+        new = jax.tree.leaves(see(jax.tree.unflatten(structure, changed), batch, key))
+        return [np.asarray(new[place], np.float64) for place in others]
+
+    names = _names(model_state)
+    moving = []
+    for place, *values in zip(others, *map(after, (0, 1, 2)), strict=True):
+        first, second = np.diff(values, axis=0)
+        bits = float(jnp.finfo(jnp.result_type(leaves[place])).eps)
+        # Roundings of values of about 2; m = 1 leaves an array as it is.
+        straight = np.allclose(first, second, rtol=0, atol=16 * bits)
+        if straight and np.all((first > 0) & (first < 1 - 16 * bits)):
+            moving.append("/".join(names[place]))
+    if moving:
+        warnings.warn(
+            f"{who}: {', '.join(moving)} change in training as moving averages do, and are left as "
+            "they are; if they are running statistics, keep them under the key batch_stats, or "
+            "name them mean and var",
+            stacklevel=3,
+        )
 
 
 def _names(state: Tree) -> list[Name]:

@@ -90,7 +90,11 @@ class Ensemble:
             remedy = "one member is ensemble.members[place]"
             required = "an ensemble is indexed by a slice, or a list of places"
             _checks.fail("Ensemble", required, repr(members), remedy)
-        places = np.arange(len(self))[members if isinstance(members, slice) else list(members)]
+        try:
+            places = np.arange(len(self))[members if isinstance(members, slice) else list(members)]
+        except IndexError:
+            required = f"places must be integers from {-len(self)} to {len(self) - 1}"
+            _checks.fail("Ensemble", required, f"{members}")
         if not places.size:
             _checks.fail("Ensemble", "an ensemble must have at least one member", f"{members}")
         params, model_state = jax.tree.map(lambda x: x[places], (self.params, self.model_state))
@@ -274,7 +278,8 @@ def ensemble_of(
     A sweep stores the values and the curves of its trials, and not their parameters. The best
     trials are therefore trained once more, as lanes of one compiled program (one for each set of
     values that cannot be traced), with the first seed of the sweep. The first losses are compared
-    with those of the sweep, so that another task or seed is noticed.
+    with those of the sweep, so that another task or seed is noticed. All begin from the same
+    parameters, unless values of the sweep change what `Task.init` makes; `shared_start` says so.
 
     Args:
         sweep: the result of `sweep`.
@@ -316,7 +321,7 @@ def ensemble_of(
         params=params,
         model_state=model_state,
         labels=tuple(f"trial {trial.number}" for trial in trials),
-        shared_start=True,
+        shared_start=_share_start(tasks, seed),
     )
 
 
@@ -330,6 +335,22 @@ def _tasks_of(recipe: Recipe, trials: Sequence[Trial]) -> list[Task]:
         values = recipe.task_values(trial.values)
         tasks.setdefault(repr(values), recipe.make_task(trial.values))
     return [tasks[repr(recipe.task_values(trial.values))] for trial in trials]
+
+
+def _share_start(tasks: Sequence[Task], seed: int) -> bool:
+    """Return whether the runs of some tasks begin from the same parameters, all from one seed."""
+    first, *others = {id(task): task for task in tasks}.values()
+    key = jax.tree.map(lambda keys: keys[0], _loop.seed_keys(jnp.array([seed]))).init
+
+    def start(task: Task) -> list[np.ndarray]:
+        return [np.asarray(leaf) for leaf in jax.tree.leaves(jax.jit(task.init)(key)[0])]
+
+    expected = start(first) if others else []
+    return all(
+        np.array_equal(one, other)
+        for task in others
+        for one, other in zip(start(task), expected, strict=True)
+    )
 
 
 def _train_again(

@@ -1,7 +1,7 @@
 """`EnsembleReport`: how good an ensemble is beside its members, as a table, a figure and JSON."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -55,22 +55,23 @@ class EnsembleReport:
 
     def table(self) -> str:
         """Return the scores as aligned text, followed by notes."""
-        rows = {"members": [_spread(score) for score in self.members]}
-        rows["worst member"] = [number(float(np.max(score))) for score in self.members]
+        rows = {"members": _cells(self.members, lambda scores: str(Spread.of(scores)))}
+        rows["worst member"] = _cells(self.members, _largest)
         for how in HOW:
-            rows[f"{how} mean"] = [number(float(score)) for score in self.combined[how]]
+            rows[f"{how} mean"] = _cells(self.combined[how], _largest)
         for how, temperature in self.temperatures.items():
             if temperature is not None:
                 name = f"{how} mean, T = {temperature:.3g}"
-                rows[name] = [number(float(score)) for score in self.calibrated[how]]
+                rows[name] = _cells(self.calibrated[how], _largest)
         columns = {"": list(rows)}
         for place, name in enumerate(Scores._fields):
             columns[HEADINGS[name]] = [row[place] for row in rows.values()]
         return "\n\n".join(filter(None, ("\n".join(aligned(columns)), "\n".join(self._notes()))))
 
     def __str__(self) -> str:
-        one = f"{len(self.labels)} models ({self.labels[0]} to {self.labels[-1]})"
-        return f"{self.task}: {one} on the split {self.split!r}\n\n{self.table()}"
+        first, *others = self.labels
+        which = f"{len(self.labels)} models ({first} to {others[-1]})" if others else first
+        return f"{self.task}: {which} on the split {self.split!r}\n\n{self.table()}"
 
     def plot(self) -> "Figure":
         """Draw reliability and gain; see `optlab.plots.plot_ensemble`.
@@ -95,13 +96,11 @@ class EnsembleReport:
         return json.dumps(strict({**extra, **document}), allow_nan=False)
 
     def _notes(self) -> Iterator[str]:
-        bad = [
-            label
-            for label, nll in zip(self.labels, self.members.nll, strict=True)
-            if not np.isfinite(nll)
-        ]
-        if bad:
-            yield f"Not finite: {', '.join(bad)}. Leave out what diverged, as ensemble[[0, 2]]."
+        finite = np.isfinite(self.members.nll)
+        if not finite.all():
+            bad = [self.labels[place] for place in np.flatnonzero(~finite)]
+            rest = f"Leave out what diverged: ensemble[{np.flatnonzero(finite).tolist()}]."
+            yield f"Not finite: {', '.join(bad)}. {rest if finite.any() else 'No member is left.'}"
         if self.split == "validation":
             yield "The temperatures were fitted on the same examples, and flatter the ensemble."
 
@@ -212,8 +211,14 @@ def _groups(members: int, ordered: bool) -> np.ndarray:
     return (place - first[:, None]) % members < size
 
 
-def _spread(values: np.ndarray) -> str:
-    return str(Spread.of(values)) if np.isfinite(values).all() else "–"
+def _cells(scores: Scores, text: Callable[[np.ndarray], str]) -> list[str]:
+    """Return the texts of a row; the error of predictions that are not finite means nothing."""
+    finite = np.isfinite(scores.nll).all()
+    return [text(np.asarray(score)) if finite else "–" for score in scores]
+
+
+def _largest(score: np.ndarray) -> str:
+    return number(float(np.max(score)))
 
 
 def _plain(value: Any) -> Any:

@@ -4,7 +4,7 @@ The runs are independent of each other. Where several devices divide them evenly
 its own runs, and nothing is sent between devices.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import jax
@@ -18,6 +18,10 @@ from optlab._types import Array, Tree
 from optlab.lab import _loop
 from optlab.lab._loop import Keys, TrainState
 from optlab.lab._task import Task
+from optlab.lab._train import learning_rates
+
+Rates = Mapping[str, float]
+"""The learning rates of an update, by the group of parameters; empty where they are unknown."""
 
 
 def train_together(
@@ -51,7 +55,11 @@ def train_together(
 
 
 def train_in_parts(
-    task: Task, tx: optax.GradientTransformation, keys: Keys, stops: Sequence[int]
+    task: Task,
+    tx: optax.GradientTransformation,
+    keys: Keys,
+    stops: Sequence[int],
+    check: Callable[[int, Rates, Rates], None],
 ) -> list[tuple[Tree, Tree]]:
     """Return the parameters and the model's state of one run after several numbers of updates.
 
@@ -60,6 +68,9 @@ def train_in_parts(
         tx: the optimizer.
         keys: the keys of the run.
         stops: the numbers of updates, ascending; the run ends at the last.
+        check: called after each of them but the last with their number, the rates there, and those
+            of the first later update before the next stop that has others; of the last one before
+            it if none has. An optimizer that accumulates gradients keeps its rates for some.
     """
 
     def advance(run: TrainState, first: Array, stop: Array) -> TrainState:
@@ -71,10 +82,22 @@ def train_in_parts(
     advance = jax.jit(advance)
     run, first, parts = jax.jit(partial(_loop.begin, task, tx))(keys), 0, []
     for stop in stops:
+        if parts:
+            end, before = first, _rates(run)
+            after = before
+            while before and after == before and first < stop:
+                run, first = advance(run, first, first + 1), first + 1
+                after = _rates(run)
+            check(end, before, after)
         run = advance(run, first, stop)
         parts.append((run.params, run.model_state))
         first = stop
     return parts
+
+
+def _rates(run: TrainState) -> Rates:
+    """Return the learning rates of a run's last update."""
+    return {group: float(rate) for group, rate in learning_rates(run.opt_state).items()}
 
 
 def stack(trees: Sequence[Tree]) -> Tree:

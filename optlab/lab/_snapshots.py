@@ -20,7 +20,7 @@ from optlab import _checks
 from optlab._types import Array
 from optlab.lab import _loop
 from optlab.lab._ensemble import Ensemble
-from optlab.lab._members import stack, train_in_parts
+from optlab.lab._members import Rates, stack, train_in_parts
 from optlab.lab._task import Task, check_predicts, check_task
 
 _WHO = "snapshots"
@@ -37,19 +37,22 @@ def snapshots(
     """Train once with a cyclic rate, and return the models at the end of each cycle.
 
     The run is the one that `train` makes with this key. Later members are better, as they were
-    trained for longer: `snapshots(…)[-3:]` are the last three.
+    trained for longer: `snapshots(…)[-3:]` are the last three. Whether the rate restarts is read
+    from the state, which optimizers of this library keep it in; of others it is not known.
 
     Args:
         task: a classification, with `Task.predict`.
         tx: the optimizer, with a rate that restarts every ⌈steps/cycles⌉ updates, such as
-            `schedules.cosine_restarts(0.2, decay_steps=math.ceil(steps / cycles))`.
+            `schedules.cosine_restarts(0.2, decay_steps=math.ceil(steps / cycles))`; of groups of
+            parameters each must have one.
         cycles: M ≥ 1, the number of members.
         steps: T ≥ M, the updates of the whole run.
         key: the random key of the run.
 
     Raises:
         ValueError: an argument is out of its range, the last of ⌈steps/cycles⌉ updates each would
-            begin after the end, or the task is not a valid classification.
+            begin after the end, the task is not a valid classification, or after a cycle a rate
+            does not rise.
 
     Example:
         >>> import jax, math, optlab
@@ -72,7 +75,7 @@ def snapshots(
     _checks.check_integer(_WHO, "steps", steps, 1)
     _loop.check_key(_WHO, key)
     stops = _ends(int(cycles), int(steps))
-    parts = train_in_parts(task, tx, _loop.run_keys(key), stops)
+    parts = train_in_parts(task, tx, _loop.run_keys(key), stops, _check_restart)
     params, model_state = stack(parts)
     return Ensemble(
         tasks=(task,) * cycles,
@@ -82,6 +85,19 @@ def snapshots(
         shared_start=True,
         ordered=True,
     )
+
+
+def _check_restart(stop: int, before: Rates, after: Rates) -> None:
+    """Require that every rate rises after the end of a cycle."""
+    for group, rate in before.items():
+        if not after[group] > rate:
+            name = f"{group}/learning_rate" if group else "learning_rate"
+            _checks.fail(
+                _WHO,
+                f"the rate must restart after {stop} updates, where a cycle ends",
+                f"{name} {rate:.3g} before and {after[group]:.3g} after",
+                "pass schedules.cosine_restarts(0.1, decay_steps=math.ceil(steps / cycles)), say",
+            )
 
 
 def _ends(cycles: int, steps: int) -> list[int]:

@@ -124,7 +124,7 @@ def soup(
     _checks.check_choice(who, "how", how, ("uniform", "greedy"))
     _checks.check_choice(who, "different_starts", different_starts, (True, False, None))
     _checks.check_integer(who, "seed", seed, 0)
-    members = models.members if isinstance(models, Ensemble) else _members(who, task, models)
+    members = _members(who, task, models.members if isinstance(models, Ensemble) else models)
     if not different_starts:
         _check_starts(who, task, models, members, different_starts, seed)
     refresh = partial(_refreshed, who, task, seed)

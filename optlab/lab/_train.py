@@ -343,7 +343,7 @@ def _observe(opt_state: optax.OptState, loss: Array) -> dict[str, Array]:
     """Return the record of an update: the loss before it, the rates, and the monitored values."""
     observed = {f"monitored/{name}": value for name, value in monitored(opt_state).items()}
     observed["loss"] = jnp.asarray(loss, float)
-    rates = _learning_rates(opt_state)
+    rates = learning_rates(opt_state)
     if rates:
         observed["learning_rate"] = jnp.max(jnp.stack(list(rates.values())))
     if len(rates) > 1:
@@ -351,7 +351,7 @@ def _observe(opt_state: optax.OptState, loss: Array) -> dict[str, Array]:
     return observed
 
 
-def _learning_rates(opt_state: optax.OptState) -> dict[str, Array]:
+def learning_rates(opt_state: optax.OptState) -> dict[str, Array]:
     """Return the rate of each parameter group, including the scale of `reduce_on_plateau`."""
     values_by_name = hyperparams(opt_state)
     rates = {}

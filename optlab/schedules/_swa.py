@@ -55,7 +55,7 @@ def swa_schedule(
 
     Args:
         schedule: any function of the step, ours or Optax's; `constant(0.1)` in the paper.
-        swa_value: α_swa; in the paper half of the first rate for a constant one.
+        swa_value: α_swa ≥ 0; in the paper half of the first rate for a constant one.
         start_step: t₀ ≥ 1, in optimizer updates. The update after t₀ others is the first that is
             not the schedule's in the forms "cosine", "linear" (where it still has its value) and
             "cyclic"; for "paper" it is the first to average, and the rate is α_swa from 0.9 t₀ on.
@@ -63,7 +63,7 @@ def swa_schedule(
         form: "cosine" or "linear", as PyTorch's SWALR; "paper", in a straight line before the
             start; "cyclic", down from `peak_value` again and again.
         cycle_steps: c ≥ 1, the updates of a cycle of "cyclic".
-        peak_value: what a cycle goes down from; its first update is one step of c below.
+        peak_value: ≥ 0, what a cycle goes down from; its first update is one step of c below.
 
     Raises:
         ValueError: `schedule` is not callable, a value is out of its range, the form is unknown, or
@@ -85,7 +85,7 @@ def swa_schedule(
     """
     who = "swa_schedule"
     check_schedule(who, schedule)
-    swa_value = check_value(who, "swa_value", swa_value)
+    swa_value = check_value(who, "swa_value", swa_value, _checks.NONNEGATIVE)
     start_step = _checks.check_count(who, "start_step", start_step, 1)
     if not isinstance(form, str) or form not in _NEEDS:
         _checks.fail(who, f"form must be one of {', '.join(_NEEDS)}", f"form={form!r}")
@@ -98,7 +98,8 @@ def swa_schedule(
         if of_form[name] is not None:
             of_form[name] = _checks.check_count(who, name, of_form[name], 1)
     if peak_value is not None:
-        of_form["peak_value"] = check_value(who, "peak_value", peak_value)
+        peak_value = check_value(who, "peak_value", peak_value, _checks.NONNEGATIVE)
+        of_form["peak_value"] = peak_value
     given = {name: value for name, value in of_form.items() if value is not None}
 
     stop = start_step + given.get("anneal_steps", 0)

@@ -13,7 +13,7 @@ from optlab._tree import is_traced
 from optlab._types import Array, Tree
 from optlab.rules._leaf import is_cut, slices_of
 from optlab.rules._state import is_rule_state
-from optlab.transforms._power_average import NEAR, widths_of
+from optlab.transforms._power_average import NEAR, WIDTH, widths_of
 
 
 def averaged_params(state: Any, params: Tree | None = None, *, width: float | None = None) -> Tree:
@@ -29,7 +29,7 @@ def averaged_params(state: Any, params: Tree | None = None, *, width: float | No
         params: the parameters of the model, in the structure they had at `init`. Where given, the
             average takes their types, and theirs are the leaves that no average covers because
             `optax.partition` or `optax.masked` kept them from it.
-        width: which relative width of `params_power_ema`, where it keeps several.
+        width: which relative width of `params_power_ema`, in (0, 1/√12], where it keeps several.
 
     Returns:
         The average in the structure of the parameters; without `params`, in float32 (float64 for
@@ -41,8 +41,8 @@ def averaged_params(state: Any, params: Tree | None = None, *, width: float | No
 
     Raises:
         ValueError: the state holds no average, several of the same parameters, one of nothing, or
-            one of another structure than `params`; `width` is none of those that are kept, or is
-            missing where there are several.
+            one of another structure than `params`; `width` is no number in its range, is none of
+            those that are kept, or is missing where there are several.
     """
     who = "averaged_params"
     nodes = averages_in(state)
@@ -56,6 +56,8 @@ def averaged_params(state: Any, params: Tree | None = None, *, width: float | No
     if width is not None and not any(is_power_ema(node) for node in nodes):
         kinds = ", ".join(sorted({node.kind for node in nodes}))
         _checks.fail(who, "width must be left out but for params_power_ema", f"a state of {kinds}")
+    if width is not None:
+        width = float(_checks.check_number(who, "width", width, WIDTH, kinds="a number"))
     average = joined(who, [_READ[node.kind](who, node, width) for node in nodes])
     if params is None:
         return average

@@ -58,7 +58,8 @@ def params_ema(
         warmup_power: p > 0 to let the decay of update t be min(a, 1 − t^(−p)); None for a constant.
         warmup: what else bounds the decay at first, in place of `warmup_power`: "timm" or
             "diffusers", as ModelEmaV3 and EMAModel do; or a function of the number of the update,
-            from 1, that returns a decay in [0, 1], so that min(a, warmup(t)) is used.
+            from 1, that returns a decay, so that min(a, warmup(t)) is used; what it returns is
+            clipped to [0, 1], and NaN stays NaN.
 
     Returns:
         A transformation whose state holds `average`, in at least float32; its `update` needs the
@@ -286,7 +287,8 @@ def _warmup(
         choices = ", ".join(map(repr, _WARMUPS))
         _checks.fail(who, f"warmup must be {choices} or a function", f"warmup={warmup!r}")
     _checks.check_number(who, "the value of warmup", warmup(jnp.int32(1)), _checks.UNIT)
-    return lambda t: 1 - jnp.asarray(warmup(t), float)
+    # Outside of [0, 1] the average would run past the parameters, and grow without bound.
+    return lambda t: 1 - jnp.clip(jnp.asarray(warmup(t), float), 0, 1)
 
 
 def _power(power: float) -> Share:

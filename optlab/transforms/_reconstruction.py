@@ -116,7 +116,8 @@ def reconstruct(
 
     Raises:
         ValueError: the error would exceed `max_error`; the message says what it would be. Or there
-            is no snapshot, none of that step, or an argument is out of its range.
+            is no snapshot, none of that step, one of another model or of several runs at once, or
+            an argument is out of its range.
 
     Example:
         >>> import jax.numpy as jnp, optax, optlab
@@ -181,6 +182,9 @@ def _solution(
 ) -> tuple[list[PowerEmaSnapshot], np.ndarray, float]:
     """Return the snapshots used, the weights of all their averages, and the relative error."""
     sigma_rel = float(_checks.check_number(who, "sigma_rel", sigma_rel, WIDTH))
+    if isinstance(snapshots, PowerEmaSnapshot):
+        remedy = "pass [snapshot] if there is only one"
+        _checks.fail(who, "snapshots must be a list of them", "one PowerEmaSnapshot", remedy)
     snapshots = list(snapshots)
     if not snapshots:
         _checks.fail(who, "there must be at least one snapshot", "none")
@@ -188,6 +192,14 @@ def _solution(
         if not isinstance(snapshot, PowerEmaSnapshot):
             got = type(snapshot).__name__
             _checks.fail(who, "snapshots must be those of power_ema_snapshot", got)
+        if np.ndim(snapshot.step):
+            _checks.fail(
+                who,
+                "a snapshot must be that of one run",
+                f"one of a batch of runs, of shape {np.shape(snapshot.step)}",
+                "take it from the state of one run, jax.tree.map(lambda x: x[run], states)",
+            )
+    _check_alike(who, snapshots)
     steps = [int(snapshot.step) for snapshot in snapshots]
     last = max(steps) if step is None else step
     if last not in steps:
@@ -197,6 +209,31 @@ def _solution(
     times = np.concatenate([[int(own.step) / last] * len(own.gammas) for own in kept])
     gammas = np.concatenate([np.asarray(own.gammas, np.float64) for own in kept])
     return kept, *weights_of_profiles(times, gammas, gamma_of(sigma_rel))
+
+
+def _check_alike(who: str, snapshots: Sequence[PowerEmaSnapshot]) -> None:
+    """Require that the averages of all snapshots have the same arrays."""
+    first, *others = [average for snapshot in snapshots for average in snapshot.averages]
+    expected = _shapes(first)
+    for other in others:
+        shapes = _shapes(other)
+        if shapes != expected or jax.tree.structure(other) != jax.tree.structure(first):
+            different = [
+                f"{shapes.get(path, 'nothing')} and {expected.get(path, 'nothing')} at {path}"
+                for path in sorted(shapes | expected)
+                if shapes.get(path) != expected.get(path)
+            ]
+            _checks.fail(
+                who,
+                "snapshots must be those of one model",
+                ", ".join(different[:3]) or "trees of different structures",
+            )
+
+
+def _shapes(tree: Tree) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the arrays in a tree, by their paths."""
+    leaves = jax.tree.leaves_with_path(tree)
+    return {_checks.path_text(path): jnp.shape(leaf) for path, leaf in leaves}
 
 
 def weights_of_profiles(

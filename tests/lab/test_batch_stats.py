@@ -225,6 +225,99 @@ def test_a_statistic_that_is_no_moving_average_is_refused():
         refresh_batch_stats(task, *task.init(KEY), key=KEY, batches=BY_HAND)
 
 
+def moving_task(norm, update=None, **rest):
+    """Return the task of a running mean and variance, under the names and in the type of `norm`.
+
+    `update` is (old, statistic of the batch, state) → new; without it m is 0.9.
+    """
+    update = update or (lambda old, new, state: 0.9 * old + 0.1 * new)
+
+    def loss(x, state, batch, key):
+        new = [batch.mean(), batch.var()]
+        old, tree = jax.tree.flatten(state["norm"])
+        norm = tree.unflatten([update(*pair, state) for pair in zip(old, new, strict=False)])
+        return x, {**state, "norm": norm, **({"n": state["n"] + 1} if "n" in state else {})}
+
+    return dataclasses.replace(
+        COLUMN, init=lambda key: (jnp.zeros(()), {"norm": norm, **rest}), loss=loss
+    )
+
+
+def statistics_by_hand(task, **options):
+    """Return the statistics that the two batches by hand give, in the order of their names."""
+    state = refresh_batch_stats(task, *task.init(KEY), key=KEY, batches=BY_HAND, **options)
+    return jax.tree.leaves(state["norm"])
+
+
+PAIR = {"mean": jnp.zeros(()), "var": jnp.ones(())}
+
+
+@pytest.mark.parametrize("count", [0, 300])
+def test_a_cumulative_average_is_refreshed(count):
+    def update(old, new, state):
+        return old + (new - old) / (state["n"] + 1)
+
+    task = moving_task(PAIR, update, n=jnp.array(count))
+    # A share of 1/301 has lost eight bits of float32 to the rounding of m.
+    rtol = FLOAT32 * (count + 1)
+    np.testing.assert_allclose(statistics_by_hand(task), (5.6, 11.84), rtol=rtol)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "momentum"), [(jnp.bfloat16, 0.99), (jnp.float16, 0.9), (jnp.float16, 0.999)]
+)
+def test_statistics_of_half_precision_pass_through_the_layers_as_float32(dtype, momentum):
+    def update(old, new, state):
+        return (momentum * old + (1 - momentum) * new).astype(old.dtype)
+
+    got = statistics_by_hand(moving_task(jax.tree.map(lambda x: x.astype(dtype), PAIR), update))
+    assert {x.dtype for x in got} == {jnp.dtype(dtype)}
+    rounded = np.array([5.6, 11.84]).astype(dtype)
+    np.testing.assert_array_equal([float(x) for x in got], rounded.astype(float))
+
+
+def test_a_layer_that_rounds_its_statistics_to_half_precision_is_refused():
+    def update(old, new, state):
+        return (0.9 * old + 0.1 * new).astype(jnp.bfloat16)
+
+    def strict(old, new, state):
+        if old.dtype != jnp.bfloat16:
+            raise TypeError("the state must keep its type")
+        return update(old, new, state)
+
+    norm = jax.tree.map(lambda x: x.astype(jnp.bfloat16), PAIR)
+    for task in (moving_task(norm, update), moving_task(norm, strict)):
+        with pytest.raises(ValueError, match="as float32, got bfloat16 at norm/mean; keep the"):
+            statistics_by_hand(task)
+
+
+@pytest.mark.parametrize(
+    "norm",
+    [
+        {"moving_mean": jnp.zeros(()), "moving_variance": jnp.ones(())},
+        {"running_mean": jnp.zeros(()), "running_var": jnp.ones(())},
+        {"mean": {"a": jnp.zeros(())}, "var": {"a": jnp.ones(())}},
+    ],
+)
+def test_a_variance_finds_its_mean_by_the_words_of_their_names(norm):
+    got = statistics_by_hand(moving_task(norm))
+    np.testing.assert_allclose(got, (5.6, 11.84), rtol=FLOAT32)
+
+
+def test_a_statistic_whose_name_does_not_tell_what_it_is_has_no_pooled_variance():
+    norm = {"batch_stats": {"center": jnp.zeros(()), "var": jnp.ones(())}}
+    with pytest.raises(ValueError, match="with a mean beside it, got norm/batch_stats/center; ren"):
+        statistics_by_hand(moving_task(norm))
+    got = statistics_by_hand(moving_task(norm), variance="mean")
+    np.testing.assert_allclose(got, (5.6, 3.2), rtol=FLOAT32)
+
+
+def test_moving_averages_of_other_names_are_named_in_a_warning():
+    task = moving_task({"center": jnp.zeros(()), "spread": jnp.ones(())}, other=jnp.ones(()))
+    with pytest.warns(UserWarning, match="^refresh_batch_stats: norm/center, norm/spread change"):
+        assert statistics_by_hand(task) == [0, 1]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

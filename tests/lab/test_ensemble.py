@@ -6,13 +6,24 @@ import json
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import optlab
 from classes import KEY, blobs, sources
 from helpers import assert_same_bits
 from optlab import lab
-from optlab.lab import Categorical, LogUniform, _members, reliability, scores, tasks, train
+from optlab.lab import (
+    Categorical,
+    LogUniform,
+    Scores,
+    _ensemble,
+    _members,
+    reliability,
+    scores,
+    tasks,
+    train,
+)
 from optlab.schedules import cosine_restarts
 
 TASK = blobs()
@@ -79,6 +90,8 @@ def test_members_can_be_chosen(four):
         four[4:]
     with pytest.raises(ValueError, match=r"by a slice, or a list of places, got 2; one member is"):
         four[2]
+    with pytest.raises(ValueError, match=r"^Ensemble: places .* from -4 to 3, got \[0, 7\]$"):
+        four[[0, 7]]
 
 
 # Predictions
@@ -154,8 +167,22 @@ def test_temperatures_on_the_split_they_were_fitted_on_are_noted(four):
 def test_a_diverged_member_is_named(four):
     params = jax.tree.map(lambda x: x.at[1].set(np.nan), four.params)
     text = str(dataclasses.replace(four, params=params))
-    assert "Not finite: seed 4. Leave out what diverged, as ensemble[[0, 2]]." in text
+    assert "Not finite: seed 4. Leave out what diverged: ensemble[[0, 2, 3]]." in text
     assert "T =" not in text
+
+
+def test_an_ensemble_that_diverged_has_no_scores(report):
+    bad = Scores(*(np.full(4, x) for x in (0.9, np.nan, np.nan, np.nan)))
+    rows = dataclasses.replace(report, members=bad).table().splitlines()
+    assert rows[1].split() == ["members", *"––––"]
+    assert rows[2].split() == ["worst", "member", *"––––"]
+    assert rows[-1] == "Not finite: seed 3, seed 4, seed 5, seed 6. No member is left."
+
+
+def test_a_report_of_one_model_names_it(report):
+    first = Scores(*(score[:1] for score in report.members))
+    title = str(dataclasses.replace(report, labels=("seed 3",), members=first))
+    assert title.startswith("blobs: seed 3 on the split 'test'\n")
 
 
 # Snapshots
@@ -176,6 +203,32 @@ def test_snapshots_are_one_run_at_the_end_of_each_cycle():
     assert three.shared_start
     for member, steps in zip(three.members, (4, 8, 11), strict=True):
         assert_same_bits(member.params, train(task, tx, steps=steps, key=KEY).params)
+
+
+GROUPED = optlab.groups.partition(
+    jax.eval_shape(sources().init, KEY)[0],
+    [("start", optlab.sgd(cosine_restarts(0.5, decay_steps=4))), (..., optlab.sgd(0.5))],
+)
+
+
+@pytest.mark.parametrize(
+    ("tx", "got"),
+    [
+        (optlab.sgd(0.5), "learning_rate 0.5 before and 0.5 after"),
+        (optlab.sgd(cosine_restarts(0.5, decay_steps=5)), "learning_rate 0.173 before and 0.0477"),
+        (GROUPED, "0.5 before and 0.5 after"),
+    ],
+)
+def test_snapshots_need_a_rate_that_restarts(tx, got):
+    with pytest.raises(ValueError, match=r"^snapshots: the rate must restart after 4 up") as error:
+        lab.snapshots(sources(), tx, cycles=3, steps=11, key=KEY)
+    assert got in str(error.value)
+
+
+def test_snapshots_wait_for_an_accumulated_update_to_restart_the_rate():
+    rate = cosine_restarts(0.5, decay_steps=2)
+    tx = optax.MultiSteps(optlab.sgd(rate), 2).gradient_transformation()
+    assert len(lab.snapshots(sources(), tx, cycles=2, steps=8, key=KEY)) == 2
 
 
 def test_fewer_snapshots_are_the_last_ones(four):
@@ -203,6 +256,18 @@ def test_the_best_trials_of_a_sweep_are_trained_again(swept):
     assert_close(both.members[1].params, run.params)
     metrics = TASK.evaluate(*both.members[0], TASK.splits["validation"])
     assert float(metrics["loss"]) == pytest.approx(best[0].loss, rel=1e-4)
+
+
+@pytest.mark.parametrize(("scales", "shared"), [((1.0, 1.0), True), ((1.0, 2.0), False)])
+def test_trials_share_their_start_where_it_does_not_depend_on_their_values(scales, shared):
+    def task(scale, noise):
+        return dataclasses.replace(
+            TASK, init=lambda key: (jax.tree.map(lambda x: scale * x, TASK.init(key)[0]), ())
+        )
+
+    tasks = [task(scale, noise) for noise, scale in enumerate(scales)]
+    assert _ensemble._share_start(tasks, 2) is shared
+    assert _ensemble._share_start([tasks[1]] * 2, 2)
 
 
 @pytest.mark.parametrize(

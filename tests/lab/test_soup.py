@@ -111,6 +111,8 @@ def test_runs_from_different_initializations_are_refused_and_the_barrier_is_show
             soup(task, both, different_starts=said)
         assert f"from seed 0 to seed 1 the {between};" in str(error.value)
     assert soup(task, both, different_starts=True).chosen == (0, 1)
+    with pytest.raises(ValueError, match=r"^soup: a model must have the arrays .* in model 0"):
+        soup(LINE, both, different_starts=True)
     alike = dataclasses.replace(both, shared_start=True)
     assert soup(task, alike).params.keys() == both.params.keys()
 

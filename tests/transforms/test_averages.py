@@ -59,6 +59,10 @@ WEIGHTS = {
         [2 / 11 * 0.25 * 0.3, 9 / 11 * 0.25 * 0.3, 0.75 * 0.3, 0.7],
     ),
     # 1/t: the plain mean.
+    "a function that leaves [0, 1]": (
+        optlab.params_ema(0.5, warmup=lambda t: jnp.where(t == 3, 2.0, 1.0 - t)),
+        [0, 0, 0, 1],
+    ),
     "a function": (optlab.params_ema(0.9, warmup=lambda t: 1 - 1 / t), [1 / 4] * 4),
 }
 
@@ -166,6 +170,15 @@ def test_the_papers_rates_are_halved_before_the_average_starts():
     np.testing.assert_allclose(rates, [0.1, 0.1, *line, 0.05, 0.05], rtol=4 * ULP)
 
 
+@pytest.mark.parametrize("name", ["swa_value", "peak_value"])
+def test_a_rate_below_0_is_refused(name):
+    options = {"swa_value": 0.1, "peak_value": 0.2, name: -0.02}
+    with pytest.raises(ValueError, match=f"^swa_schedule: {name} must be .*>= 0, got {name}=-0.02"):
+        optlab.schedules.swa_schedule(
+            optlab.schedules.constant(0.1), start_step=4, form="cyclic", cycle_steps=2, **options
+        )
+
+
 def test_an_average_of_cycles_takes_the_parameters_after_each_minimum():
     s = optlab.schedules
     start, cycle = 4, 3
@@ -249,6 +262,10 @@ def test_a_width_chooses_among_several():
         optlab.averaged_params(state)
     with pytest.raises(ValueError, match=f"^{choice}0.07; optlab.reconstruct makes averages"):
         optlab.averaged_params(state, width=0.07)
+    for width, got in ((np.nan, "nan"), (".05", "'.05'"), (0.5, "0.5")):
+        message = f"^averaged_params: width must be .*, got width={got}$"
+        with pytest.raises(ValueError, match=message):
+            optlab.averaged_params(state, width=width)
     one = optlab.params_average()
     _, state = one.update(jnp.ones(()), one.init(jnp.zeros(())), jnp.zeros(()))
     with pytest.raises(ValueError, match="width must be left out but for params_power_ema, got"):
@@ -347,6 +364,19 @@ def test_a_snapshot_survives_the_state_and_a_checkpoint(run):
         (
             lambda s: optlab.reconstruct([s[0].averages], 0.1),
             "reconstruct: snapshots must be those of power_ema_snapshot, got tuple",
+        ),
+        (
+            lambda s: optlab.reconstruct(s[0], 0.1),
+            r"reconstruct: snapshots must be a list of them, got one Power.*; pass \[snapshot\]",
+        ),
+        (
+            lambda s: optlab.reconstruct([s[0], jax.tree.map(jnp.atleast_1d, s[1])], 0.1),
+            r"reconstruct: a snapshot must be that of one run, got one of a batch .* \(1,\); ",
+        ),
+        (
+            lambda s: optlab.reconstruct([s[0], s[1]._replace(averages=(jnp.ones(2),) * 2)], 0.1),
+            r"reconstruct: snapshots must be those of one model, got nothing and \(64,\) at "
+            r"\['w'\], \(2,\) and nothing at the root",
         ),
         (
             lambda s: optlab.power_ema_snapshot(optlab.params_power_ema().init(jnp.ones(2))),
