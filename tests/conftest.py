@@ -6,11 +6,11 @@ import shutil
 import tempfile
 from importlib.metadata import version
 
-# Most of the time of the tests is XLA's, and these options let it compile small programs in a fifth
+# Most of the time of the tests is XLA's, and these options let it compile small programs in much less
 # of it: with the emitters it had before those through MLIR, one LLVM module a program, and without
 # LLVM's optimizations. Where XLA_FLAGS is set, if only to nothing, it stands: `.ci/run` compiles
-# tests of the arithmetic as users do. XLA ends a process that passes an option it does not know, and
-# a later one may not.
+# tests of the arithmetic as users do. XLA ends a process that passes an option it does not know,
+# which a later one may not.
 if version("jaxlib").startswith("0.10."):
     options = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
     os.environ.setdefault("XLA_FLAGS", f"{options} --xla_backend_optimization_level=0")
