@@ -6,8 +6,8 @@ import shutil
 import tempfile
 from importlib.metadata import version
 
-# Most of the time of the tests is XLA's, and these options let it compile small programs in much less
-# of it: with the emitters it had before those through MLIR, one LLVM module a program, and without
+# Most of the time of the tests is XLA's, and these options let it compile small programs in less of
+# it: with the emitters it had before those through MLIR, one LLVM module a program, and without
 # LLVM's optimizations. Where XLA_FLAGS is set, if only to nothing, it stands: `.ci/run` compiles
 # tests of the arithmetic as users do. XLA ends a process that passes an option it does not know,
 # which a later one may not.
