@@ -152,7 +152,7 @@ def freeze(
         A transformation for these parameters.
 
     Raises:
-        ValueError: a pattern matches nothing, or all is frozen.
+        ValueError: there is no pattern, one matches nothing, or all is frozen.
 
     Example:
         >>> import jax.numpy as jnp, optax, optlab
@@ -164,6 +164,9 @@ def freeze(
         -0.0 -1.0
     """
     _checks.check_transformation("groups.freeze", tx)
+    if not patterns:
+        remedy = "write freeze(tx, params, 'embed'), say"
+        _checks.fail("groups.freeze", "there must be a pattern of what is frozen", "none", remedy)
     rules = [*((pattern, frozen()) for pattern in patterns), (..., group(optax.identity()))]
     plan = _plan(assigned(params, rules), None)
     return _transformation(plan, optax.with_extra_args_support(tx), None)

@@ -2,6 +2,7 @@
 
 import jax
 
+from optlab import _checks
 from optlab._types import Tree
 from optlab.rules._leaf import path_name
 from optlab.rules._patterns import check_all_match, check_patterns, matches
@@ -25,7 +26,7 @@ def keep_statistics(old: Tree, new: Tree, *patterns: str) -> Tree:
         The new state, with the old leaves where a pattern matches.
 
     Raises:
-        ValueError: a pattern matches nothing, or the states differ in structure.
+        ValueError: there is no pattern, one matches nothing, or the states differ in structure.
 
     Example:
         >>> old = {"trunk": {"mean": 0.0}, "head": {"mean": 0.0}}
@@ -35,6 +36,13 @@ def keep_statistics(old: Tree, new: Tree, *patterns: str) -> Tree:
     """
     who = "groups.keep_statistics"
     patterns = check_patterns(who, patterns)
+    if not patterns:
+        remedy = "write keep_statistics(old, new, 'trunk'), say"
+        _checks.fail(who, "there must be a pattern of the frozen parts", "none", remedy)
+    if jax.tree.structure(old) != jax.tree.structure(new):
+        required = "the state after the update must have the structure of the one before"
+        got = f"{jax.tree.structure(new)} after {jax.tree.structure(old)}"
+        _checks.fail(who, required, got, "pass the same part of the model's state twice")
     paths = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(new)]
     check_all_match(who, patterns, paths)
 

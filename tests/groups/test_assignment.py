@@ -123,7 +123,7 @@ def test_numberings_differ_at_the_ends(numbering, want):
     )
     rates = {one.path.split("/")[0]: one.rates[0] for one in optlab.describe(tx, params)}
     got = [rates[name] for name in ("embed", "block_11", "norm", "head")]
-    np.testing.assert_allclose(got, want, rtol=1e-15)
+    np.testing.assert_allclose(got, want, rtol=1e-15)  # powers may differ by a rounding
 
 
 def test_layers_follow_the_numbers_and_not_the_order_of_the_names():
@@ -339,6 +339,22 @@ def test_rules_that_do_not_fit_are_refused(rules, message):
         (
             lambda: groups.partition(PARAMS, [(..., groups.group(lr_mlt=2.0))], optimizer=ADAMW),
             "got lr_mlt; did you mean lr_mult?",
+        ),
+        (
+            lambda: groups.freeze(ADAMW, PARAMS),
+            "groups.freeze: there must be a pattern of what is frozen, got none; write freeze(",
+        ),
+        (
+            lambda: groups.keep_statistics({"a": 1.0}, {"a": 2.0}),
+            "groups.keep_statistics: there must be a pattern of the frozen parts, got none",
+        ),
+        (
+            lambda: groups.keep_statistics({"a": 1.0}, {"a": 2.0, "b": 2.0}, "a"),
+            "the state after the update must have the structure of the one before, got PyTreeDef(",
+        ),
+        (
+            lambda: groups.keep_statistics({"a": 1.0}, {"a": 2.0}, "b"),
+            "each pattern must match whole names on some path, got 'b', which matches none",
         ),
         (
             lambda: groups.gradual_unfreezing([(groups.slices("a", 0, 1), 1)]),
