@@ -39,8 +39,8 @@ from flax import nnx
 
 import optlab
 from optlab import lab
-from optlab.lab._models import MLP
-from optlab.lab._search import points
+from optlab.lab.sweeps._search import points
+from optlab.lab.tasks._models import MLP
 
 SPACE = {"learning_rate": lab.LogUniform(1e-4, 1e-1), "weight_decay": lab.LogUniform(1e-6, 1e-1)}
 EVALUATIONS = 10

@@ -22,8 +22,9 @@ from flax import nnx
 from jax.tree_util import keystr, tree_leaves_with_path
 
 import optlab
-from optlab.lab import EarlyStopping, Task, _train, shuffled_batches, train
-from optlab.lab._loop import without_keys
+from optlab.lab import EarlyStopping, Task, shuffled_batches, train
+from optlab.lab.training import _train
+from optlab.lab.training._loop import without_keys
 
 
 class Net(nnx.Module):

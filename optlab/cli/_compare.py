@@ -26,6 +26,7 @@ from optlab.cli._output import check_writable_folder, log, progress, require, wr
 from optlab.cli._task_errors import task_errors
 from optlab.cli._tasks import make_task
 from optlab.lab import Comparison, Task, compare
+from optlab.lab.tasks import valley_height
 from optlab.registry import BY_NAME, OPTIMIZERS
 
 
@@ -141,14 +142,12 @@ def write(comparison: Comparison, results: str, folder: Path, *, paths: bool) ->
         folder: where to write.
         paths: whether the task is the valley, whose paths can be drawn.
     """
-    figures = {
-        "curves.png": plots.plot_curves(comparison).figure,
-        "sensitivity.png": plots.plot_sensitivity(comparison).figure,
-    }
-    if paths:
-        figures["paths.png"] = plots.plot_path_panels(comparison)
     with write_errors(folder):
         (folder / "results.json").write_text(results + "\n", encoding="utf-8")
-        for name, figure in figures.items():
-            figure.savefig(folder / name)
-    return f"{folder / 'results.json'}, {', '.join(figures)}"
+        plots.plot_curves(comparison).figure.savefig(folder / "curves.png")
+        plots.plot_sensitivity(comparison).figure.savefig(folder / "sensitivity.png")
+        if paths:
+            figure = plots.plot_path_panels(comparison, height=valley_height)
+            figure.savefig(folder / "paths.png")
+    names = ("curves.png", "sensitivity.png", "paths.png")[: 2 + paths]
+    return f"{folder / 'results.json'}, {', '.join(names)}"

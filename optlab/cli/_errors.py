@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TypeVar
 
-from optlab._expressions import suggestions
+from optlab.cli._expressions import suggestions
 
 Value = TypeVar("Value")
 

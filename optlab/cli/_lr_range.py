@@ -19,7 +19,7 @@ from optlab.cli._output import check_plot_format, check_writable_file, require, 
 from optlab.cli._task_errors import task_errors
 from optlab.cli._tasks import make_task
 from optlab.lab import lr_range_test
-from optlab.lab._range_test import LEAST_STEPS, MODES
+from optlab.lab.rates._range_test import LEAST_STEPS, MODES
 from optlab.registry import BY_NAME
 
 
@@ -32,7 +32,8 @@ def add(commands: Commands) -> None:
         summary="raise the learning rate over a short run and suggest where to train",
         description="Raise the learning rate over a short run, from several seeds in one compiled\n"
         "program, and suggest a range of rates by where the loss falls. If the curves\n"
-        "allow no reliable suggestion, the reason is printed instead.",
+        "allow no reliable suggestion, the reason is printed instead. The numbers go beside the\n"
+        "plot, as JSON.",
         epilog=optimizer_list(),
     )
     add_task(parser)
@@ -75,15 +76,17 @@ def run(options: argparse.Namespace) -> None:
     with task_errors(options.task), value_errors():
         result = lr_range_test(task, optimizer, **{name: getattr(options, name) for name in names})
     label = f"{options.optimizer} on {task.name}"
+    text = result.to_json(optimizer=options.optimizer)
     if options.json:
-        print(result.to_json(optimizer=options.optimizer))
+        print(text)
     else:
         print(result.title(label), result.table(), sep="\n\n")
-    figure = result.plot(label=label).figure
+    numbers = options.out.with_suffix(".json")
     with write_errors(options.out, "file"):
-        figure.savefig(options.out)
+        numbers.write_text(text + "\n", encoding="utf-8")
+        result.plot(label=label).figure.savefig(options.out)
     if not options.json:
-        print("", f"Wrote {options.out}", sep="\n")
+        print("", f"Wrote {numbers}, {options.out.name}", sep="\n")
 
 
 def _check(options: argparse.Namespace) -> None:

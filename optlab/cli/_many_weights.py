@@ -9,16 +9,16 @@ import jax
 import optax
 
 from optlab import schedules, transforms
+from optlab._report import aligned
+from optlab._report import number as short
 from optlab._types import Schedule
 from optlab.cli._errors import UsageError, value_errors
 from optlab.cli._options import count, natural, number
 from optlab.cli._output import write_errors
 from optlab.cli._task_errors import task_errors
 from optlab.lab import Ensemble, Run, Task, ensemble, refresh_batch_stats, snapshots
-from optlab.lab._batch_stats import places_of_statistics
-from optlab.lab._report import aligned
-from optlab.lab._report import number as short
-from optlab.lab._train import EVALUATIONS
+from optlab.lab.ensembles._batch_stats import places_of_statistics
+from optlab.lab.training._train import EVALUATIONS
 
 FORMS = {
     "ema": ("DECAY", number),
@@ -165,10 +165,9 @@ def run_many(
     names = ("task", "optimizer", "rate", "seed", "ensemble", "snapshots")
     text = report.to_json(options={name: getattr(options, name) for name in names})
     print(text if options.json else f"{options.optimizer} on {report}")
-    figure = report.plot()
     with write_errors(options.out):
         (options.out / "ensemble.json").write_text(text + "\n", encoding="utf-8")
-        figure.savefig(options.out / "ensemble.png")
+        report.plot().savefig(options.out / "ensemble.png")
     if not options.json:
         print("", f"Wrote {options.out / 'ensemble.json'}, ensemble.png", sep="\n")
 

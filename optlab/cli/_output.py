@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from optlab._extras import needs_extra
 from optlab.cli._errors import UsageError
-from optlab.lab._extras import needs_extra
 
 PLOT_FORMATS = (".png", ".svg", ".pdf")
 

@@ -6,9 +6,9 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 
 from optlab import plots, schedules
-from optlab._expressions import evaluate
 from optlab._types import Schedule
 from optlab.cli._errors import UsageError
+from optlab.cli._expressions import evaluate
 from optlab.cli._options import Commands, add_command, add_out_plot, add_steps
 from optlab.cli._output import check_plot_format, check_writable_file, require, write_errors
 from optlab.registry import SCHEDULES

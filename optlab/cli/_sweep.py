@@ -38,7 +38,7 @@ from optlab.lab import (
     Uniform,
     sweep,
 )
-from optlab.lab._search import SEARCHES
+from optlab.lab.sweeps._search import SEARCHES
 from optlab.registry import BY_NAME
 
 RATES = "learning_rate=1e-4:1e-1:log"
@@ -218,10 +218,9 @@ def _show(options: argparse.Namespace, result: Sweep, folder: Path) -> None:
         print(text)
     else:
         print(f"{options.optimizer} on {result}", "", sep="\n")
-    figure = result.plot()
     with write_errors(folder):
         (folder / "results.json").write_text(text + "\n", encoding="utf-8")
         (folder / "trials.csv").write_text(result.to_csv(), encoding="utf-8")
-        figure.savefig(folder / "sweep.png")
+        result.plot().savefig(folder / "sweep.png")
     if not options.json:
         print(f"Wrote {folder / 'results.json'}, trials.csv, sweep.png")

@@ -13,8 +13,8 @@ from types import FrameType
 import jax
 
 from optlab import _checks
+from optlab._extras import needs_extra
 from optlab.cli._errors import UsageError
-from optlab.lab._extras import needs_extra
 
 TRACEBACK = "OPTLAB_TRACEBACK"
 """The environment variable that asks for whole tracebacks."""

@@ -13,11 +13,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from optlab._expressions import suggestions
 from optlab.cli._errors import UsageError, check_known
+from optlab.cli._expressions import suggestions
 from optlab.cli._task_errors import task_errors
 from optlab.lab import Task, tasks
-from optlab.lab._task import check_task
+from optlab.lab.tasks._check_task import check_task
 
 TASKS: Mapping[str, Callable[..., Task]] = {
     "digits-mlp": tasks.digits_mlp,

@@ -12,9 +12,10 @@ import optax
 
 from optlab import groups, schedules, transforms
 from optlab._describe import describe
-from optlab._expressions import evaluate
+from optlab._report import aligned, number
 from optlab._types import Schedule
 from optlab.cli._errors import UsageError, check_known, look_up, value_errors
+from optlab.cli._expressions import evaluate
 from optlab.cli._groups import add_groups, check_starts, group_rules
 from optlab.cli._many_weights import (
     add_many_weights,
@@ -55,8 +56,7 @@ from optlab.lab import (
     tensorboard,
     train,
 )
-from optlab.lab._grouping import params_of
-from optlab.lab._report import aligned, number
+from optlab.lab.training._grouping import params_of
 from optlab.registry import BY_NAME
 
 
@@ -235,10 +235,9 @@ def _show(
             diagnosis,
             sep="\n\n",
         )
-    figure = run_result.history.plot()
     with write_errors(options.out):
         (options.out / "history.json").write_text(text + "\n", encoding="utf-8")
-        figure.savefig(options.out / "history.png")
+        run_result.history.plot().savefig(options.out / "history.png")
     if not options.json:
         print("", f"Wrote {options.out / 'history.json'}, history.png", sep="\n")
 

@@ -15,30 +15,36 @@ A `Task` is a training problem as pure functions. `tasks` holds some on real dat
 """
 
 from optlab.lab import tasks
-from optlab.lab._batch_stats import refresh_batch_stats
-from optlab.lab._calibration import Reliability, Scores, fit_temperature, reliability, scores
-from optlab.lab._checks_before import Check, check_initial_loss, check_overfits_small_batch
-from optlab.lab._combine import combine_log_probs
-from optlab.lab._compare import Comparison, compare
-from optlab.lab._diagnosis import Diagnosis, diagnose
-from optlab.lab._early_stopping import EarlyStopping
-from optlab.lab._ensemble import Ensemble, Member, ensemble
-from optlab.lab._ensemble_report import EnsembleReport
-from optlab.lab._findings import Finding
-from optlab.lab._grid import Runs
-from optlab.lab._history import History
-from optlab.lab._monitor import MonitorState, monitor, monitored
-from optlab.lab._range_test import RangeTest, lr_range_test
-from optlab.lab._rows import Row, Spread
-from optlab.lab._snapshots import snapshots
-from optlab.lab._soup import Barrier, Soup, barrier, soup
-from optlab.lab._space import Categorical, Integer, LogUniform, Range, Uniform
-from optlab.lab._sweep import sweep
-from optlab.lab._sweep_result import Sweep
-from optlab.lab._task import Task, shuffled_batches
-from optlab.lab._tensorboard import tensorboard
-from optlab.lab._train import Evaluation, Run, train
-from optlab.lab._trial import Trial
+from optlab.lab.comparison._compare import Comparison, compare
+from optlab.lab.comparison._rows import Row, Spread
+from optlab.lab.comparison._runs import Runs
+from optlab.lab.diagnosis._diagnosis import Diagnosis, diagnose
+from optlab.lab.diagnosis._findings import Finding
+from optlab.lab.diagnosis._model_checks import Check, check_initial_loss, check_overfits_small_batch
+from optlab.lab.ensembles._batch_stats import refresh_batch_stats
+from optlab.lab.ensembles._calibration import (
+    Reliability,
+    Scores,
+    fit_temperature,
+    reliability,
+    scores,
+)
+from optlab.lab.ensembles._combine import combine_log_probs
+from optlab.lab.ensembles._ensemble import Ensemble, Member, ensemble
+from optlab.lab.ensembles._ensemble_report import EnsembleReport
+from optlab.lab.ensembles._snapshots import snapshots
+from optlab.lab.ensembles._soup import Barrier, Soup, barrier, soup
+from optlab.lab.rates._range_test import RangeTest, lr_range_test
+from optlab.lab.sweeps._result import Sweep
+from optlab.lab.sweeps._space import Categorical, Integer, LogUniform, Range, Uniform
+from optlab.lab.sweeps._sweep import sweep
+from optlab.lab.sweeps._trial import Trial
+from optlab.lab.tasks._task import Task, shuffled_batches
+from optlab.lab.training._early_stopping import EarlyStopping
+from optlab.lab.training._history import History
+from optlab.lab.training._tensorboard import tensorboard
+from optlab.lab.training._train import Evaluation, Run, train
+from optlab.wrappers._monitor import MonitorState, monitor, monitored
 
 __all__ = [
     "Barrier",

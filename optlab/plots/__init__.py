@@ -5,7 +5,13 @@ and returns the axes: `plot_curves(comparison).figure.savefig("curves.png")`. Fu
 several panels return the figure.
 """
 
-from optlab.plots._comparison import plot_curves, plot_path_panels, plot_paths, plot_sensitivity
+from optlab.plots._comparison import (
+    plot_comparison,
+    plot_curves,
+    plot_path_panels,
+    plot_paths,
+    plot_sensitivity,
+)
 from optlab.plots._ensemble import plot_ensemble, plot_gain, plot_reliability
 from optlab.plots._history import plot_history
 from optlab.plots._parallel import plot_parallel
@@ -14,6 +20,7 @@ from optlab.plots._schedules import plot_schedules
 from optlab.plots._sweep import plot_hyperparameter, plot_sweep
 
 __all__ = [
+    "plot_comparison",
     "plot_curves",
     "plot_ensemble",
     "plot_gain",

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from optlab.lab._extras import needs_extra
+from optlab._extras import needs_extra
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

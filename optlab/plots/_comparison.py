@@ -7,24 +7,43 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from optlab import _checks
+from optlab._divergence import DIVERGENCE_FACTOR
+from optlab._extras import needs_extra
 from optlab._types import ArrayLike
-from optlab.lab._compare import Comparison
-from optlab.lab._extras import needs_extra
-from optlab.lab._grid import DIVERGENCE_FACTOR
-from optlab.lab._rows import eligible_means
-from optlab.lab.tasks import valley_height
 from optlab.plots._common import CROSS_ROW, cross, mark_diverged, new_axes, ring, style_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from optlab.lab import Comparison
+
 DECADES_SHOWN = 8
 """Decades below the initial loss that a logarithmic axis shows."""
 
 
+def plot_comparison(comparison: "Comparison", *, metric: str = "loss") -> "Figure":
+    """Draw `plot_curves` above `plot_sensitivity`, and return the figure.
+
+    Args:
+        comparison: the result of `compare`.
+        metric: a metric of the task.
+
+    Raises:
+        ModuleNotFoundError: Matplotlib is not installed.
+    """
+    with needs_extra("plot_comparison"):
+        from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 8), dpi=150, layout="constrained")
+    curves, sensitivity = figure.subplots(2)
+    plot_curves(comparison, metric=metric, ax=curves)
+    plot_sensitivity(comparison, metric=metric, ax=sensitivity)
+    return figure
+
+
 def plot_curves(
-    comparison: Comparison, *, metric: str = "loss", ax: "Axes | None" = None
+    comparison: "Comparison", *, metric: str = "loss", ax: "Axes | None" = None
 ) -> "Axes":
     """Draw a metric against updates, for each optimizer at its best rate.
 
@@ -74,7 +93,7 @@ def plot_curves(
 
 
 def plot_sensitivity(
-    comparison: Comparison, *, metric: str = "loss", ax: "Axes | None" = None
+    comparison: "Comparison", *, metric: str = "loss", ax: "Axes | None" = None
 ) -> "Axes":
     """Draw a metric at the end of training against the learning rate, for each optimizer.
 
@@ -95,7 +114,7 @@ def plot_sensitivity(
     for index, row in enumerate(comparison.rows()):
         style = style_of(index)
         runs = comparison.runs[row.optimizer]
-        means = eligible_means(runs, metric).clip(lowest, highest)
+        means = runs.eligible_means(metric).clip(lowest, highest)
         ax.plot(runs.rates, means, **style, label=row.optimizer)
         best = runs.rates == row.rate
         ax.plot(runs.rates[best], means[best], **ring(style["color"]))
@@ -119,10 +138,10 @@ def plot_sensitivity(
 
 
 def plot_paths(
-    comparison: Comparison,
+    comparison: "Comparison",
     optimizers: Sequence[str] | None = None,
     *,
-    height: Callable[[ArrayLike, ArrayLike], ArrayLike] = valley_height,
+    height: Callable[[ArrayLike, ArrayLike], ArrayLike],
     ax: "Axes | None" = None,
 ) -> "Axes":
     """Draw the paths of the first seed on the contours of a function of two variables.
@@ -130,9 +149,10 @@ def plot_paths(
     Each optimizer is shown at its best rate, with a marker at every evaluation.
 
     Args:
-        comparison: of a task whose metrics include the coordinates as "x" and "y", like `valley`.
+        comparison: of a task whose metrics include the coordinates as "x" and "y", like
+            `lab.tasks.valley`.
         optimizers: the labels of the optimizers to show; None for all.
-        height: the function, elementwise on arrays.
+        height: the function, elementwise on arrays, such as `lab.tasks.valley_height`.
         ax: the axes to draw on; None for a new figure.
 
     Raises:
@@ -169,7 +189,9 @@ def plot_paths(
     return ax
 
 
-def plot_path_panels(comparison: Comparison) -> "Figure":
+def plot_path_panels(
+    comparison: "Comparison", *, height: Callable[[ArrayLike, ArrayLike], ArrayLike]
+) -> "Figure":
     """Draw `plot_paths` of each optimizer in its own panel, and return the figure."""
     with needs_extra("plot_path_panels"):
         from matplotlib.figure import Figure
@@ -182,12 +204,12 @@ def plot_path_panels(comparison: Comparison) -> "Figure":
         if label is None:
             ax.remove()
         else:
-            plot_paths(comparison, [label], ax=ax).label_outer()
+            plot_paths(comparison, [label], height=height, ax=ax).label_outer()
     figure.suptitle(f"{comparison.task}: paths from one start, each optimizer at its best rate")
     return figure
 
 
-def _shown_range(comparison: Comparison, metric: str) -> tuple[float, float]:
+def _shown_range(comparison: "Comparison", metric: str) -> tuple[float, float]:
     """Return the lowest and highest drawn value of a metric; ±∞ if there is no limit.
 
     A loss has limits around its initial value. Values beyond a limit are drawn on the limit, so
@@ -202,7 +224,7 @@ def _shown_range(comparison: Comparison, metric: str) -> tuple[float, float]:
     return initial * 10.0**-DECADES_SHOWN, initial * DIVERGENCE_FACTOR
 
 
-def _finish(ax: "Axes", comparison: Comparison, metric: str, *, legend: str) -> None:
+def _finish(ax: "Axes", comparison: "Comparison", metric: str, *, legend: str) -> None:
     lowest, highest = _shown_range(comparison, metric)
     if np.isfinite([lowest, highest]).all():
         if all(row.rate is None for row in comparison.rows()):
@@ -215,7 +237,7 @@ def _finish(ax: "Axes", comparison: Comparison, metric: str, *, legend: str) -> 
     )
 
 
-def _seeds(comparison: Comparison) -> str:
+def _seeds(comparison: "Comparison") -> str:
     count = len(next(iter(comparison.runs.values())).seeds)
     return "one seed" if count == 1 else f"{count} seeds"
 

@@ -5,15 +5,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from optlab._extras import needs_extra
 from optlab._types import ArrayLike
-from optlab.lab._calibration import Reliability
-from optlab.lab._ensemble_report import EnsembleReport
-from optlab.lab._extras import needs_extra
 from optlab.plots._common import DIM, new_axes, style_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+    from optlab.lab import EnsembleReport, Reliability
 
 LEAST_SHARE = 0.005
 """Bins with a smaller share of the examples are not drawn; their accuracy is mostly chance."""
@@ -22,7 +22,7 @@ LARGEST_MARKER = 160
 """The area, in square points, of the marker of a bin that holds all examples."""
 
 
-def plot_reliability(diagrams: Mapping[str, Reliability], *, ax: "Axes | None" = None) -> "Axes":
+def plot_reliability(diagrams: "Mapping[str, Reliability]", *, ax: "Axes | None" = None) -> "Axes":
     """Draw accuracy against confidence; calibrated predictions lie on the diagonal.
 
     A point is a bin of `reliability`, and its area grows with the share of the examples in it. Bins
@@ -83,7 +83,7 @@ def plot_gain(
     return ax
 
 
-def plot_ensemble(report: EnsembleReport) -> "Figure":
+def plot_ensemble(report: "EnsembleReport") -> "Figure":
     """Draw the reliability of members and ensemble, and error and NLL against the members.
 
     Args:

@@ -8,16 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from optlab.lab._extras import needs_extra
-from optlab.lab._grid import DIVERGENCE_FACTOR
-from optlab.lab._history import History
-from optlab.lab._report import number
+from optlab._divergence import DIVERGENCE_FACTOR
+from optlab._extras import needs_extra
+from optlab._report import number
 from optlab.plots._common import ACCENT, LABEL_WIDTH, MARKERS, PALETTE, SMALL, ring
 from optlab.plots._scale import spans_decades
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+    from optlab.lab import History
 
 WINDOWS = 40
 """The running median's window is this fraction⁻¹ of the run."""
@@ -40,7 +41,7 @@ MOST_MARKERS = 60
 """The largest number of evaluations that are drawn with markers."""
 
 
-def plot_history(history: History, *, title: str | None = None) -> "Figure":
+def plot_history(history: "History", *, title: str | None = None) -> "Figure":
     """Draw the curves of one run against updates, with a panel for each quantity in the history.
 
     The panels are: the losses; the score, if it is another metric; the learning rate; and, if the
@@ -58,6 +59,7 @@ def plot_history(history: History, *, title: str | None = None) -> "Figure":
         ModuleNotFoundError: Matplotlib is not installed.
 
     Example:
+        >>> from optlab.lab import History
         >>> history = History(loss=np.geomspace(2.3, 0.1, 100), learning_rate=np.full(100, 0.01))
         >>> [ax.get_ylabel() for ax in plot_history(history).axes]
         ['loss', 'learning rate']
@@ -92,7 +94,7 @@ def plot_history(history: History, *, title: str | None = None) -> "Figure":
     return figure
 
 
-def _panels(history: History) -> Iterator[tuple[float, Any]]:
+def _panels(history: "History") -> Iterator[tuple[float, Any]]:
     """Yield the height in inches and the drawing function of each panel that has data."""
     yield 3.2, partial(_draw_losses, history=history)
     if history.score != "loss" and history.score in {*history.train, *history.validation}:
@@ -106,7 +108,7 @@ def _panels(history: History) -> Iterator[tuple[float, Any]]:
         yield 2.0, partial(_draw_ratios, ratios=ratios)
 
 
-def _draw_losses(ax: "Axes", *, history: History) -> None:
+def _draw_losses(ax: "Axes", *, history: "History") -> None:
     """Draw the loss of each update's batch, and the loss of the evaluations."""
     _draw_trace(ax, history.loss, "0.35", _batches(history.num_updates))
     _draw_evaluations(ax, history=history, metric="loss")
@@ -134,7 +136,7 @@ def _limit(ax: "Axes", losses: np.ndarray, curves: np.ndarray) -> None:
         ax.set_ylim(low - 0.05 * (top - low), top)
 
 
-def _draw_evaluations(ax: "Axes", *, history: History, metric: str) -> None:
+def _draw_evaluations(ax: "Axes", *, history: "History", metric: str) -> None:
     """Draw a metric on training and validation data, with a ring at the best score."""
     few = len(history.steps) <= MOST_MARKERS
     for split, values in _of(history, metric).items():
@@ -160,13 +162,13 @@ def _draw_evaluations(ax: "Axes", *, history: History, metric: str) -> None:
         ax.plot([step], [scores[best]], **ring("black"), clip_on=False, label=label)
 
 
-def _of(history: History, metric: str) -> Mapping[str, np.ndarray]:
+def _of(history: "History", metric: str) -> Mapping[str, np.ndarray]:
     """Return split → values, for the splits on which a metric was evaluated."""
     splits = dict(zip(SPLITS, (history.train, history.validation), strict=True))
     return {split: values[metric] for split, values in splits.items() if metric in values}
 
 
-def _rates_by_group(history: History) -> Mapping[str, np.ndarray]:
+def _rates_by_group(history: "History") -> Mapping[str, np.ndarray]:
     """Return the rate of each group, of groups with one rate together; of many only the largest."""
     names: dict[bytes, list[str]] = {}
     for name, values in history.rates.items():
@@ -314,12 +316,12 @@ def _finite(values: np.ndarray) -> np.ndarray:
     return np.where(np.isfinite(values), values, np.nan)
 
 
-def _last(history: History) -> int:
+def _last(history: "History") -> int:
     """Return the number of updates done at the end."""
     return max([history.num_updates, *history.steps[-1:]])
 
 
-def _first_bad(history: History) -> int | None:
+def _first_bad(history: "History") -> int | None:
     """Return the updates done at the first loss that is not finite; None if all are finite."""
     nonfinite = [~np.isfinite(values) for values in _of(history, "loss").values()]
     bad = [*np.flatnonzero(~np.isfinite(history.loss))]

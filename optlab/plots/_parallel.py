@@ -5,14 +5,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from optlab.lab._report import number
-from optlab.lab._sweep_result import Sweep
-from optlab.lab._trial import STOPPED, Trial
+from optlab._report import number
 from optlab.plots._common import ACCENT, DIM, SMALL, new_axes
 from optlab.plots._scale import Scale, Tick, metric_of, metric_scale, range_ticks, short, spread
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+    from optlab.lab import Sweep, Trial
 
 LOST = 0.12
 """Distance from the bad end of the score axis at which lines of diverged trials end."""
@@ -36,7 +36,7 @@ BAR = 0.022
 """Width of the colour bar, as a share of the distance between two axes."""
 
 
-def plot_parallel(sweep: Sweep, *, ax: "Axes | None" = None) -> "Axes":
+def plot_parallel(sweep: "Sweep", *, ax: "Axes | None" = None) -> "Axes":
     """Draw each trial as a line through its values, on one axis per hyperparameter, to its score.
 
     The last axis is the colour bar; darker is better. The best trial is highlighted, with its
@@ -72,7 +72,7 @@ def plot_parallel(sweep: Sweep, *, ax: "Axes | None" = None) -> "Axes":
     return ax
 
 
-def title_of(sweep: Sweep) -> str:
+def title_of(sweep: "Sweep") -> str:
     """Return the title: the search and its best result."""
     count = len(sweep.trials)
     lines = [f"{sweep.task}: {count} {'trial' if count == 1 else 'trials'}, {sweep.search} search"]
@@ -100,7 +100,7 @@ def _end(scale: Scale | None, score: float) -> float:
 
 
 def _draw_lines(
-    ax: "Axes", sweep: Sweep, scale: Scale | None, trials: Sequence[Trial], heights: np.ndarray
+    ax: "Axes", sweep: "Sweep", scale: Scale | None, trials: "Sequence[Trial]", heights: np.ndarray
 ) -> None:
     """Draw the lines from the worst trial to the best."""
     from matplotlib.collections import LineCollection
@@ -119,7 +119,7 @@ def _draw_lines(
         LineCollection(
             [lines[i] for i in indices],
             colors=[colour(scale, heights[i, -1]) for i in indices],
-            linewidths=[0.6 if trials[i].status == STOPPED else 1.3 for i in indices],
+            linewidths=[0.6 if trials[i].stopped else 1.3 for i in indices],
             alpha=float(np.clip(7 / np.sqrt(len(trials)), 0.3, 0.9)),
             zorder=2,
         ),
@@ -175,7 +175,7 @@ def _in_lines(name: str) -> str:
     return f"{name[:middle].rstrip()}\n{name[middle:]}"
 
 
-def _draw_scores(ax: "Axes", sweep: Sweep, scale: Scale | None) -> None:
+def _draw_scores(ax: "Axes", sweep: "Sweep", scale: Scale | None) -> None:
     """Draw the score axis as a colour bar, with a triangle at an end that is cut."""
     last = len(sweep.space)
     right = last * (1 + BAR)

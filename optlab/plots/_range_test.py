@@ -5,8 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from optlab.lab._grid import DIVERGENCE_FACTOR
-from optlab.lab._range_test import RangeTest
+from optlab._divergence import DIVERGENCE_FACTOR
 from optlab.plots._common import (
     CROSS_ROW,
     LABEL_WIDTH,
@@ -20,12 +19,14 @@ from optlab.plots._common import (
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+    from optlab.lab import RangeTest
+
 LOG_FALL = 20
 """The loss axis is logarithmic if the loss falls to less than this fraction⁻¹ of its start."""
 
 
 def plot_range_test(
-    result: RangeTest, *, label: str | None = None, ax: "Axes | None" = None
+    result: "RangeTest", *, label: str | None = None, ax: "Axes | None" = None
 ) -> "Axes":
     """Draw the loss against the learning rate, and mark the suggestions of the range test.
 
@@ -76,7 +77,7 @@ def plot_range_test(
 
 
 def _mark_rate(
-    ax: "Axes", result: RangeTest, rate: float, label: str, index: int, *, size: float
+    ax: "Axes", result: "RangeTest", rate: float, label: str, index: int, *, size: float
 ) -> None:
     """Draw a marker on the median at a rate, or at its last point if the rate lies beyond."""
     is_finite = np.isfinite(result.median)
@@ -85,7 +86,7 @@ def _mark_rate(
     ax.plot([rate], [height], **style, zorder=4, label=f"{label} {rate:.2g}")
 
 
-def _scale_range_losses(ax: "Axes", result: RangeTest) -> None:
+def _scale_range_losses(ax: "Axes", result: "RangeTest") -> None:
     """Choose the loss axis; it is logarithmic if the loss falls far, and runaways leave it."""
     level = np.median(result.initial)
     lowest = np.nanmin(result.trends, initial=np.inf)

@@ -4,13 +4,13 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from optlab.lab._space import Categorical, Integer, LogUniform, Range
-from optlab.lab._sweep_result import Sweep
-from optlab.lab._trial import DIVERGED, Trial
+if TYPE_CHECKING:
+    from optlab.lab import Range, Sweep, Trial
+
 
 MOST_TICKS = 6
 """The largest number of ticks on an axis, whose labels must fit into a small panel."""
@@ -79,7 +79,7 @@ class Scale:
         return log_ticks(self.low, self.high) if self.log else linear_ticks(self.low, self.high)
 
 
-def metric_scale(sweep: Sweep, metric: str) -> Scale | None:
+def metric_scale(sweep: "Sweep", metric: str) -> Scale | None:
     """Return the axis on which a metric of all trials is drawn; None if no trial has a value.
 
     The axis of a loss that spans decades is logarithmic. The axis is cut at its bad end if a few
@@ -109,9 +109,9 @@ def metric_scale(sweep: Sweep, metric: str) -> Scale | None:
     return replace(whole, low=whole.at(1 - reach), cut=True)
 
 
-def metric_of(trial: Trial, metric: str) -> float:
+def metric_of(trial: "Trial", metric: str) -> float:
     """Return a metric at a trial's last evaluation, the mean over the seeds; NaN if it diverged."""
-    if trial.status == DIVERGED:
+    if trial.diverged:
         return math.nan
     return float(np.asarray(trial.validation[metric], np.float64)[:, -1].mean())
 
@@ -127,18 +127,18 @@ def spans_decades(values: Sequence[float]) -> bool:
     )
 
 
-def range_ticks(values: Range) -> list[Tick]:
+def range_ticks(values: "Range") -> list[Tick]:
     """Return the values of a range to label; for choices all of them."""
-    if isinstance(values, Categorical):
+    if values.is_choice:
         return [(choice, str(choice)) for choice in values.choices]
-    if isinstance(values, LogUniform):
-        return log_ticks(values.low, values.high)
-    if isinstance(values, Integer) and (values.log or values.size <= MOST_TICKS):
+    if values.is_integer and (values.log or values.size <= MOST_TICKS):
         return [(level, str(level)) for level in values.levels(MOST_TICKS - 1 + (not values.log))]
-    return linear_ticks(values.low, values.high, integer=isinstance(values, Integer))
+    if values.log:
+        return log_ticks(values.low, values.high)
+    return linear_ticks(values.low, values.high, integer=values.is_integer)
 
 
-def spread(values: Range, selected: Sequence[Any], *, mixed: bool = False) -> np.ndarray:
+def spread(values: "Range", selected: Sequence[Any], *, mixed: bool = False) -> np.ndarray:
     """Return the position of each value, with equal values moved slightly apart.
 
     The last value is not moved. Equal values keep their order, so that lines to another axis cross
@@ -147,7 +147,7 @@ def spread(values: Range, selected: Sequence[Any], *, mixed: bool = False) -> np
     """
     positions = np.array([values.position(value) for value in selected])
     room = SHARE / values.size if values.size < np.inf else STEP
-    room = room if isinstance(values, Categorical) else min(room, 3 * STEP)
+    room = room if values.is_choice else min(room, 3 * STEP)
     indices_by_position = defaultdict(list)
     for index, position in enumerate(positions[:-1]):
         indices_by_position[position].append(index)

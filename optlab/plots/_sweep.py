@@ -6,10 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from optlab import _checks
-from optlab.lab._extras import needs_extra
-from optlab.lab._space import Categorical, Integer, LogUniform, Range
-from optlab.lab._sweep_result import Sweep
-from optlab.lab._trial import STOPPED, Trial
+from optlab._extras import needs_extra
 from optlab.plots._common import ACCENT, PALETTE, SMALL, new_axes
 from optlab.plots._parallel import plot_parallel, title_of
 from optlab.plots._scale import Scale, metric_of, metric_scale, range_ticks, short, spread
@@ -17,6 +14,8 @@ from optlab.plots._scale import Scale, metric_of, metric_scale, range_ticks, sho
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+    from optlab.lab import Range, Sweep, Trial
 
 COLUMNS = 4
 """The number of panels side by side."""
@@ -31,7 +30,7 @@ MARGIN = 0.06
 """Room around the points, as a share of the axis."""
 
 
-def plot_sweep(sweep: Sweep) -> "Figure":
+def plot_sweep(sweep: "Sweep") -> "Figure":
     """Draw the trials of a sweep in parallel coordinates, and a panel for each hyperparameter.
 
     The first part is `plot_parallel`. The panels are `plot_hyperparameter` of the score, with the
@@ -67,7 +66,7 @@ def plot_sweep(sweep: Sweep) -> "Figure":
 
 
 def plot_hyperparameter(
-    sweep: Sweep, name: str, *, metric: str | None = None, ax: "Axes | None" = None
+    sweep: "Sweep", name: str, *, metric: str | None = None, ax: "Axes | None" = None
 ) -> "Axes":
     """Draw a metric at the end of each trial against one hyperparameter.
 
@@ -98,7 +97,7 @@ def plot_hyperparameter(
 
 
 def _draw_column(
-    panels: "Sequence[Axes]", sweep: Sweep, name: str, metrics: Sequence[str], *, leftmost: bool
+    panels: "Sequence[Axes]", sweep: "Sweep", name: str, metrics: Sequence[str], *, leftmost: bool
 ) -> None:
     """Draw the panels of one hyperparameter, without labels that a neighbouring panel has."""
     for ax, metric in zip(panels, metrics, strict=True):
@@ -116,7 +115,7 @@ def _draw_column(
             text.remove()
 
 
-def _draw_panel(ax: "Axes", sweep: Sweep, name: str, metric: str) -> None:
+def _draw_panel(ax: "Axes", sweep: "Sweep", name: str, metric: str) -> None:
     """Draw the trials as points; the best is drawn last."""
     values = sweep.space[name]
     scale = metric_scale(sweep, metric)
@@ -135,31 +134,31 @@ def _draw_panel(ax: "Axes", sweep: Sweep, name: str, metric: str) -> None:
     ax.grid(axis="y", alpha=0.25, linewidth=0.6)
 
 
-def _across(values: Range, selected: Sequence[Any]) -> np.ndarray:
+def _across(values: "Range", selected: Sequence[Any]) -> np.ndarray:
     """Return the horizontal positions of trials; choices lie around 0, 1, ….
 
     Trials with the same choice or integer lie slightly apart.
     """
-    if isinstance(values, Categorical):
+    if values.is_choice:
         return spread(values, selected, mixed=True) * values.size - 0.5
-    if isinstance(values, Integer) and not values.log:
+    if values.is_integer and not values.log:
         return spread(values, selected, mixed=True) * values.size - 0.5 + values.low
     return np.array(selected, np.float64)
 
 
-def _scale_x(ax: "Axes", values: Range) -> None:
+def _scale_x(ax: "Axes", values: "Range") -> None:
     """Choose the horizontal axis and its ticks."""
     ticks, labels = zip(*range_ticks(values), strict=True)
     low, high = -0.5, len(ticks) - 0.5
-    if isinstance(values, Categorical):
+    if values.is_choice:
         ticks = range(len(ticks))
-    elif isinstance(values, LogUniform) or (isinstance(values, Integer) and values.log):
+    elif values.log:
         ax.set_xscale("log")
         factor = (values.high / values.low) ** MARGIN
         low, high = values.low / factor, values.high * factor
     else:
         room = MARGIN * (values.high - values.low)
-        room = max(0.5, room) if isinstance(values, Integer) else room
+        room = max(0.5, room) if values.is_integer else room
         low, high = values.low - room, values.high + room
     ax.set_xlim(low, high)
     ax.set_xticks(ticks, labels)
@@ -192,14 +191,16 @@ def _height(scale: Scale | None, value: float) -> float:
     return scale.at(scale.bad_end) if scale.beyond(value) else value
 
 
-def _kinds(trials: Sequence[Trial], y: np.ndarray, scale: Scale | None) -> Mapping[str, np.ndarray]:
+def _kinds(
+    trials: "Sequence[Trial]", y: np.ndarray, scale: Scale | None
+) -> Mapping[str, np.ndarray]:
     """Return the points of each kind, name → (trials,) bool, in the order of drawing.
 
     The last trial is the best, unless it diverged.
     """
     diverged = np.isnan(y)
     best = ~diverged & (np.arange(len(trials)) == len(trials) - 1)
-    stopped = np.array([trial.status == STOPPED for trial in trials])
+    stopped = np.array([trial.stopped for trial in trials])
     beyond = np.array([scale is not None and scale.beyond(value) for value in y])
     kinds = {
         "diverged": diverged,

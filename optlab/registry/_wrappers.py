@@ -125,6 +125,21 @@ WRAPPERS: Mapping[str, Row] = {
             exempt=_LANDS | {"bad_hyperparameters_are_refused": "has none"},
         ),
         Row(
+            name="monitor",
+            summary="the norms of gradients, updates and weights, recorded at every update",
+            constructor=wrappers.monitor,
+            wraps=ADAM.constructor,
+            reference=ADAM.reference,
+            hyperparams=ADAM.hyperparams,
+            errors=(),
+            needs_params=True,
+            exempt={
+                "a_none_gradient_leaves_its_slots_alone": "it records norms of the last update, "
+                "which does not move that leaf",
+                "bad_hyperparameters_are_refused": "has none",
+            },
+        ),
+        Row(
             name="stochastic_rounding",
             summary="low-precision parameters rounded at random, right on average",
             constructor=wrappers.stochastic_rounding,

@@ -1,9 +1,10 @@
-"""Transformations around a transformation: which steps it makes, and in what precision."""
+"""Around a transformation: which steps it makes, in what precision, and what is recorded of it."""
 
 from optlab.wrappers._accumulate import AccumulateState, accumulate
 from optlab.wrappers._kahan_summation import KahanSummationState, kahan_summation
 from optlab.wrappers._loss_scale import DynamicLossScaleState, dynamic_loss_scale, loss_scale
 from optlab.wrappers._master_params import MasterParamsState, master_params
+from optlab.wrappers._monitor import MonitorState, monitor, monitored
 from optlab.wrappers._skip_nonfinite import (
     SkipCounts,
     SkipNonfiniteState,
@@ -17,6 +18,7 @@ __all__ = [
     "DynamicLossScaleState",
     "KahanSummationState",
     "MasterParamsState",
+    "MonitorState",
     "SkipCounts",
     "SkipNonfiniteState",
     "StochasticRoundingState",
@@ -25,6 +27,8 @@ __all__ = [
     "kahan_summation",
     "loss_scale",
     "master_params",
+    "monitor",
+    "monitored",
     "skip_counts",
     "skip_nonfinite",
     "stochastic_rounding",

@@ -21,7 +21,7 @@ def test_without_options_it_suggests_a_rate_for_a_network(run, tmp_path):
     )
     suggested = float(lines[3].removeprefix("suggested max").split()[0])
     assert 1e-3 < suggested < 3e-2  # where `optlab compare` finds the best rates
-    assert lines[-1] == "Wrote lr-range.png"
+    assert lines[-1] == "Wrote lr-range.json, lr-range.png"
     assert (tmp_path / "lr-range.png").stat().st_size > 10_000
 
 
@@ -41,7 +41,7 @@ def test_a_test_without_a_suggestion_says_why(run):
     status, out, err = run(*QUICK, "--min-lr", "10", "--max-lr", "100")
     assert (status, err) == (0, "")
     assert "\nNo reliable suggestion: the runs diverge at the first rate already, 10; lower" in out
-    assert "Wrote lr-range.png" in out
+    assert "Wrote lr-range.json, lr-range.png" in out
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from optlab import cli, plots, schedules
-from optlab._expressions import evaluate
+from optlab.cli._expressions import evaluate
 from optlab.cli._plot_schedule import SCHEDULE_FUNCTIONS
 
 FUNCTIONS = SCHEDULE_FUNCTIONS

@@ -13,7 +13,7 @@ from optlab import cli
 from optlab.cli import _compare, _lr_range
 from optlab.cli._errors import UsageError
 from optlab.cli._task_errors import task_errors
-from optlab.lab._task import check_task
+from optlab.lab.tasks._check_task import check_task
 
 OWN = """
 import dataclasses

@@ -5,7 +5,7 @@ import pytest
 from flax import nnx
 
 from optlab.lab import tasks
-from optlab.lab._models import he_normal
+from optlab.lab.tasks._models import he_normal
 
 
 class Noisy(nnx.Module):

@@ -1,6 +1,7 @@
 """Pictures of comparisons: the axes they are drawn on, and that diverged runs are drawn as well."""
 
 import dataclasses
+from functools import partial
 
 import numpy as np
 import pytest
@@ -51,7 +52,10 @@ def hopeless():
     return comparison_of(sgd=runs)
 
 
-@pytest.mark.parametrize("plot", [plots.plot_curves, plots.plot_sensitivity, plots.plot_paths])
+PATHS = partial(plots.plot_paths, height=valley_height)
+
+
+@pytest.mark.parametrize("plot", [plots.plot_curves, plots.plot_sensitivity, PATHS])
 def test_plots_draw_on_the_axes_they_are_given_or_on_new_ones(plot, valley, hopeless, tmp_path):
     ax = plot(valley)
     assert plot(hopeless, ax=ax) is ax
@@ -67,7 +71,7 @@ def test_metrics_other_than_the_loss_are_drawn_on_a_linear_axis(valley):
 
 
 def test_paths_have_a_panel_for_each_optimizer(valley, tmp_path):
-    figure = plots.plot_path_panels(valley)
+    figure = plots.plot_path_panels(valley, height=valley_height)
     figure.savefig(tmp_path / "paths.png")
     assert len(figure.axes) == len(valley.runs)
 
@@ -77,4 +81,4 @@ def test_paths_need_coordinates(valley):
     losses_alone = {"loss": runs.validation["loss"]}
     blind = comparison_of(sgd=dataclasses.replace(runs, validation=losses_alone))
     with pytest.raises(ValueError, match="plot_paths: the task must evaluate coordinates"):
-        plots.plot_paths(blind)
+        plots.plot_paths(blind, height=valley_height)

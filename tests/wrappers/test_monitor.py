@@ -13,7 +13,7 @@ from flax import nnx
 import optlab
 from helpers import assert_same_bits, noise_of, random_tree, stepping
 from optlab.lab import Task, lr_range_test
-from optlab.lab._monitor import MonitorState, monitor, monitored
+from optlab.wrappers._monitor import MonitorState, monitor, monitored
 
 rng = np.random.default_rng(0)
 NUM_UPDATES = 6

@@ -1,0 +1,1 @@
+"""Optimizers side by side, each over a grid of rates and seeds."""

@@ -1,0 +1,1 @@
+"""Many weights of one model: ensembles, snapshots, soups, and statistics for averages."""

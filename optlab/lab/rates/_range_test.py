@@ -1,0 +1,329 @@
+"""The learning-rate range test: raise the rate over a short run, and see where the loss falls.
+
+    αᵢ = min_lr·(max_lr/min_lr)^(i/(N−1))   exponential
+    αᵢ = min_lr + (max_lr − min_lr)·i/(N−1)   linear,     i = 0 … N−1
+
+The run makes one update at each rate, from several seeds at once. A seed diverges when its loss is
+not finite or is more than four times the initial loss; it is not updated any further then.
+
+Reference: Smith, "Cyclical Learning Rates for Training Neural Networks", WACV 2017.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+
+from optlab import _checks
+from optlab._divergence import DIVERGENCE_FACTOR
+from optlab._report import aligned, number, strict, versions
+from optlab._types import Array, Schedule
+from optlab.lab.rates._suggest import (
+    Suggestion,
+    median_over_seeds,
+    picks,
+    smooth,
+    suggest,
+    trend,
+)
+from optlab.lab.tasks._check_task import check_task
+from optlab.lab.tasks._task import Task
+from optlab.lab.training._loop import TrainState, begin, checked_seeds, run_keys, step_data, update
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+MakeScheduled = Callable[[Schedule], optax.GradientTransformation]
+"""A function of the learning rate, given as a schedule, that returns the optimizer."""
+
+_WHO = "lr_range_test"
+
+MODES = ("exponential", "linear")
+
+LEAST_STEPS = 10
+"""The least number of steps; a curve of fewer points cannot be judged."""
+
+INITIAL_BATCHES = 10
+"""Batches on which the loss before the first update, and the noise in it, are measured."""
+
+
+@dataclass(frozen=True)
+class RangeTest:
+    """The result of `lr_range_test`; it can be printed, and it has `plot`.
+
+    Attributes:
+        task: the task's name.
+        mode: "exponential" or "linear".
+        rates: (steps,) float, ascending; the rate of each update.
+        seeds: (seeds,) int.
+        initial: (seeds, 10) float, the losses on ten batches before the first update.
+        losses: (seeds, steps) float, the loss on the next batch after the update at each rate; NaN
+            after the seed diverged.
+        smoothed: (seeds, steps) float, running averages of `losses` with decay 0.98, corrected for
+            bias, as fastai draws them. They lag behind the losses.
+        trends: (seeds, steps) float, means of `losses` over a window centred on each rate.
+        median: (steps,) float, the median of `trends` over the seeds; NaN after half of them
+            diverged.
+        suggested_max: a rate to train with: high, but below the rates at which training becomes
+            worse. None if there is no reliable suggestion.
+        suggested_min: the rate at which improvement begins, where a cycle or a warm-up may start;
+            None if there is no reliable suggestion.
+        max_interval: the lowest and the highest `suggested_max` of a single seed; or None.
+        min_interval: the lowest and the highest `suggested_min` of a single seed; or None.
+        at_edge: whether the loss still fell at the last rate; a higher `max_lr` may then raise the
+            suggestions.
+        reason: why there is no suggestion; None if there is one.
+        picks: fastai's "valley", "steep" and "minimum" → a rate, from the median of `smoothed`;
+            empty if there is no reliable suggestion.
+    """
+
+    task: str
+    mode: str
+    rates: np.ndarray
+    seeds: np.ndarray
+    initial: np.ndarray
+    losses: np.ndarray
+    smoothed: np.ndarray
+    trends: np.ndarray
+    median: np.ndarray
+    suggested_max: float | None
+    suggested_min: float | None
+    max_interval: tuple[float, float] | None
+    min_interval: tuple[float, float] | None
+    at_edge: bool
+    reason: str | None
+    picks: Mapping[str, float]
+
+    @property
+    def diverged(self) -> np.ndarray:
+        """(seeds,) bool: which seeds diverged before the last rate."""
+        return np.isnan(self.losses[:, -1])
+
+    def table(self) -> str:
+        """Return the suggestions as aligned text, or why there are none."""
+        parts = ("\n".join(part) for part in (self._body(), self._notes()))
+        return "\n\n".join(filter(None, parts))
+
+    def __str__(self) -> str:
+        return f"{self.title()}\n\n{self.table()}"
+
+    def title(self, label: str | None = None) -> str:
+        """Describe the test in one line.
+
+        Args:
+            label: the subject, such as "adam on digits-mlp"; None for the task's name.
+        """
+        seeds = "one seed" if len(self.seeds) == 1 else f"{len(self.seeds)} seeds"
+        return (
+            f"{label or self.task}: learning-rate range test, "
+            f"{self.rates[0]:.3g} to {self.rates[-1]:.3g} in {len(self.rates)} {self.mode} steps, "
+            f"{seeds}"
+        )
+
+    def plot(self, ax: "Axes | None" = None, *, label: str | None = None) -> "Axes":
+        """Draw the curves and the suggestions; see `optlab.plots.plot_range_test`.
+
+        Args:
+            ax: the axes to draw on; None for a new figure.
+            label: the subject in the title, as for `title`.
+
+        Raises:
+            ModuleNotFoundError: if Matplotlib is not installed.
+        """
+        from optlab.plots import plot_range_test
+
+        return plot_range_test(self, label=label, ax=ax)
+
+    def to_json(self, **extra: Any) -> str:
+        """Return everything as strict JSON; a number that is not finite is null.
+
+        Args:
+            extra: further entries, such as the options of the call.
+        """
+        document = {
+            **{name: getattr(self, name) for name in self.__dataclass_fields__},
+            "diverged": self.diverged,
+            "versions": versions("optlab", "jax", "jaxlib", "optax", "flax", "numpy"),
+        }
+        return json.dumps(strict({**extra, **document}), allow_nan=False)
+
+    def _body(self) -> list[str]:
+        if self.reason is not None:
+            return [f"No reliable suggestion: {self.reason}."]
+        rows = {
+            "suggested max": (self.suggested_max, self.max_interval),
+            "suggested min": (self.suggested_min, self.min_interval),
+            **{f"{name} (fastai)": (rate, None) for name, rate in self.picks.items()},
+        }
+        many = len(self.seeds) > 1
+        columns = {
+            "": list(rows),
+            "rate": [number(rate) for rate, _ in rows.values()],
+            "over seeds": [
+                f"{number(interval[0])} to {number(interval[1])}" if interval and many else ""
+                for _, interval in rows.values()
+            ],
+        }
+        return list(aligned(columns))
+
+    def _notes(self) -> Iterator[str]:
+        if self.diverged.any():
+            yield f"{self.diverged.sum()} of {len(self.seeds)} seeds diverged before the last rate."
+        if self.at_edge:
+            yield "The loss still falls at the last rate; raise max_lr to see where that ends."
+
+
+def lr_range_test(
+    task: Task,
+    optimizer: MakeScheduled,
+    *,
+    min_lr: float = 1e-7,
+    max_lr: float = 10.0,
+    steps: int = 100,
+    seeds: int | Sequence[int] = 5,
+    mode: str = "exponential",
+) -> RangeTest:
+    """Raise the learning rate over a short run from several seeds, and suggest rates by the loss.
+
+    All seeds run in one compiled program. The test changes nothing outside: keys, parameters and
+    batches are created from the seeds, in the same way as in `compare`.
+
+    Args:
+        task: the problem.
+        optimizer: a function of the learning rate, given as a schedule, that returns the optimizer:
+            `optlab.adam`, or `lambda rate: optlab.adam(rate, b1=0.8)`.
+        min_lr: the first rate, > 0.
+        max_lr: the last rate, > min_lr.
+        steps: updates, one at each rate, ≥ 10.
+        seeds: the number of seeds, counted from 0, or the seeds themselves.
+        mode: "exponential" for equally many rates in each decade, or "linear".
+
+    Returns:
+        The curves and the suggestions. If the suggestions would not be reliable, `suggested_max`
+        is None and `reason` says why.
+
+    Raises:
+        ValueError: an argument is out of its range, or `optimizer` does not return an optimizer.
+
+    Example:
+        Gradient descent on f(x) = x² converges below the rate 1, and at ½ in one step:
+
+        >>> import optlab
+        >>> parabola = Task(
+        ...     name="parabola",
+        ...     init=lambda key: (jax.random.normal(key), ()),
+        ...     loss=lambda x, state, batch, key: (x**2, state),
+        ...     batch=lambda key, step: (),
+        ...     evaluate=lambda x, state, data: {"loss": x**2},
+        ... )
+        >>> result = lr_range_test(parabola, optlab.sgd)
+        >>> 0.1 < result.suggested_max < 1
+        True
+    """
+    check_task(_WHO, task)
+    rates = _checked_rates(min_lr, max_lr, steps, mode)
+    seeds = checked_seeds(_WHO, seeds)
+    tx = _make(optimizer, rates)
+    run = jax.jit(jax.vmap(partial(_run_seed, task, tx, steps)))
+    initial, losses = (np.asarray(x, np.float64) for x in run(jnp.asarray(seeds)))
+    return _conclude(task.name, mode, rates, seeds, initial, losses)
+
+
+def _make(optimizer: MakeScheduled, rates: np.ndarray) -> optax.GradientTransformation:
+    """Return the optimizer whose rate passes through `rates` and then stays at the last."""
+    remedy = "pass optlab.adam, or lambda rate: optlab.adam(rate, b1=0.8)"
+    if not callable(optimizer):
+        _checks.fail(_WHO, "optimizer must be a function of the rate", repr(optimizer), remedy)
+    table = jnp.asarray(rates, float)
+    try:
+        tx = optimizer(lambda count: table[jnp.clip(count, 0, len(rates) - 1)])
+    except TypeError as error:
+        required = "optimizer must take a schedule of the rate, a function of the step"
+        how = "to change the rate, pass a schedule, such as lambda step: 2 * rate(step)"
+        raise ValueError(f"{_WHO}: {required}, got one that raises {error}; {how}") from error
+    if not all(callable(getattr(tx, name, None)) for name in ("init", "update")):
+        required = "optimizer must return an optax.GradientTransformation"
+        _checks.fail(_WHO, required, repr(tx), remedy)
+    return tx
+
+
+def _run_seed(
+    task: Task, optimizer: optax.GradientTransformation, steps: int, seed: Array
+) -> tuple[Array, Array]:
+    """Return the losses (batches,) before the first update, and (steps,) after each update."""
+    keys = run_keys(jax.random.key(seed))
+    start = begin(task, optimizer, keys)
+
+    def loss_at_start(step: Array) -> Array:
+        return task.loss(start.params, start.model_state, *step_data(task, keys, step))[0]
+
+    initial = lax.map(loss_at_start, jnp.arange(INITIAL_BATCHES))
+    # The highest of several losses, because the loss of a single batch may be 0 by chance.
+    highest = initial.max()
+    limit = highest + (DIVERGENCE_FACTOR - 1) * jnp.abs(highest)
+
+    def advance(carry: tuple[TrainState, Array], step: Array) -> tuple[Any, Array]:
+        run, running = carry
+        updated, loss = update(task, optimizer, keys, run, step)
+        running &= jnp.isfinite(loss) & (loss <= limit)
+        run = jax.tree.map(partial(jnp.where, running), updated, run)
+        return (run, running), jnp.where(running, loss, jnp.nan)
+
+    # One more step, because its loss is the loss after the last update.
+    _, losses = lax.scan(advance, (start, jnp.array(True)), jnp.arange(steps + 1))
+    return initial, losses[1:]
+
+
+def _conclude(
+    task: str,
+    mode: str,
+    rates: np.ndarray,
+    seeds: np.ndarray,
+    initial: np.ndarray,
+    losses: np.ndarray,
+) -> RangeTest:
+    smoothed, trends = smooth(losses), trend(losses)
+    result = suggest(rates, losses, initial)
+    reliable = not isinstance(result, str)
+    low, high, at_edge = result if reliable else (None, None, False)
+
+    def interval(suggestion: Suggestion | None) -> tuple[float, float] | None:
+        return (suggestion.low, suggestion.high) if suggestion else None
+
+    return RangeTest(
+        task=task,
+        mode=mode,
+        rates=rates,
+        seeds=seeds,
+        initial=initial,
+        losses=losses,
+        smoothed=smoothed,
+        trends=trends,
+        median=median_over_seeds(trends),
+        suggested_max=high.rate if high else None,
+        suggested_min=low.rate if low else None,
+        max_interval=interval(high),
+        min_interval=interval(low),
+        at_edge=at_edge,
+        reason=None if reliable else result,
+        picks=picks(rates, median_over_seeds(smoothed)) if reliable else {},
+    )
+
+
+def _checked_rates(min_lr: float, max_lr: float, steps: int, mode: str) -> np.ndarray:
+    _checks.check_number(_WHO, "min_lr", min_lr, _checks.POSITIVE, dtype=np.float32)
+    _checks.check_number(_WHO, "max_lr", max_lr, _checks.POSITIVE, dtype=np.float32)
+    if not min_lr < max_lr:
+        _checks.fail(_WHO, f"max_lr must be above min_lr={min_lr:g}", f"max_lr={max_lr:g}")
+    _checks.check_integer(_WHO, "steps", steps, LEAST_STEPS)
+    if mode not in MODES:
+        _checks.fail(_WHO, "mode must be 'exponential' or 'linear'", f"mode={mode!r}")
+    space = np.geomspace if mode == "exponential" else np.linspace
+    return space(float(min_lr), float(max_lr), steps)

@@ -1,0 +1,1 @@
+"""The search for hyperparameters: ranges, searches, trials, their runner and their results."""

@@ -1,0 +1,205 @@
+"""`Sweep`: the result of a search over hyperparameters, to read, to plot, and to continue from."""
+
+import csv
+import io
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from optlab import _checks
+from optlab._report import Spread, aligned, number, strict, versions
+from optlab.lab.sweeps._space import Categorical, Range
+from optlab.lab.sweeps._trial import DIVERGED, STOPPED, Trial, rank
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SHOWN = 10
+"""The number of trials that a table shows by default."""
+
+
+@dataclass(frozen=True, eq=False)
+class Sweep:
+    """The result of `sweep`; it can be printed, plotted, and searched further in `narrowed()`.
+
+    Attributes:
+        task: the task's name.
+        space: name → range.
+        search: "random", "halton", "grid" or "bayes".
+        split: "validation", or None for an objective without data.
+        score: the metric by which trials are judged.
+        maximize: whether a higher score is better.
+        trials: all trials that ended, by number.
+        seconds: wall time of this call, including compilation.
+        missing: the number of trials still running in other processes that share the storage.
+    """
+
+    task: str
+    space: Mapping[str, Range]
+    search: str
+    split: str | None
+    score: str
+    maximize: bool
+    trials: Sequence[Trial]
+    seconds: float
+    missing: int = 0
+
+    def ranked(self) -> list[Trial]:
+        """Return the trials, the best first.
+
+        The order is by the number of updates (halving stops the worse trials early), then by the
+        score, then by the loss; diverged trials come last.
+        """
+        return rank(self.trials, maximize=self.maximize)
+
+    @property
+    def best(self) -> Trial:
+        """The best trial.
+
+        Raises:
+            ValueError: there is no trial, or every trial diverged.
+        """
+        self._check_any_converged("best")
+        return self.ranked()[0]
+
+    def narrowed(self, best: int | None = None) -> dict[str, Range]:
+        """Return a smaller space around the best trials, for a finer search.
+
+        Each range is cut to the part that holds the best trials, with a margin that depends on the
+        number of trials (see `Range.around`). A range is not cut at an edge that its best values
+        reach.
+
+        Args:
+            best: the number of best trials to use, ≥ 1; None for a tenth of all, and at least 3.
+
+        Raises:
+            ValueError: every trial diverged.
+        """
+        if best is None:
+            best = max(3, math.ceil(len(self.trials) / 10))
+        _checks.check_integer("Sweep.narrowed", "best", best, 1)
+        self._check_any_converged("narrowed")
+        good = [trial for trial in self.ranked()[:best] if trial.status != DIVERGED]
+        numbers = [r for r in self.space.values() if not isinstance(r, Categorical)]
+        share = len(self.trials) ** (-1 / max(1, len(numbers)))
+        return {
+            name: values.around([trial.values[name] for trial in good], share)
+            for name, values in self.space.items()
+        }
+
+    def _check_any(self, what: str) -> None:
+        if not self.trials:
+            remedy = "call sweep again once the others' trials have ended"
+            _checks.fail(f"Sweep.{what}", "there must be a trial", "none", remedy)
+
+    def _check_any_converged(self, what: str) -> None:
+        self._check_any(what)
+        if all(trial.status == DIVERGED for trial in self.trials):
+            required, got = "there must be a trial that did not diverge", "none"
+            _checks.fail(f"Sweep.{what}", required, got, "try lower rates")
+
+    def title(self, metric: str) -> str:
+        """Name a metric as reports and plots do: "validation loss", or "loss" without data."""
+        return f"{self.split} {metric}" if self.split else metric
+
+    def table(self, limit: int | None = SHOWN) -> str:
+        """Return the best trials as aligned text, followed by notes.
+
+        Args:
+            limit: the number of trials to show, ≥ 1; None for all.
+
+        Raises:
+            ValueError: `limit` is out of its range.
+        """
+        if limit is not None:
+            _checks.check_integer("Sweep.table", "limit", limit, 1)
+        best_trials = self.ranked()[:limit]
+        columns = {"trial": [str(trial.number) for trial in best_trials]}
+        columns |= {name: [_value(t.values[name]) for t in best_trials] for name in self.space}
+        columns[self.title(self.score)] = [self._score(trial) for trial in best_trials]
+        if self.score != "loss":
+            columns["loss"] = [number(trial.loss) for trial in best_trials]
+        columns["updates"] = [str(trial.num_updates) for trial in best_trials]
+        columns["status"] = [trial.status for trial in best_trials]
+        return "\n\n".join(filter(None, ("\n".join(aligned(columns)), "\n".join(self._notes()))))
+
+    def __str__(self) -> str:
+        return f"{self.task}: {self.search} search, {len(self.trials)} trials\n\n{self.table()}"
+
+    def plot(self) -> "Figure":
+        """Draw the trials; see `optlab.plots.plot_sweep`.
+
+        Raises:
+            ModuleNotFoundError: if Matplotlib is not installed.
+            ValueError: there is no trial.
+        """
+        self._check_any("plot")
+        from optlab.plots import plot_sweep
+
+        return plot_sweep(self)
+
+    def to_csv(self) -> str:
+        """Return a CSV line per trial, the best first: number, status, scores and values."""
+        text = io.StringIO()
+        lines = csv.writer(text, lineterminator="\n")
+        lines.writerow(["trial", "status", "updates", self.score, "validation_loss", *self.space])
+        for trial in self.ranked():
+            numbers = [trial.number, trial.status, trial.num_updates, trial.score, trial.loss]
+            lines.writerow([*numbers, *(trial.values[name] for name in self.space)])
+        return text.getvalue()
+
+    def to_json(self, **extra: Any) -> str:
+        """Return everything as strict JSON; a number that is not finite is null.
+
+        Args:
+            extra: further entries, such as the options of the call.
+        """
+        document = vars(self) | {
+            "space": {name: values.to_json() for name, values in self.space.items()},
+            "trials": [vars(trial) for trial in self.trials],
+            "ranking": [trial.number for trial in self.ranked()],
+            "versions": versions("optlab", "jax", "jaxlib", "optax", "flax", "numpy", "optuna"),
+        }
+        return json.dumps(strict({**extra, **document}), allow_nan=False)
+
+    def _score(self, trial: Trial) -> str:
+        scores = trial.validation[self.score][:, -1]
+        return "–" if trial.status == DIVERGED else str(Spread.of(scores))
+
+    def _notes(self) -> Iterator[str]:
+        diverged = sum(trial.status == DIVERGED for trial in self.trials)
+        stopped = sum(trial.status == STOPPED for trial in self.trials)
+        if self.missing:
+            yield f"{self.missing} more trials still run elsewhere."
+        if stopped:
+            yield f"{stopped} of {len(self.trials)} trials were stopped early for better ones."
+        if diverged:
+            yield f"{diverged} of {len(self.trials)} trials diverged."
+        if diverged == len(self.trials):
+            return
+        for name, values in self.space.items():
+            if edge := _edge(values, self.best.values[name], len(self.trials)):
+                yield (
+                    f"{name}: the best lies at the {edge} end of its range; "
+                    "a wider one may hold a better."
+                )
+
+
+def _edge(values: Range, value: Any, trials: int) -> str | None:
+    """Return the end of its range to which a value is closer than trials are to one another."""
+    if isinstance(values, Categorical) or trials == 1:
+        return None
+    position, reach = values.position(value), 0.5 / trials
+    if position <= reach or value == values.low:
+        return "lower"
+    return "upper" if position >= 1 - reach or value == values.high else None
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, float | np.floating):
+        return number(value)
+    return str(value)

@@ -1,0 +1,160 @@
+"""Storage of a sweep's results as they arrive: one SQLite file, written in transactions.
+
+    sweep    one row: the facts that identify the sweep, as JSON
+    rungs    (trial, step) → the trial's curves up to that evaluation, as JSON
+    trials   trial → the trial at its end, as JSON
+
+Every call commits before it returns. A process that is killed at any moment therefore loses nothing
+that was written, and every row that exists is complete.
+"""
+
+import json
+import sqlite3
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from optlab import _checks
+from optlab.lab.sweeps._trial import Trial
+
+_TABLES = """
+create table sweep (about text not null);
+create table rungs (
+    trial integer not null, step integer not null, curves text not null,
+    primary key (trial, step)
+);
+create table trials (
+    trial integer primary key, status text not null, contents text not null
+);
+"""
+
+_APPLICATION = int.from_bytes(b"opsw")
+"""SQLite's `application_id` of these files, so that no other program's file is written to."""
+
+_PATIENCE = 60.0
+"""Seconds to wait for another process that is writing."""
+
+
+class Store:
+    """The results of one sweep.
+
+    Args:
+        who: the public name that errors begin with.
+        file: an SQLite file, created if it does not exist; None to hold everything in memory.
+        about: the facts that identify the sweep, as JSON. The file of another sweep is refused.
+
+    Raises:
+        ValueError: the file is not of this kind, cannot be written, or belongs to another sweep;
+            or, in any method, it can no longer be written.
+    """
+
+    def __init__(self, who: str, file: str | Path | None, about: Mapping[str, Any]):
+        self._who, self._file = who, file
+        about = json.loads(json.dumps(about))
+        with self._errors():
+            # Transactions are begun by hand, because the module begins none for `create table`.
+            self._connection = sqlite3.connect(
+                ":memory:" if file is None else file, timeout=_PATIENCE, isolation_level=None
+            )
+        try:
+            with self._writing():  # if two processes start together, only one creates the tables
+                self._make_or_check(about)
+        except BaseException:
+            self.close()
+            raise
+
+    def add_rungs(self, curves: Mapping[tuple[int, int], Any]) -> None:
+        """Write the curves of trials by (trial, step); rows that exist are left alone."""
+        rows = [(*key, encode(value)) for key, value in curves.items()]
+        with self._writing():
+            self._connection.executemany("insert or ignore into rungs values (?, ?, ?)", rows)
+
+    def rungs(self, step: int) -> dict[int, Any]:
+        """Return trial → curves for the trials that were written at this step."""
+        rows = self._read("select trial, curves from rungs where step = ?", step)
+        return {trial: decode(curves) for trial, curves in rows}
+
+    def add(self, trials: Iterable[Trial]) -> None:
+        """Write trials that have ended; trials that exist are left alone."""
+        rows = [(t.number, t.status, encode(vars(t))) for t in trials]
+        with self._writing():
+            self._connection.executemany("insert or ignore into trials values (?, ?, ?)", rows)
+
+    def trials(self) -> list[Trial]:
+        """Return the trials that have ended, by number."""
+        rows = self._read("select contents from trials order by trial")
+        return [Trial(**decode(contents)) for (contents,) in rows]
+
+    def close(self) -> None:
+        """Close the file."""
+        self._connection.close()
+
+    def _make_or_check(self, about: Mapping[str, Any]) -> None:
+        ((application,),) = self._read("pragma application_id")
+        if application == _APPLICATION:
+            ((was,),) = self._read("select about from sweep")
+            self._check(json.loads(was), about)
+            return
+        if self._read("select * from sqlite_master"):
+            got = f"another program's database, {str(self._file)!r}"
+            required = "results must be a new file or the file of a sweep"
+            _checks.fail(self._who, required, got, "pass another file")
+        for statement in _TABLES.split(";"):  # `executescript` would commit the open transaction
+            self._connection.execute(statement)
+        self._connection.execute("insert into sweep values (?)", [json.dumps(about)])
+        self._connection.execute(f"pragma application_id = {_APPLICATION}")
+
+    def _check(self, was: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+        for name in was | now:
+            if was.get(name) != now.get(name):
+                _checks.fail(
+                    self._who,
+                    f"{name} must be that of the sweep in {self._file}, {was.get(name)!r}",
+                    f"{now.get(name)!r}",
+                    "pass another file, or the arguments of that sweep",
+                )
+
+    def _read(self, query: str, *values: Any) -> list[tuple]:
+        with self._errors():
+            return self._connection.execute(query, values).fetchall()
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Make all writes inside the block one transaction."""
+        with self._errors():
+            self._connection.execute("begin immediate")
+            with self._connection:
+                yield
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            required = "results must be a file that SQLite can write"
+            _checks.fail(self._who, required, f"{str(self._file)!r}: {error}")
+
+
+def encode(value: Any) -> str:
+    """Write JSON that preserves the types of arrays and the value of every number, also NaN."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, np.ndarray):
+            return {"array": value.tolist(), "dtype": value.dtype.name}
+        raise TypeError(f"{type(value).__name__} cannot be stored as JSON")
+
+    return json.dumps(value, default=plain)
+
+
+def decode(text: str) -> Any:
+    """Undo `encode`."""
+
+    def arrays(entry: dict[str, Any]) -> Any:
+        if entry.keys() == {"array", "dtype"}:
+            return np.asarray(entry["array"], entry["dtype"])
+        return entry
+
+    return json.loads(text, object_hook=arrays)

@@ -1,0 +1,433 @@
+"""`sweep`: search hyperparameters; the trials run as lanes of a few compiled programs.
+
+Successive halving (Jamieson, Talwalkar, AISTATS 2016): of n trials, a share of 1/η continues at
+each rung. The rungs lie at T/ηᵏ, …, T/η, T updates. k is the largest number for which the first
+rung reaches an evaluation and ηᵏ ≤ n.
+"""
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import optax
+
+from optlab import _checks
+from optlab._divergence import has_diverged
+from optlab._extras import needs_extra
+from optlab.groups._assignment import Rules
+from optlab.lab.sweeps._bayes import Bayes
+from optlab.lab.sweeps._recipe import Recipe, Values, name_of, traced_types
+from optlab.lab.sweeps._result import Sweep
+from optlab.lab.sweeps._runner import Curves, Point, TrialRuns, available_memory
+from optlab.lab.sweeps._search import check_search, grid, points
+from optlab.lab.sweeps._space import Range, checked_space
+from optlab.lab.sweeps._store import Store, decode, encode
+from optlab.lab.sweeps._trial import COMPLETE, DIVERGED, STOPPED, Trial, rank
+from optlab.lab.tasks._check_task import check_task
+from optlab.lab.tasks._task import Task
+from optlab.lab.training._grouping import group_table
+from optlab.lab.training._train import EVALUATIONS
+
+_WHO = "sweep"
+
+LANES = {"cpu": 16}
+"""Trials that run together, by platform. More are hardly faster on a CPU, where idle lanes cost."""
+
+LANES_ELSEWHERE = 64
+"""Trials that run together on platforms that `LANES` does not name."""
+
+FEW_EVALUATIONS = 10
+"""The number of evaluations in a trial without rungs, if neither the caller nor the task sets
+`eval_every`."""
+
+BATCH = 8
+"""Trials that are requested from Optuna together; it learns less from larger batches."""
+
+
+def sweep(
+    task: Task | Callable[..., Task],
+    optimizer: Callable[..., optax.GradientTransformation],
+    space: Mapping[str, Range],
+    *,
+    trials: int,
+    groups: Rules | None = None,
+    search: str = "random",
+    seed: int = 0,
+    repeats: int = 1,
+    steps: int | None = None,
+    eval_every: int | None = None,
+    halving: int | None = None,
+    results: str | Path | None = None,
+    storage: str | None = None,
+    lanes: int | None = None,
+    memory: float | None = None,
+    callbacks: Sequence[Callable[[Trial], None]] = (),
+    progress: bool = False,
+) -> Sweep:
+    """Search for the hyperparameters with the best validation score.
+
+    Each value is passed by its name to `optimizer`, to `task`, or to both, depending on which has
+    an argument of that name; if neither has, it is passed as one of `**kwargs`. Trials that differ
+    only in numbers, such as rates and decays, are lanes of one compiled program. Each other value,
+    such as a batch size, has its own program, compiled once. All trials share their seeds, that is,
+    their initialization, batches and noise. The test split is never used.
+
+    Args:
+        task: the problem; or a function of hyperparameters that returns it, such as
+            `tasks.digits_mlp`, which takes `batch_size`.
+        optimizer: a function of hyperparameters, such as `optlab.adamw`. It may be called with
+            traced numbers.
+        space: name → `LogUniform`, `Uniform`, `Integer` or `Categorical`.
+        trials: the number of trials, ≥ 1; for "grid" the largest number.
+        groups: rules for groups of parameters, as `optlab.groups.partition` takes them, with the
+            trial's optimizer; None for one group.
+        search: "random"; "halton", which fills the space more evenly; "grid"; or "bayes", by
+            Optuna, which learns from one batch of `lanes` trials to the next.
+        seed: seed of the search and of the runs. A trial with a given number is the same in every
+            sweep of this seed and space, however many trials there are. With "bayes" it also
+            depends on the trials before it.
+        repeats: runs of each trial, from the seeds `seed`, `seed + 1`, …; the trial's score is
+            their mean.
+        steps: updates per trial, ≥ 1; None for the task's own number.
+        eval_every: updates between evaluations; None for the task's own number, or else a tenth of
+            the run, or a thirtieth with `halving`.
+        halving: η ≥ 2: at each rung, continue only the best 1/η of the trials. None to train all
+            trials to the end. Not available for "bayes".
+        results: an SQLite file in which results are stored as they arrive. A sweep that was stopped
+            in any way continues from this file when it is called again with the same arguments, and
+            ends with the same trials, bit for bit. `trials` may then be raised, unless the search
+            depends on it ("grid", `halving`). Tasks and optimizers are compared by name only. Two
+            processes may use one file, but do not share the work.
+        storage: for "bayes", in place of `results`: the URL of an Optuna storage, such as
+            "sqlite:///study.db", through which several processes or machines work on the same
+            trials. Each sweep has its own study there, which the same arguments find again. A
+            process that finishes early returns without trials still running elsewhere;
+            `Sweep.missing` counts them.
+        lanes: trials that run together, ≥ 1; None for 16 on a CPU, 64 elsewhere, and 8 with
+            "bayes", which learns from batch to batch. Results depend on it by rounding in the last
+            bit.
+        memory: bytes that programs running together may take; if they would take more, fewer lanes
+            run. None for half of the device's memory. `halving` needs additional memory for the
+            parameters and the optimizer state of every trial that may continue.
+        callbacks: each is called with every `Trial` as it ends.
+        progress: whether to show a progress bar on stderr.
+
+    Raises:
+        ModuleNotFoundError: Optuna, for "bayes", or rich, for `progress`, is not installed.
+        ValueError: an argument is out of its range, neither task nor optimizer accepts a name in
+            `space`, or `results` belongs to another sweep.
+
+    Example:
+        >>> import optlab
+        >>> from optlab.lab import LogUniform
+        >>> import jax.numpy as jnp
+        >>> parabola = Task(
+        ...     name="parabola",
+        ...     init=lambda key: (jnp.array(2.0), ()),
+        ...     loss=lambda x, state, batch, key: (x**2, state),
+        ...     batch=lambda key, step: (),
+        ...     evaluate=lambda x, state, data: {"loss": x**2},
+        ... )
+        >>> rates = {"learning_rate": LogUniform(1e-3, 10.0)}
+        >>> result = sweep(parabola, optlab.sgd, rates, trials=32, search="halton", steps=5)
+        >>> 0.3 < result.best.values["learning_rate"] < 0.7
+        True
+    """
+    began = time.perf_counter()
+    _check_destinations(search, results, storage)
+    _check_callbacks(callbacks)
+    options = {"search": search, "trials": trials, "seed": seed, "repeats": repeats, "lanes": lanes}
+    plan = _checked_plan(task, optimizer, space, steps, eval_every, halving, groups, **options)
+    memory = available_memory() if memory is None else _checked_memory(memory)
+    with _progress_bar(progress, plan) as (on_updates, bar):
+        runs = TrialRuns(
+            plan.recipe,
+            plan.traced,
+            seeds=[seed + r for r in range(repeats)],
+            eval_every=plan.eval_every,
+            lanes=plan.lanes,
+            memory=memory,
+            on_updates=on_updates,
+        )
+        if storage is not None:
+            trials_done = _search_shared(plan, runs, storage, (*callbacks, *bar))
+        else:
+            with closing(Store(_WHO, results, plan.about())) as store:
+                record = _Record(store, (*callbacks, *bar))
+                search_all = _search_bayes if search == "bayes" else _search_fixed
+                search_all(plan, runs, record)
+                trials_done = [record.ended[number] for number in range(plan.trials)]
+    return Sweep(
+        task=plan.task.name,
+        space=plan.space,
+        search=search,
+        split="validation" if plan.task.splits else None,
+        score=plan.task.score,
+        maximize=plan.task.maximize,
+        trials=trials_done,
+        seconds=time.perf_counter() - began,
+        missing=max(0, plan.trials - len(trials_done)),
+    )
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """The checked arguments of a sweep."""
+
+    recipe: Recipe
+    task: Task  # the task of the first trial; its name and score are those of all trials
+    space: Mapping[str, Range]
+    traced: Mapping[str, type]
+    search: str
+    trials: int
+    seed: int
+    repeats: int
+    steps: int
+    eval_every: int
+    halving: int | None
+    lanes: int
+    groups: str | None  # as a table, with the values in the middle of their ranges
+
+    def about(self) -> dict[str, Any]:
+        """Return the facts that identify this sweep; stored results must have the same ones."""
+        names = ("search", "seed", "repeats", "steps", "eval_every", "halving", "lanes")
+        about = {"task": self.task.name, "optimizer": name_of(self.recipe.optimizer)}
+        about |= {"score": self.task.score, "maximize": self.task.maximize}
+        about["space"] = list(self.space)  # names in their order, which affects the values
+        about |= {f"space[{name!r}]": values.to_json() for name, values in self.space.items()}
+        about |= {name: getattr(self, name) for name in names}
+        if self.groups is not None:
+            about["groups"] = self.groups
+        if self.search == "grid" or self.halving:
+            about["trials"] = self.trials
+        return about
+
+    def study(self) -> str:
+        """Return the name of this sweep's study in a storage; no other sweep has the same name."""
+        about = json.dumps({**self.about(), "lanes": None}, sort_keys=True)
+        return f"{self.task.name} {hashlib.sha256(about.encode()).hexdigest()[:12]}"
+
+    def points(self) -> list[Point]:
+        """Return the trials of a search that fixes their values beforehand."""
+        if self.search == "grid":
+            return list(enumerate(grid(_WHO, self.space, self.trials)))
+        numbers = range(self.trials)
+        values = points(self.space, self.search, self.seed, numbers)
+        return list(zip(numbers, values, strict=True))
+
+    def rungs(self) -> list[int]:
+        """Return the updates after which halving stops trials, ascending."""
+        if not self.halving:
+            return []
+        highest = int(math.log(self.trials, self.halving) + 1e-9)
+        every = self.eval_every
+        # Rungs lie on evaluations, so that halving does not change when a trial is evaluated.
+        rungs = {
+            math.ceil(self.steps / self.halving**k / every) * every
+            for k in range(1, highest + 1)
+            if self.steps >= self.halving**k * every
+        }
+        return sorted(rung for rung in rungs if rung < self.steps)
+
+    def trial(self, number: int, values: Values, curves: Curves, status: str) -> Trial:
+        """Return a trial that ends here with this status, or as diverged."""
+        loss, scores = (curves.validation[name] for name in ("loss", self.task.score))
+        diverged = has_diverged([curves.train_loss[:, 1:], loss], scores).any()
+        score = math.nan if diverged else float(scores[:, -1].mean(dtype=float))
+        status = DIVERGED if diverged else status
+        return Trial(number, dict(values), status, **curves._asdict(), score=score)
+
+
+class _Record:
+    """The trials that have ended, in memory and in a store; new ones are passed to callbacks."""
+
+    def __init__(self, store: Store, callbacks: Sequence[Callable[[Trial], None]]):
+        self.store, self._callbacks = store, callbacks
+        self.ended = {trial.number: trial for trial in store.trials()}
+
+    def add(self, trials: Iterable[Trial]) -> None:
+        """Store the new ones among some trials, and call the callbacks with them."""
+        new = [trial for trial in trials if trial.number not in self.ended]
+        self.store.add(new)
+        self.ended |= {trial.number: trial for trial in new}
+        for trial in new:
+            for callback in self._callbacks:
+                callback(trial)
+
+
+def _search_fixed(plan: _Plan, runs: TrialRuns, record: _Record) -> None:
+    """Run trials whose values are fixed beforehand, from rung to rung."""
+    points = plan.points()
+    remaining = dict(points)
+    for rung in plan.rungs():
+        reached = {n: Curves(**curves) for n, curves in record.store.rungs(rung).items()}
+        skipped = {number for number, _ in points if number not in remaining or number in reached}
+        with closing(runs.run(points, rung, skip=skipped, keep=True)) as running:
+            for chunk in running:
+                record.store.add_rungs({(n, rung): c._asdict() for n, c in chunk.items()})
+                reached |= chunk
+        candidates = [plan.trial(n, values, reached[n], STOPPED) for n, values in remaining.items()]
+        best = rank(candidates, maximize=plan.task.maximize)
+        best = best[: math.ceil(len(remaining) / plan.halving)]
+        promoted = {trial.number for trial in best if not trial.diverged}
+        record.add(trial for trial in candidates if trial.number not in promoted)
+        runs.forget(remaining.keys() - promoted)
+        remaining = {n: values for n, values in remaining.items() if n in promoted}
+    _run_to_end(plan, runs, record, points)
+
+
+def _search_bayes(plan: _Plan, runs: TrialRuns, record: _Record) -> None:
+    """Request batches of trials from Optuna; for trials that have ended, only report the score."""
+    with Bayes(plan.space, seed=plan.seed, maximize=plan.task.maximize) as study:
+        for number, trial in record.ended.items():
+            study.add_finished(number, trial.values, trial.score)
+        for first in range(0, plan.trials, plan.lanes):
+            # Request a whole batch even at the end, so that a longer sweep has the same trials.
+            batch = study.ask(plan.lanes)[: plan.trials - first]
+            _run_to_end(plan, runs, record, batch)
+            for number, _ in batch:
+                study.tell(number, record.ended[number].score)
+
+
+def _run_to_end(plan: _Plan, runs: TrialRuns, record: _Record, points: Sequence[Point]) -> None:
+    """Run the trials that have not ended."""
+    values = dict(points)
+    with closing(runs.run(points, plan.steps, skip=record.ended)) as running:
+        for chunk in running:
+            record.add(plan.trial(n, values[n], curves, COMPLETE) for n, curves in chunk.items())
+
+
+def _search_shared(
+    plan: _Plan, runs: TrialRuns, storage: str, callbacks: Sequence[Callable[[Trial], None]]
+) -> list[Trial]:
+    """Run a share of the trials, together with other processes on the same Optuna storage."""
+    options = {"seed": plan.seed, "maximize": plan.task.maximize, "storage": storage}
+    with Bayes(plan.space, **options, name=plan.study()) as study:
+        while batch := dict(study.ask(plan.lanes, trials=plan.trials)):
+            with closing(runs.run(list(batch.items()), plan.steps)) as running:
+                for number, curves in (entry for chunk in running for entry in chunk.items()):
+                    trial = plan.trial(number, batch[number], curves, COMPLETE)
+                    study.tell(number, trial.score, {"trial": encode(vars(trial))})
+                    for callback in callbacks:
+                        callback(trial)
+        return [Trial(**decode(record["trial"])) for *_, record in study.finished()]
+
+
+def _checked_plan(
+    task: Task | Callable[..., Task],
+    optimizer: Callable[..., optax.GradientTransformation],
+    space: Mapping[str, Range],
+    steps: int | None,
+    eval_every: int | None,
+    halving: int | None,
+    groups: Rules | None,
+    *,
+    search: str,
+    trials: int,
+    seed: int,
+    repeats: int,
+    lanes: int | None,
+) -> _Plan:
+    check_search(_WHO, search, seed)
+    _checks.check_integer(_WHO, "trials", trials, 1)
+    _checks.check_integer(_WHO, "repeats", repeats, 1)
+    _checks.check_integer(_WHO, "seed + repeats", seed + repeats, 1)  # seeds of runs must be int32
+    if halving is not None:
+        _checks.check_integer(_WHO, "halving", halving, 2)
+        if search == "bayes":
+            required = "halving must be None with search='bayes', which learns from whole runs"
+            _checks.fail(_WHO, required, f"halving={halving}", 'use "halton" or "random"')
+    if lanes is None:
+        lanes = LANES.get(jax.default_backend(), LANES_ELSEWHERE)
+        lanes = min(lanes, BATCH) if search == "bayes" else lanes
+    _checks.check_integer(_WHO, "lanes", lanes, 1)
+    space = checked_space(_WHO, space)
+    if search == "grid":
+        trials = len(grid(_WHO, space, trials))
+    recipe = Recipe(task, optimizer, tuple(space), groups)
+    example = {name: values.at(0.5) for name, values in space.items()}
+    first = recipe.make_task(example)
+    check_task(_WHO, first)
+    table = None if groups is None else group_table(*recipe.make(example))
+    steps = first.num_steps if steps is None else steps
+    _checks.check_integer(_WHO, "steps", steps, 1)
+    if eval_every is None:
+        evaluations = EVALUATIONS if halving else FEW_EVALUATIONS
+        eval_every = first.eval_every or math.ceil(steps / evaluations)
+    _checks.check_integer(_WHO, "eval_every", eval_every, 1)
+    return _Plan(
+        recipe=recipe,
+        task=first,
+        space=space,
+        traced=traced_types(recipe, space, example),
+        search=search,
+        # Python integers, because NumPy integers cannot be stored as JSON.
+        trials=int(trials),
+        seed=int(seed),
+        repeats=int(repeats),
+        steps=int(steps),
+        eval_every=int(eval_every),
+        halving=None if halving is None else int(halving),
+        lanes=int(lanes),
+        groups=table,
+    )
+
+
+def _check_destinations(search: str, results: str | Path | None, storage: str | None) -> None:
+    if storage is None:
+        return
+    if search != "bayes":
+        required = "storage must be None unless search='bayes'"
+        _checks.fail(_WHO, required, f"storage={storage!r}", "pass a file as results")
+    if results is not None:
+        _checks.fail(_WHO, "results must be None with storage", f"{str(results)!r}")
+
+
+def _check_callbacks(callbacks: Any) -> None:
+    if not isinstance(callbacks, Sequence) or not all(map(callable, callbacks)):
+        remedy = "pass [function]"
+        _checks.fail(_WHO, "callbacks must be a list of functions", repr(callbacks), remedy)
+
+
+def _checked_memory(memory: float) -> float:
+    _checks.check_number(_WHO, "memory", memory, _checks.POSITIVE)
+    return float(memory)
+
+
+@contextmanager
+def _progress_bar(progress: bool, plan: _Plan) -> Iterator[tuple[Callable[[int], None], Sequence]]:
+    """Yield a callback for the updates done and a list of callbacks for trials, for a bar."""
+    if not progress:
+        yield lambda updates: None, ()
+        return
+    with needs_extra(_WHO):
+        from rich.console import Console
+        from rich.progress import Progress
+
+    ended: list[Trial] = []
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        bar_task = bar.add_task("compiling", total=_planned_updates(plan))
+
+        def show(trial: Trial) -> None:
+            ended.append(trial)
+            best = rank(ended, maximize=plan.task.maximize)[0]
+            text = f"{len(ended)} of {plan.trials} trials, best {plan.task.score} {best.score:.3g}"
+            bar.update(bar_task, description=text)
+
+        yield lambda updates: bar.update(bar_task, advance=updates), (show,)
+
+
+def _planned_updates(plan: _Plan) -> int:
+    """Return the total number of updates of all trials."""
+    remaining, done, total = plan.trials, 0, 0
+    for rung in plan.rungs():
+        total += remaining * (rung - done)
+        remaining, done = math.ceil(remaining / plan.halving), rung
+    return total + remaining * (plan.steps - done)

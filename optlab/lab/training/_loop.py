@@ -1,0 +1,126 @@
+"""One run, as pure functions: its random keys, how it begins, and one update.
+
+All training in the lab is built from these functions, under `jit`, in loops and in lanes, so that
+the same key gives the same run everywhere.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from optlab import _checks
+from optlab._types import Array, Tree
+from optlab.lab.tasks._task import Batch, Task
+
+
+class Keys(NamedTuple):
+    """The random keys of one run."""
+
+    init: Array
+    batch: Array
+    noise: Array
+
+
+class TrainState(NamedTuple):
+    """The state that one run carries from update to update."""
+
+    params: Tree
+    model_state: Tree
+    opt_state: optax.OptState
+
+
+def check_key(who: str, key: Any) -> None:
+    """Require one random key, of the new or of the old style of JAX."""
+    try:
+        jax.random.split(key)
+    except (TypeError, ValueError):
+        got = f"{key.dtype}{list(key.shape)}" if isinstance(key, jax.Array) else repr(key)
+        _checks.fail(who, "key must be one random key", got, "pass jax.random.key(0)")
+
+
+def checked_seeds(who: str, seeds: int | Sequence[int]) -> np.ndarray:
+    """Return (seeds,) int: 0 … `seeds` − 1 for a number, or the listed seeds, which must differ."""
+    if not isinstance(seeds, Sequence | np.ndarray):
+        _checks.check_integer(who, "seeds", seeds, 1)
+        return np.arange(seeds)
+    if len(seeds) == 0:
+        _checks.fail(who, "seeds must hold at least one", "none", "pass seeds such as [0, 1]")
+    for seed in seeds:
+        _checks.check_integer(who, "each of seeds", seed, 0)
+    if len(set(seeds)) < len(seeds):
+        _checks.fail(who, "seeds must differ", str(list(seeds)))
+    return np.asarray(seeds)
+
+
+def run_keys(key: Array) -> Keys:
+    """Split the key of a run into keys for the initialization, the batches and `Task.loss`."""
+    return Keys(*jax.random.split(key, 3))
+
+
+def seed_keys(seeds: Array) -> Keys:
+    """Return the keys of the runs `jax.random.key(seed)`, each (seeds,)."""
+    return jax.vmap(lambda seed: run_keys(jax.random.key(seed)))(seeds)
+
+
+def begin(task: Task, optimizer: optax.GradientTransformation, keys: Keys) -> TrainState:
+    """Return a run before its first update."""
+    params, model_state = task.init(keys.init)
+    return TrainState(params, model_state, optimizer.init(params))
+
+
+def step_data(task: Task, keys: Keys, step: Array) -> tuple[Batch, Array]:
+    """Return the batch of an update, counted from 0, and the key for `Task.loss`."""
+    return task.batch(keys.batch, step), jax.random.fold_in(keys.noise, step)
+
+
+def update(
+    task: Task, optimizer: optax.GradientTransformation, keys: Keys, run: TrainState, step: Array
+) -> tuple[TrainState, Array]:
+    """Return the run after the update numbered `step`, and the loss before it."""
+    return update_on(task, optimizer, run, *step_data(task, keys, step))
+
+
+def update_on(
+    task: Task, optimizer: optax.GradientTransformation, run: TrainState, batch: Batch, key: Array
+) -> tuple[TrainState, Array]:
+    """Return the run after one update on this batch, and the loss before it."""
+
+    def loss_of(params: Tree) -> tuple[Array, Tree]:
+        return task.loss(params, run.model_state, batch, key)
+
+    (loss, model_state), grads = jax.value_and_grad(loss_of, has_aux=True)(run.params)
+    # Line searches and step sizes that depend on the loss need more arguments than the gradient.
+    optimizer = optax.with_extra_args_support(optimizer)
+    updates, opt_state = optimizer.update(
+        grads,
+        run.opt_state,
+        run.params,
+        value=loss,
+        grad=grads,
+        value_fn=lambda params: loss_of(params)[0],
+    )
+    return TrainState(optax.apply_updates(run.params, updates), model_state, opt_state), loss
+
+
+def without_keys(tree: Tree) -> Tree:
+    """Return a tree in which random keys are replaced by plain arrays."""
+    return jax.tree.map(lambda leaf: jax.random.key_data(leaf) if _is_key(leaf) else leaf, tree)
+
+
+def with_keys(tree: Tree, like: Tree) -> Tree:
+    """Undo `without_keys`; `like` has a key wherever the original tree had one."""
+
+    def restore(leaf: Array, like: Array) -> Array:
+        if not _is_key(like):
+            return leaf
+        return jax.random.wrap_key_data(leaf, impl=jax.random.key_impl(like))
+
+    return jax.tree.map(restore, tree, like)
+
+
+def _is_key(leaf: Array) -> bool:
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)

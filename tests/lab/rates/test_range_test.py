@@ -1,0 +1,397 @@
+"""The learning-rate range test: what it runs, what it suggests, and when it declines to."""
+
+import dataclasses
+import json
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+import optlab
+from helpers import noise_of, numbers
+from optlab.lab import Task, compare, lr_range_test, tasks
+from optlab.lab.rates._suggest import median_over_seeds, picks, smooth, suggest, trend
+from optlab.lab.tasks._models import he_normal
+
+
+def quadratic(curvature=2.0, deviation=0.0, loss=None):
+    """Return the task of descending ½·curvature·|x|² in three dimensions, through noise on x."""
+
+    def height(x):
+        return 0.5 * curvature * jnp.sum(x**2)
+
+    def noisy(x, state, batch, key):
+        return height(x + deviation * noise_of(key, width=3)), state
+
+    return Task(
+        name="quadratic",
+        init=lambda key: (1 + numbers(key, width=3), ()),
+        loss=loss or noisy,
+        batch=lambda key, step: (),
+        evaluate=lambda x, state, data: {"loss": height(x)},
+    )
+
+
+@pytest.fixture(scope="module")
+def noisy():
+    return lr_range_test(quadratic(deviation=0.3), optlab.sgd)
+
+
+@pytest.fixture(scope="module")
+def exact():
+    return lr_range_test(quadratic(), optax.sgd, min_lr=1e-4, seeds=2)
+
+
+# The run
+
+
+def test_each_loss_is_that_after_the_update_at_its_rate(exact):
+    assert exact.rates[[0, -1]] == pytest.approx([1e-4, 10])
+    np.testing.assert_allclose(np.diff(np.log(exact.rates)), np.log(1e5) / 99)
+    factors = np.cumprod((1 - 2.0 * exact.rates) ** 2)
+    running = np.isfinite(exact.losses[0])
+    expected = exact.initial[:, :1] * factors[running]
+    # Up to 100 products, each rounded to float32; x meets 0 near the rate ½.
+    np.testing.assert_allclose(exact.losses[:, running], expected, rtol=1e-3, atol=1e-9)
+    assert exact.diverged.all()
+    first = np.flatnonzero(~running)[0]
+    assert factors[first] > 4 > factors[first - 1]
+
+
+def test_linear_mode_has_equal_steps():
+    found = lr_range_test(
+        quadratic(), optax.sgd, min_lr=0.01, max_lr=2, steps=50, seeds=1, mode="linear"
+    )
+    np.testing.assert_allclose(found.rates, np.linspace(0.01, 2, 50))
+    factors = np.cumprod((1 - 2.0 * found.rates) ** 2)
+    np.testing.assert_allclose(found.losses[0, :10], found.initial[0, 0] * factors[:10], rtol=1e-4)
+    assert 0.01 <= found.suggested_min <= found.suggested_max < 1
+
+
+def test_a_diverged_seed_no_longer_moves():
+    seen = {}
+
+    def loss(x, state, batch, key):
+        jax.debug.callback(lambda x, calls: seen.update({int(calls): x.item()}), x, state)
+        return x**2, state + 1
+
+    task = Task(
+        name="counted",  # the state counts updates, and stands still as the parameters do
+        init=lambda key: (jnp.array(1.0), jnp.int32(0)),
+        loss=loss,
+        batch=lambda key, step: (),
+        evaluate=lambda x, state, data: {"loss": x**2},
+    )
+    found = lr_range_test(task, optax.sgd, min_lr=1.0, max_lr=100.0, steps=30, seeds=1)
+    jax.effects_barrier()
+    kept = int(np.isfinite(found.losses[0]).sum())
+    assert 0 < kept < 10
+    # The update at the last good loss was made, and gave the loss that was too high.
+    assert max(seen) == kept + 1
+    assert np.isfinite(list(seen.values())).all()
+    assert np.isnan(found.losses[0, kept:]).all()
+
+
+def test_a_seed_that_is_nan_does_not_spoil_the_others():
+    good = quadratic(deviation=0.3)
+    starts_bad = np.array([bool(jax.random.bernoulli(good_key(seed), 0.3)) for seed in range(5)])
+    assert 0 < starts_bad.sum() < 3
+
+    def init(key):
+        x, state = good.init(key)
+        return jnp.where(jax.random.bernoulli(key, 0.3), jnp.nan, x), state
+
+    found = lr_range_test(dataclasses.replace(good, init=init), optlab.sgd)
+    alone = lr_range_test(good, optlab.sgd)
+    np.testing.assert_array_equal(np.isnan(found.initial).all(axis=1), starts_bad)
+    np.testing.assert_array_equal(found.losses[~starts_bad], alone.losses[~starts_bad])
+    assert found.reason is None
+    assert found.suggested_max == pytest.approx(alone.suggested_max, rel=1.0)
+    most = lr_range_test(
+        dataclasses.replace(good, init=init), optlab.sgd, seeds=[*np.flatnonzero(starts_bad)]
+    )
+    assert most.suggested_max is None
+
+
+def good_key(seed):
+    """Return the key that the task's `init` gets."""
+    return jax.random.split(jax.random.key(seed), 3)[0]
+
+
+def test_one_compilation_serves_all_seeds_and_steps():
+    traces = []
+    task = quadratic()
+
+    def loss(*args):
+        traces.append(args)
+        return task.loss(*args)
+
+    counted = dataclasses.replace(task, loss=loss)
+    lr_range_test(counted, optax.sgd, seeds=7, steps=60)
+    # To check the task, for the loss before the first update, and for its gradient.
+    assert len(traces) == 3
+
+
+def test_training_afterwards_is_bitwise_the_same():
+    task = quadratic(deviation=0.1)
+    options = {"rates": [0.01, 0.1], "seeds": 2, "num_steps": 6, "eval_every": 2}
+    before = compare(task, {"sgd": optlab.sgd}, **options).runs["sgd"]
+    numpys = np.random.get_state()[1].copy()
+    first = lr_range_test(task, optlab.sgd, steps=20)
+    np.testing.assert_array_equal(np.random.get_state()[1], numpys)
+    after = compare(task, {"sgd": optlab.sgd}, **options).runs["sgd"]
+    np.testing.assert_array_equal(before.train_loss, after.train_loss)
+    np.testing.assert_array_equal(before.validation["loss"], after.validation["loss"])
+    again = lr_range_test(task, optlab.sgd, steps=20)
+    np.testing.assert_array_equal(first.losses, again.losses)
+
+
+def test_batch_statistics_and_random_streams_are_carried():
+    class Model(nnx.Module):
+        def __init__(self, *, rngs):
+            self.hidden = nnx.Linear(4, 8, use_bias=False, kernel_init=he_normal, rngs=rngs)
+            self.norm = nnx.BatchNorm(8, rngs=rngs)
+            self.dropout = nnx.Dropout(0.0, rngs=rngs)  # above 0, it compiles for seconds
+            self.head = nnx.Linear(8, 3, kernel_init=he_normal, rngs=rngs)
+
+        def __call__(self, x):
+            return self.head(self.dropout(nnx.relu(self.norm(self.hidden(x)))))
+
+    x = np.random.default_rng(0).normal(size=(60, 4)).astype(np.float32)
+    data = (x, x[:, :3].argmax(axis=1))
+    task = tasks.nnx_classifier(
+        "bn", lambda rngs: Model(rngs=rngs), train=data, validation=data, test=data, batch_size=20
+    )
+    found = lr_range_test(task, optlab.adam, min_lr=1e-4, steps=60, seeds=3)
+    assert found.reason is None
+    assert 1e-4 < found.suggested_min < found.suggested_max < 1
+
+
+# What is suggested
+
+
+@pytest.mark.parametrize("curvature", [0.5, 200.0])
+@pytest.mark.parametrize("deviation", [0.0, 0.3])
+def test_the_highest_rate_for_sgd_lies_below_the_stability_limit(curvature, deviation):
+    found = lr_range_test(quadratic(curvature, deviation), optlab.sgd, max_lr=100.0)
+    limit = 2 / curvature
+    assert limit / 10 < found.suggested_max < limit
+    assert found.max_interval[1] < limit
+    assert found.suggested_min < found.suggested_max
+
+
+def test_the_interval_is_the_range_of_what_single_seeds_suggest(noisy):
+    task = quadratic(deviation=0.3)
+    seeds = [4, 7, 2]
+    together = lr_range_test(task, optlab.sgd, seeds=seeds)
+    alone = [lr_range_test(task, optlab.sgd, seeds=[seed]) for seed in seeds]
+    for name in ("max", "min"):
+        each = [getattr(one, f"suggested_{name}") for one in alone]
+        assert getattr(together, f"suggested_{name}") == pytest.approx(np.median(each))
+        assert getattr(together, f"{name}_interval") == pytest.approx((min(each), max(each)))
+    assert noisy.max_interval[0] < noisy.suggested_max < noisy.max_interval[1]
+
+
+def test_suggestions_are_read_off_the_curve():
+    rates = 10.0 ** np.arange(-50, 50)
+    # With 100 points the window holds seven; a straight line is its own average.
+    steps = np.arange(100)
+    curve = np.interp(steps, [0, 20, 60, 99], [9.0, 9.0, 1.0, 9.0])
+    low, high, at_edge = suggest(rates, curve[None], np.full((1, 10), 9.0))
+    # The trend's lowest is 1 + (6·8/40 + 6·8/39)/7 ≈ 1.35, so that a tenth of the fall is done at
+    # 8.23, 3.8 steps down the line, and six tenths at 4.41, 23.0 steps down.
+    assert low.rate == rates[24]
+    assert high.rate == pytest.approx(np.sqrt(rates[43] * rates[60]), rel=1e-6)
+    assert not at_edge
+
+
+def test_a_loss_that_still_falls_at_the_end_is_told():
+    found = lr_range_test(quadratic(), optlab.sgd, max_lr=0.1, seeds=2)
+    assert found.at_edge
+    assert found.suggested_max < 0.1
+    assert "still falls at the last rate; raise max_lr" in str(found)
+
+
+def test_the_running_average_is_free_of_bias():
+    losses = np.array([3.0, 1.0, 2.0])
+    weights = [0.98**2, 0.98, 1.0]
+    expected = [3.0, np.average([3, 1], weights=weights[1:]), np.average(losses, weights=weights)]
+    np.testing.assert_allclose(smooth(losses), expected, rtol=1e-12)
+
+
+def test_the_trend_does_not_lag_and_ends_where_a_seed_diverged():
+    line = np.arange(100.0)
+    line[90:] = np.nan
+    np.testing.assert_allclose(trend(line[None])[0, 3:87], line[3:87])
+    np.testing.assert_array_equal(np.isnan(trend(line[None])[0]), np.isnan(line))
+    curves = np.array([[1.0, 1, np.nan], [2, 2, np.nan], [9, np.nan, np.nan]])
+    np.testing.assert_array_equal(median_over_seeds(curves), [2, 2, np.nan])
+
+
+def test_the_picks_are_fastais():
+    rates = 10.0 ** np.linspace(-7, 1, 100)
+    steps = np.arange(100)
+    curve = np.abs(steps - 60) + 20.0 - 3.0 * (steps > 30)
+    # Cut to [10:95], the longest decreasing part has 51 points, from 10 to 60, and begins,
+    # as fastai counts, one before: −1 + ⌊51/3⌋ + ⌊51/6⌋ = 24.
+    assert picks(rates, curve) == pytest.approx(
+        {"valley": rates[34], "steep": rates[30], "minimum": rates[60]}
+    )
+    curve[70:] = 1000.0  # over four times the best: cut to [10:66]
+    assert picks(rates, curve)["minimum"] == rates[60]
+    rising = picks(rates, np.linspace(1.0, 2.0, 100))
+    assert rising["valley"] == rising["minimum"] == rates[10]  # where fastai is silent, too
+    assert picks(rates[:7], curve[:7]) == {}
+
+
+# Where there is nothing to suggest
+
+
+def declined(found):
+    assert found.suggested_max is found.suggested_min is None
+    assert found.max_interval is found.min_interval is None
+    assert found.picks == {}
+    assert f"No reliable suggestion: {found.reason}." in str(found)
+    assert json.loads(found.to_json())["suggested_max"] is None
+    assert found.plot().get_title(loc="left")
+    return found.reason
+
+
+def test_nan_from_the_start():
+    nan = quadratic(loss=lambda x, state, batch, key: (jnp.nan * x.sum(), state))
+    found = lr_range_test(nan, optlab.sgd, steps=20)
+    assert declined(found) == "the loss is not finite before the first update, in every seed"
+
+
+def test_minus_infinity_is_no_low_loss():
+    def loss(x, state, batch, key):
+        return jnp.where(x.sum() < 1, -jnp.inf, x.sum()), state
+
+    found = lr_range_test(quadratic(loss=loss), optlab.sgd, steps=30, seeds=2)
+    assert found.diverged.all()
+    assert np.nanmin(found.losses) >= 1
+
+
+@pytest.mark.parametrize("deviation", [0.0, 0.2])
+def test_a_flat_loss(deviation):
+    def loss(x, state, batch, key):
+        return 1.0 + 0 * x.sum() + deviation * noise_of(key, width=1)[0], state
+
+    found = lr_range_test(quadratic(loss=loss), optlab.sgd)
+    assert declined(found).startswith("the loss is flat: ")
+
+
+def test_noise_alone_is_seldom_taken_for_a_fall():
+    rng = np.random.default_rng(0)
+    rates = np.geomspace(1e-7, 10, 100)
+    for sample in (rng.standard_normal, rng.standard_exponential):
+        found = [suggest(rates, sample((5, 100)), sample((5, 10))) for _ in range(200)]
+        assert sum(not isinstance(each, str) for each in found) <= 4
+
+
+@pytest.mark.parametrize(
+    ("max_lr", "reason"), [(10.0, "every run diverged, by the rate "), (1e-2, "the loss rises ")]
+)
+def test_a_loss_that_never_falls(max_lr, reason):
+    uphill = {"optimizer": lambda rate: optax.chain(optax.scale(-1.0), optax.sgd(rate))}
+    found = lr_range_test(quadratic(), **uphill, max_lr=max_lr)
+    assert declined(found).startswith(reason)
+
+
+def test_runs_that_diverge_at_once():
+    found = lr_range_test(quadratic(), optlab.sgd, min_lr=100.0, max_lr=1000.0)
+    assert declined(found) == "the runs diverge at the first rate already, 100; lower min_lr"
+
+
+# Arguments and results
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"min_lr": 0.0}, "lr_range_test: min_lr must be finite and > 0, got min_lr=0.0"),
+        ({"max_lr": np.inf}, "lr_range_test: max_lr must be finite and > 0, got max_lr=inf"),
+        ({"max_lr": "1"}, "lr_range_test: max_lr must be a number or a scalar array, got max_lr='"),
+        ({"min_lr": 1e-50}, "lr_range_test: min_lr must be finite and > 0 in float32, got min_lr"),
+        (
+            {"min_lr": 1.0, "max_lr": 1.0},
+            "lr_range_test: max_lr must be above min_lr=1, got max_lr=1",
+        ),
+        ({"steps": 9}, "lr_range_test: steps must be an integer >= 10, got steps=9"),
+        ({"steps": 50.0}, "lr_range_test: steps must be an integer >= 10, got steps=50.0"),
+        ({"seeds": 0}, "lr_range_test: seeds must be an integer >= 1, got seeds=0"),
+        ({"seeds": [1, 1]}, "lr_range_test: seeds must differ, got [1, 1]"),
+        (
+            {"mode": "log"},
+            "lr_range_test: mode must be 'exponential' or 'linear', got mode='log'",
+        ),
+        (
+            {"optimizer": optax.sgd(0.1)},
+            "lr_range_test: optimizer must be a function of the rate, got GradientTransformation",
+        ),
+        (
+            {"optimizer": lambda rate: rate},
+            "lr_range_test: optimizer must return an optax.GradientTransformation, got <function",
+        ),
+    ],
+)
+def test_bad_arguments_are_refused(options, message):
+    arguments = {"optimizer": optax.sgd} | options
+    with pytest.raises(ValueError, match=re.escape(message)):
+        lr_range_test(quadratic(), **arguments)
+
+
+def test_a_rule_that_needs_the_loss_gets_it():
+    polyak = lr_range_test(
+        quadratic(),
+        lambda rate: optax.chain(optax.polyak_sgd(1.0), optax.scale_by_schedule(rate)),
+        seeds=1,
+        steps=20,
+    )
+    assert np.isfinite(polyak.losses[0, :10]).all()
+
+
+def test_the_result_is_frozen_and_tells_what_was_found(noisy):
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        noisy.suggested_max = 1.0
+    assert noisy.losses.shape == noisy.smoothed.shape == noisy.trends.shape == (5, 100)
+    assert noisy.rates.shape == noisy.median.shape == (100,)
+    lines = str(noisy).splitlines()
+    assert lines[0] == (
+        "quadratic: learning-rate range test, 1e-07 to 10 in 100 exponential steps, 5 seeds"
+    )
+    assert lines[3].split()[:3] == ["suggested", "max", f"{noisy.suggested_max:.3g}"]
+    assert lines[5].split()[0] == "valley"
+    assert "5 of 5 seeds diverged before the last rate." in lines
+
+
+def test_json_is_strict_and_gives_back_the_results(noisy):
+    document = json.loads(noisy.to_json(optimizer="sgd"), parse_constant=pytest.fail)
+    assert document["optimizer"] == "sgd"
+    assert document["suggested_max"] == noisy.suggested_max
+    assert document["max_interval"] == list(noisy.max_interval)
+    assert document["picks"] == noisy.picks
+    losses = np.array(document["losses"], float)
+    np.testing.assert_array_equal(losses, noisy.losses)
+    assert document["versions"]["jax"] == jax.__version__
+
+
+def test_the_plot_marks_every_rate_on_the_axes_it_is_given(noisy, exact, tmp_path):
+    ax = noisy.plot()
+    assert exact.plot(ax) is ax
+    ax = noisy.plot()
+    ax.figure.savefig(tmp_path / "range.png")
+    labels = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert labels[:2] == ["single seeds", "median"]
+    assert labels[2] == f"suggested max {noisy.suggested_max:.2g}"
+    assert labels[-1] == "a seed diverged"
+    assert {"valley", "steep", "minimum"} <= {label.split()[0] for label in labels}
+    assert ax.get_xscale() == "log"
+    shown = next(line for line in ax.get_lines() if line.get_label() == "median").get_ydata()
+    np.testing.assert_array_equal(shown, noisy.median)
+    linear = dataclasses.replace(noisy, mode="linear").plot()
+    assert linear.get_xscale() == "linear"
