@@ -23,6 +23,7 @@ FILES = {
 ROOMS = {
     "_types": [],
     "_checks": ["_types"],
+    "_paths": ["_checks"],
     "_tree": ["_checks"],
     "rules": ["_tree"],
     "_inspect": ["rules"],
@@ -36,7 +37,7 @@ ROOMS = {
     "reference": [],
     "registry": ["optimizers", "transforms", "wrappers", "schedules", "reference"],
     "testing": ["registry", "_inspect"],
-    "lab": ["optimizers", "transforms", "schedules", "groups", "_describe"],
+    "lab": ["optimizers", "transforms", "schedules", "groups", "_describe", "_paths"],
     "plots": ["lab"],
     "_expressions": [],
     "cli": ["registry", "plots", "dialects", "_expressions"],
