@@ -133,11 +133,11 @@ def kill_after(saves, seconds):
     class Counted(_train.Checkpoints):
         left = saves
 
-        def save(self, *args):
+        def save(self, *args, **options):
             Counted.left -= 1
             if Counted.left == 0:
                 threading.Timer(seconds, kill).start()
-            super().save(*args)
+            super().save(*args, **options)
 
     _train.Checkpoints = Counted
     if saves == 0:

@@ -22,13 +22,14 @@ from jax import lax
 
 from optlab import _checks
 from optlab._extras import needs_extra
-from optlab._inspect import arguments, hyperparams
+from optlab._identity import identity
+from optlab._inspect import hyperparams
 from optlab._types import Array, Tree
 from optlab.groups._assignment import Rules
 from optlab.lab.tasks._check_task import check_task
 from optlab.lab.tasks._task import Task
 from optlab.lab.training import _loop
-from optlab.lab.training._checkpoints import Checkpoints
+from optlab.lab.training._checkpoints import Checkpoints, soundness
 from optlab.lab.training._early_stopping import EarlyStopping
 from optlab.lab.training._grouping import grouped
 from optlab.lab.training._history import History
@@ -132,8 +133,9 @@ def train(
             None for none. A run that finds a checkpoint continues from it, calls its callbacks for
             that evaluation once more, and ends bit for bit like one that was never stopped. `steps`
             may then be raised, which leaves an additional evaluation at the former end. The
-            checkpoint of another run is refused, unless only the arguments of an Optax optimizer
-            differ, which its state does not hold. A checkpoint takes about a tenth of a second.
+            checkpoint of another run is refused: of another task, other data, another key or other
+            arguments of the optimizer. A state with numbers that are not finite is not stored. A
+            checkpoint takes about a tenth of a second.
 
     Raises:
         ModuleNotFoundError: Orbax, for `checkpoints`, or rich, for `progress`, is not installed.
@@ -164,9 +166,8 @@ def train(
     began = time.perf_counter()
     tx = grouped(task, tx, groups)
     loop = _Loop(task, tx, _loop.run_keys(key), min(eval_every, steps))
-    about = partial(_about, task, key)
     with (
-        _checkpoints_in(checkpoints, about) as checkpointer,
+        _checkpoints_in(checkpoints, task, tx, key, early_stopping) as checkpointer,
         _progress_callbacks(progress, steps) as bar,
     ):
         for position in _positions(loop, loop.start(early_stopping), steps, checkpointer):
@@ -279,14 +280,16 @@ def _positions(
     A restored position is yielded first, because the run may have been stopped before its callbacks
     were called for it.
     """
+    if checkpointer:
+        is_sound = soundness(position.state)
     if checkpointer and (restored := checkpointer.restore(position.state)):
-        position = _Position(*restored)
+        position = _Position(restored.step, restored.state, restored.curves)
         _check_not_past(position.step, steps, checkpointer.folder)
         yield position
     while _reason_to_end(position, steps) is None:
         position = loop.go_on(position, steps)
         if checkpointer:
-            checkpointer.save(*position)
+            checkpointer.save(*position, sound=is_sound(position.state))
         yield position
 
 
@@ -402,26 +405,22 @@ def _latest(prefix: str, curves: Mapping[str, np.ndarray]) -> dict[str, float]:
     return {name: float(x[-1]) for name, x in _under(prefix, curves).items() if x.size}
 
 
-def _about(task: Task, key: Array, state: _State) -> dict[str, Any]:
-    """Return the facts that identify a run, beyond the layout of its state, as JSON."""
-    rule = ("patience", "min_delta", "stop_on_nonfinite")
-    return {
-        "task": task.name,
-        "key": np.asarray(_loop.without_keys(jnp.asarray(key))).tolist(),
-        "early_stopping": state.stopper and {name: getattr(state.stopper, name) for name in rule},
-        **arguments(state.run.opt_state),
-    }
-
-
 @contextmanager
 def _checkpoints_in(
-    folder: str | Path | None, about: Callable[[_State], Mapping[str, Any]]
+    folder: str | Path | None,
+    task: Task,
+    tx: optax.GradientTransformation,
+    key: Array,
+    early_stopping: EarlyStopping | None,
 ) -> Iterator[Checkpoints | None]:
     """Yield the checkpoints in a folder; None without a folder."""
     if folder is None:
         yield None
         return
-    checkpointer = Checkpoints(_WHO, folder, about)
+    rule = ("patience", "min_delta", "stop_on_nonfinite")
+    stops = early_stopping and {name: getattr(early_stopping, name) for name in rule}
+    facts = identity(task, tx, key, {"early_stopping": stops})
+    checkpointer = Checkpoints(_WHO, folder, facts)
     try:
         yield checkpointer
     finally:
