@@ -36,9 +36,9 @@ from optlab.lab._space import Categorical, Integer, LogUniform, Range, Uniform
 from optlab.lab._sweep import sweep
 from optlab.lab._sweep_result import Sweep
 from optlab.lab._task import Task, shuffled_batches
-from optlab.lab._tensorboard import tensorboard
 from optlab.lab._train import Evaluation, Run, train
 from optlab.lab._trial import Trial
+from optlab.lab.tracking import mlflow, tensorboard, wandb
 
 __all__ = [
     "Barrier",
@@ -78,6 +78,7 @@ __all__ = [
     "ensemble",
     "fit_temperature",
     "lr_range_test",
+    "mlflow",
     "monitor",
     "monitored",
     "refresh_batch_stats",
@@ -90,4 +91,5 @@ __all__ = [
     "tasks",
     "tensorboard",
     "train",
+    "wandb",
 ]
