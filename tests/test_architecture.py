@@ -71,7 +71,7 @@ ROOMS = {
 }
 CORE = {"jax", "numpy", "optax"}
 EXTRAS = {"flax", "matplotlib", "rich", "scipy", "sklearn"}
-EXTRAS |= {"optuna", "orbax", "tensorboardX"}
+EXTRAS |= {"mlflow", "optuna", "orbax", "tensorboardX", "wandb"}
 # Layers are classes, so a file of models needs Flax at its top; it is imported within functions.
 LAZY = {"optlab.lab.tasks._models"}
 # The lab's rooms, each with those that it may import from.

@@ -14,9 +14,10 @@ A `Task` is a training problem as pure functions. `tasks` holds some on real dat
     refresh_batch_stats running statistics for weights that are an average
 """
 
+from optlab._report import Spread
 from optlab.lab import tasks
 from optlab.lab.comparison._compare import Comparison, compare
-from optlab.lab.comparison._rows import Row, Spread
+from optlab.lab.comparison._rows import Row
 from optlab.lab.comparison._runs import Runs
 from optlab.lab.diagnosis._diagnosis import Diagnosis, diagnose
 from optlab.lab.diagnosis._findings import Finding
@@ -40,9 +41,9 @@ from optlab.lab.sweeps._space import Categorical, Integer, LogUniform, Range, Un
 from optlab.lab.sweeps._sweep import sweep
 from optlab.lab.sweeps._trial import Trial
 from optlab.lab.tasks._task import Task, shuffled_batches
+from optlab.lab.tracking import mlflow, tensorboard, wandb
 from optlab.lab.training._early_stopping import EarlyStopping
 from optlab.lab.training._history import History
-from optlab.lab.training._tensorboard import tensorboard
 from optlab.lab.training._train import Evaluation, Run, train
 from optlab.wrappers._monitor import MonitorState, monitor, monitored
 
@@ -84,6 +85,7 @@ __all__ = [
     "ensemble",
     "fit_temperature",
     "lr_range_test",
+    "mlflow",
     "monitor",
     "monitored",
     "refresh_batch_stats",
@@ -96,4 +98,5 @@ __all__ = [
     "tasks",
     "tensorboard",
     "train",
+    "wandb",
 ]

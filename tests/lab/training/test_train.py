@@ -6,7 +6,6 @@ import json
 import os
 import random
 import signal
-import struct
 import subprocess
 import sys
 
@@ -19,7 +18,7 @@ import pytest
 import optlab
 import run_to_kill
 from helpers import assert_same_bits, noise_of
-from optlab.lab import EarlyStopping, Task, compare, tasks, tensorboard, train
+from optlab.lab import EarlyStopping, Task, compare, tasks, train
 from optlab.lab.training import _train
 from optlab.lab.training._loop import run_keys
 
@@ -477,58 +476,6 @@ def test_progress_says_nothing_where_there_is_no_terminal(capsys):
     assert err.strip() == ""
 
 
-# TensorBoard
-
-
-def test_a_folder_that_tensorboard_cannot_use_is_named():
-    with pytest.raises(ValueError, match=r"^tensorboard: folder must be one .*test_train.py: "):
-        tensorboard(__file__)
-
-
-def events(folder):
-    """Yield the scalars (name, step, value) of the event files in a folder, oldest first."""
-    from tensorboardX.proto.event_pb2 import Event
-
-    for path in sorted(folder.glob("events.*")):
-        data = path.read_bytes()
-        while data:
-            (length,) = struct.unpack("<Q", data[:8])  # a checksum follows, and one after the event
-            event = Event.FromString(data[12 : 12 + length])
-            data = data[16 + length :]
-            for value in event.summary.value:
-                yield value.tag, event.step, value.simple_value
-
-
-def test_tensorboard_has_the_curves_as_soon_as_it_is_told(tmp_path):
-    counts = []
-
-    def count(evaluation):
-        counts.append(len(list(events(tmp_path))))
-
-    task = quiet(splits={"train": (), "validation": ()})
-    run = fixed(task=task, callbacks=[tensorboard(tmp_path), count])
-    assert counts == [2, 7, 12, 17]
-    curves = {}
-    for name, step, value in events(tmp_path):
-        curves.setdefault(name, []).append((step, value))
-    history = run.history
-    assert curves.pop("loss") == [*enumerate(history.loss.tolist(), start=1)]
-    for split, recorded in (("train", history.train), ("validation", history.validation)):
-        values = recorded["loss"].tolist()
-        assert curves.pop(f"{split}/loss") == [*zip([0, 2, 4, 6], values, strict=True)]
-    assert curves.pop("learning_rate") == [(step, np.float32(0.1)) for step in (2, 4, 6)]
-    assert curves == {}
-
-
-def test_tensorboard_shows_what_is_not_finite_and_goes_on_in_its_folder(tmp_path):
-    task = scripted(np.ones(9), [1.0, np.nan, 1, 1, 1, 1, 1, 1, 1])
-    runs = {"steps": 2, "key": KEY, "eval_every": 1}
-    for _ in range(2):
-        train(task, optax.sgd(1.0), **runs, callbacks=[tensorboard(tmp_path / "new" / "run")])
-    losses = [value for name, _, value in events(tmp_path / "new" / "run") if name == "loss"]
-    np.testing.assert_array_equal(losses, [1, np.nan, 1, np.nan])
-
-
 # Checkpoints
 
 
@@ -732,7 +679,6 @@ def test_float64_runs_are_kept_whole_and_nothing_is_said_on_stderr(tmp_path):
     ("module", "extra", "use"),
     [
         ("orbax.checkpoint", "checkpoints", lambda folder: fixed(checkpoints=folder)),
-        ("tensorboardX.event_file_writer", "tensorboard", tensorboard),
         ("rich.progress", "lab", lambda folder: fixed(progress=True)),
     ],
 )
