@@ -149,5 +149,5 @@ def _with_parents(loader: Any) -> Iterator[Any]:
 
 
 def _fail_endless(source: Source, got: str) -> NoReturn:
-    remedy = "leave out .repeat(), or give it or the sampler a number of epochs (num_epochs=1)"
+    remedy = "leave out .repeat(), or give it or the sampler num_epochs=1"
     source.fail("must end, to evaluate on all of it", got, remedy)
