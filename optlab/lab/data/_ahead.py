@@ -1,9 +1,10 @@
 """A generator that runs on a thread, ahead of who takes its items."""
 
 import threading
-from collections import deque
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from queue import Empty, SimpleQueue
 from typing import Any, NoReturn
 
 import jax
@@ -36,10 +37,12 @@ class Ahead:
         late: Callable[[], NoReturn],
     ):
         self._timeout, self._late = timeout, late
-        self._items: deque[tuple[Any, BaseException | None]] = deque()
-        self._changed = threading.Condition()
-        self._beats = 0
-        self._closed = self._silent = False
+        self._items: SimpleQueue[tuple[Any, BaseException | None]] = SimpleQueue()
+        self._room: SimpleQueue[None] = SimpleQueue()  # an entry for each item that may wait
+        for _ in range(SIZE):
+            self._room.put(None)
+        self._last_beat = time.monotonic()
+        self._ended = self._silent = False
         settings = (jax.config.jax_enable_x64, jax.config.jax_default_device)
         # A daemon, so that a loader that never returns does not keep the process alive.
         self._thread = threading.Thread(
@@ -51,30 +54,33 @@ class Ahead:
         return self
 
     def __next__(self) -> Any:
-        with self._changed:
-            while not self._items and not self._closed:
-                beats = self._beats
-                if not self._changed.wait_for(
-                    lambda beats=beats: self._items or self._beats != beats, self._timeout
-                ):
-                    self._closed = self._silent = True
-                    self._late()
-            if self._closed:
-                raise StopIteration
-            item, error = self._items.popleft()
-            self._closed = error is not None
-            self._changed.notify_all()
+        if self._ended:
+            raise StopIteration
+        item, error = self._take()
         if error is not None:
+            self._ended = True
             raise error
+        self._room.put(None)
         return item
+
+    def _take(self) -> tuple[Any, BaseException | None]:
+        began = time.monotonic()
+        while True:
+            left = max(began, self._last_beat) + self._timeout - time.monotonic()
+            if left <= 0:
+                self._ended = self._silent = True
+                self._late()
+            try:
+                return self._items.get(timeout=left)
+            except Empty:  # unless there was a beat, it is too late now
+                pass
 
     def close(self) -> None:
         """End the thread after its piece of work; wait for a moment, unless it was silent."""
-        with self._changed:
-            self._closed = True
-            self._items.clear()
-            self._changed.notify_all()
+        self._ended = True
+        self._room.put(None)
         self.join(0 if self._silent else GRACE)
+        self._items = SimpleQueue()  # lets go of batches that nobody takes
 
     def join(self, timeout: float) -> bool:
         """Wait for the thread to end; return whether it did."""
@@ -105,15 +111,11 @@ class Ahead:
             items.close()
 
     def _beat(self) -> None:
-        with self._changed:
-            self._beats += 1
-            self._changed.notify_all()
+        self._last_beat = time.monotonic()
 
     def _put(self, item: Any, error: BaseException | None) -> bool:
         """Hand an item over when there is room; return False if nobody wants it any more."""
-        with self._changed:
-            self._changed.wait_for(lambda: len(self._items) < SIZE or self._closed)
-            if not self._closed:
-                self._items.append((item, error))
-                self._changed.notify_all()
-            return not self._closed
+        self._room.get()
+        if not self._ended:
+            self._items.put((item, error))
+        return not self._ended
