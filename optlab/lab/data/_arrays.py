@@ -40,7 +40,7 @@ def to_arrays(batch: Any, number: int, fail: Fail) -> Tree:
     """
 
     def convert(path: Any, node: Any) -> Tree:
-        # Dictionaries made here hold leaves that tree_map_with_path has not seen.
+        # The fields of what JAX takes for a leaf are trees of their own.
         fields = _fields(node)
         if fields is not None:
             return _map_with_path(lambda below, leaf: convert((*path, *below), leaf), fields)

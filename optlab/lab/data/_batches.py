@@ -78,6 +78,7 @@ class Batches:
         self._beginning = loader.get_state() if is_iterator(loader) and rewinds(loader) else None
         self.one_shot = is_iterator(loader) and self._beginning is None
         self._thread: Ahead | None = None
+        self._is_open = False
         self._opened: Passes | None = self._passes()
         with self._opened.ahead(self._peek, self._timeout, closes=False) as peek:
             self.example, self.can_save_place = next(peek)
@@ -95,7 +96,7 @@ class Batches:
         """
         if self.one_shot:
             source = Source(who, self._source.text)
-            got = f"an iterator, a {type(self._loader).__name__}, which can be read once only"
+            got = f"an iterator ({type(self._loader).__name__}), which can be read once only"
             source.fail(f"must be something that can be read again {why}", got, AGAIN)
 
     @contextmanager
@@ -133,9 +134,7 @@ class Batches:
                 batch that is not like the first one; or `place` is not one of this loader's. What
                 `move` raises is raised unchanged.
         """
-        if self._thread is not None and not self._thread.join(self._timeout):
-            required = "must have ended its last read"
-            self._source.fail(required, f"one that is busy after {self._timeout:g} s")
+        self._await_last_read()
         passes, self._opened = self._opened, None
         if passes is None:
             self.refuse_one_shot(self._source.who, "after it has been read")
@@ -157,7 +156,22 @@ class Batches:
 
         with passes.ahead(items, self._timeout) as thread:
             self._thread = thread
-            yield self._without_notices(thread)
+            self._is_open = True
+            try:
+                yield self._without_notices(thread)
+            finally:
+                self._is_open = False
+
+    def _await_last_read(self) -> None:
+        """Require that no thread uses the loader any more."""
+        if self._is_open:
+            got = "a read within another one"
+            self._source.fail(
+                "must be read by one run at a time", got, "leave the first one before"
+            )
+        if self._thread is not None and not self._thread.join(self._timeout):
+            got = f"one that is busy after {self._timeout:g} s"
+            self._source.fail("must have ended its last read", got)
 
     def _passes(self) -> Passes:
         return Passes(self._source, self._loader, beginning=self._beginning)

@@ -63,7 +63,7 @@ def read_once(
     check_loader(source, loader)
     _checks.check_integer(who, "max_batches", max_batches, 1)
     if is_iterator(loader):
-        got = f"an iterator, a {type(loader).__name__}"
+        got = f"an iterator ({type(loader).__name__})"
         source.fail("must be something that each evaluation can read anew", got, AGAIN)
     _refuse_endless(source, loader, max_batches)
     return _taken(source, loader, timeout, max_batches)

@@ -33,15 +33,15 @@ def check_loader(source: Source, loader: Any) -> None:
     required = "must be something to iterate over that yields batches"
     if isinstance(loader, Mapping):
         remedy = "name one of its data sets; for arrays in memory, use shuffled_batches"
-        source.fail(required, f"a {type(loader).__name__} of {_names(loader)}", remedy)
+        source.fail(required, f"{type(loader).__name__} with {_names(loader)}", remedy)
     if isinstance(loader, np.ndarray | jax.Array | str | bytes):
         remedy = "for arrays in memory, use shuffled_batches"
-        source.fail(required, f"a {type(loader).__name__}", remedy)
+        source.fail(required, type(loader).__name__, remedy)
     if hasattr(loader, "__iter__"):
         return
     if not callable(loader):
         examples = hasattr(loader, "__getitem__")
-        got = f"a {type(loader).__name__}, which has no __iter__"
+        got = f"{type(loader).__name__}, which has no __iter__"
         source.fail(required, got, "make a loader of batches of it" if examples else AGAIN)
     try:
         inspect.signature(loader).bind()

@@ -220,10 +220,10 @@ class Examples:
 @pytest.mark.parametrize(
     ("loader", "message"),
     [
-        (3, "something to iterate over that yields batches, got a int, which has no __iter__"),
-        (Examples(), "got a Examples, which has no __iter__; make a loader of batches of it"),
-        ({"train": 1}, "got a dict of 'train'; name one of its data sets; for arrays"),
-        (np.ones(3), "got a ndarray; for arrays in memory, use shuffled_batches"),
+        (3, "something to iterate over that yields batches, got int, which has no __iter__"),
+        (Examples(), "got Examples, which has no __iter__; make a loader of batches of it"),
+        ({"train": 1}, "got dict with 'train'; name one of its data sets; for arrays"),
+        (np.ones(3), "got ndarray; for arrays in memory, use shuffled_batches"),
         (lambda key, step: (), "must be a function without arguments, got <function"),
         (lambda: None, "must yield batches, got TypeError at batch 0: 'NoneType' object is not"),
         ([], "must yield a batch in each pass, got none in the first one; a data set smaller"),
@@ -231,7 +231,7 @@ class Examples:
         ([(X, np.array(["a"]))], "got ndarray at [1] of batch 0 (of type <U1); leave the field"),
         ([([[1.0, 2.0], [3.0]],)], "got list at [0] of batch 0 (setting an array element"),
         ([(np.ma.ones(3),)], "got MaskedArray at [0] of batch 0 (its mask would be lost); leave"),
-        ([(np.longdouble(1),)], "got longdouble at [0] of batch 0 (of type float128); leave"),
+        ([(np.zeros(1, "M8[D]"),)], "got ndarray at [0] of batch 0 (of type datetime64[D]); leave"),
         ([{1: X, "a": X}], "must yield pytrees, got batch 0 ("),
     ],
 )
@@ -288,6 +288,16 @@ def test_an_error_of_the_move_is_raised_unchanged_at_its_batch():
         with pytest.raises(ZeroDivisionError):
             next(stream)
         assert next(stream, None) is None
+
+
+def test_one_read_within_another_is_refused():
+    batches = source(loader_of(5))
+    with (
+        batches.read(move=lambda tree: tree),
+        pytest.raises(DataError, match="must be read by one run at a time, got a read within"),
+    ):
+        take(batches)
+    assert take(batches) == [0, 1, 2, 3, 4]
 
 
 def test_a_timeout_must_be_positive():

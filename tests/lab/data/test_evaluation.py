@@ -68,8 +68,8 @@ def test_batches_without_examples_are_left_out():
     [
         ([], "must yield a batch in each pass, got none in the first one"),
         (batches([0, 0]), "must yield examples, got none in 2 batches"),
-        (iter(batches([4])), "something that each evaluation can read anew, got an iterator, a li"),
-        ({"x": ROWS}, "got a dict of 'x'; name one of its data sets"),
+        (iter(batches([4])), "something that each evaluation can read anew, got an iterator (li"),
+        ({"x": ROWS}, "got dict with 'x'; name one of its data sets"),
         (
             batches([3, 4]),
             "its first, got float32[4, 2] for float32[3, 2] at ['x'] of batch 1",
