@@ -22,6 +22,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 DIGESTED_BYTES = 2**20
 """How much of an array is digested, in rows that are spread evenly over it."""
@@ -119,7 +120,11 @@ class _Describer:
         if callable(value) and isinstance(text, str):  # a schedule of optlab
             # Its text shows the address of a function in it, which that function stands for.
             whole = re.sub(r" at 0x[0-9a-f]+", "", text)
-            return whole if whole == text else f"{whole} {self.describe(value.function)}"
+            return (
+                whole
+                if whole == text
+                else f"{whole} {self.describe(getattr(value, 'function', None))}"
+            )
         if isinstance(value, ModuleType) or type(value).__module__.startswith("jax"):
             return name
         if dataclasses.is_dataclass(value):
@@ -268,7 +273,7 @@ def number_text(value: Any) -> float | str:
 
 def _array_text(array: Any) -> Any:
     if isinstance(array, jax.Array):
-        if isinstance(array, jax.core.Tracer):
+        if isinstance(array, Tracer):
             return f"{array.dtype}{list(array.shape)}"
         if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
             array = jax.random.key_data(array)

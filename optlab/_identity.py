@@ -10,7 +10,6 @@ in a loss does not make another run.
 """
 
 import functools
-import inspect
 from collections.abc import Mapping, Sequence
 from types import FunctionType, MethodType, ModuleType
 from typing import Any
@@ -303,7 +302,7 @@ def _task_facts(task: Any) -> Facts:
     for field in ("batch", "init", "loss", "evaluate"):
         function = getattr(task, field)
         if field == "batch":
-            facts |= _batch_facts(function)
+            facts |= _batch_facts(function) if task.loader is None else _loader_facts(task.loader)
             continue
         facts[field] = getattr(unwrapped(function), "__name__", type(function).__qualname__)
         for name, value in variables_of(function).items():
@@ -324,12 +323,17 @@ def _batch_facts(batch: Any) -> Facts:
     known = {name: variables.pop(name) for name in ("batch_size", "data") if name in variables}
     if len(known) == 2 and is_of_library(batch):
         return known  # all else follows from them
-    for name in ("batch_size", "drop_last"):  # what a loader says of itself
-        if (value := getattr(batch, name, None)) is not None:
-            known[name] = described(value)
-    if callable(batch) and not inspect.isgeneratorfunction(batch):
-        known["batch"] = described(jax.eval_shape(batch, jax.random.key(0), jnp.int32(0)))
+    known["batch"] = described(jax.eval_shape(batch, jax.random.key(0), jnp.int32(0)))
     return known | {f"batch.{name}": value for name, value in variables.items()}
+
+
+def _loader_facts(loader: Any) -> Facts:
+    """Return what a loader says of itself."""
+    facts = {"loader": described(loader, code=False)}
+    for name in ("batch_size", "drop_last"):
+        if (value := getattr(loader, name, None)) is not None:
+            facts[name] = described(value)
+    return facts
 
 
 def _is_fact_of_task(value: Any) -> bool:

@@ -76,9 +76,9 @@ EXTRAS |= {"mlflow", "optuna", "orbax", "tensorboardX", "wandb"}
 LAZY = {"optlab.lab.tasks._models"}
 # The lab's rooms, each with those that it may import from.
 LAB = {
-    "tasks": [],
     "data": [],
-    "training": ["tasks", "data"],
+    "tasks": ["data"],
+    "training": ["tasks"],
     "tracking": ["training", "sweeps"],
     "rates": ["training"],
     "sweeps": ["training"],

@@ -44,7 +44,8 @@ from optlab.lab.tasks._task import Task, shuffled_batches
 from optlab.lab.tracking import mlflow, tensorboard, wandb
 from optlab.lab.training._early_stopping import EarlyStopping
 from optlab.lab.training._history import History
-from optlab.lab.training._train import Evaluation, Run, train
+from optlab.lab.training._results import Evaluation, Run
+from optlab.lab.training._train import train
 from optlab.wrappers._monitor import MonitorState, monitor, monitored
 
 __all__ = [

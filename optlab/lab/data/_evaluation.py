@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
 import jax
+import numpy as np
 
 from optlab import _checks
 from optlab._types import Tree
@@ -151,3 +152,16 @@ def _with_parents(loader: Any) -> Iterator[Any]:
 def _fail_endless(source: Source, got: str) -> NoReturn:
     remedy = "leave out .repeat(), or give it or the sampler num_epochs=1"
     source.fail("must end, to evaluate on all of it", got, remedy)
+
+
+def is_stream(data: Any) -> bool:
+    """Return whether the data of a split is read batch by batch: no array, nor a tree of them."""
+    if callable(data) or isinstance(data, Iterator):
+        return True
+    if jax.tree.structure(data) != jax.tree.structure(0):
+        return False
+    try:
+        jax.typeof(data)
+    except TypeError:
+        return not isinstance(data, np.ndarray | str)
+    return False

@@ -18,7 +18,7 @@ from optlab._types import Array, Tree
 from optlab.lab.tasks._task import Task
 from optlab.lab.training import _loop
 from optlab.lab.training._loop import Keys, TrainState
-from optlab.lab.training._train import learning_rates
+from optlab.lab.training._run import learning_rates
 
 Rates = Mapping[str, float]
 """The learning rates of an update, by the group of parameters; empty where they are unknown."""

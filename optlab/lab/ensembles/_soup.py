@@ -34,7 +34,7 @@ from optlab.lab.ensembles._ensemble import Ensemble, Member
 from optlab.lab.ensembles._members import stack
 from optlab.lab.tasks._check_task import check_task
 from optlab.lab.tasks._task import Task
-from optlab.lab.training._train import Run
+from optlab.lab.training._results import Run
 
 Model = Member | Run | tuple[Tree, Tree]
 """What has parameters and a model's state."""

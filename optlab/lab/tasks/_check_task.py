@@ -1,25 +1,33 @@
 """Check a task: its functions must return what `Task` documents."""
 
 import difflib
+import re
 from collections.abc import Mapping
+from contextlib import closing
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from optlab import _checks
 from optlab._types import Array, Tree
+from optlab.lab.data import Batches, is_stream, read_once
 from optlab.lab.tasks._task import Task
 
 
-def check_task(who: str, task: Any) -> None:
+def check_task(who: str, task: Any) -> Batches | None:
     """Require a task that the lab can train: its functions return what `Task` documents.
 
-    The functions are traced without computing anything, which costs little beside a compilation.
+    The functions are traced without computing anything, which costs little beside a compilation. Of
+    loaders the first batch is read.
 
     Args:
         who: the public name that errors begin with.
         task: the object to check.
+
+    Returns:
+        The task's loader as a source of batches; None if the task has none.
 
     Raises:
         ValueError: the object is not a `Task`, or one of its fields or results is not as required.
@@ -30,9 +38,26 @@ def check_task(who: str, task: Any) -> None:
         _checks.fail(who, required, f"{type(task).__name__} {task!r}", "see optlab.lab.tasks")
     _check_fields(who, task)
     params, model_state = _check_init(who, task)
-    _check_loss(who, task, params, model_state)
+    source = None
+    if task.loader is not None:
+        source = Batches(who, task.name, task.loader, timeout=task.timeout)
+    _check_loss(who, task, params, model_state, source)
     _check_evaluate(who, task, params, model_state)
     _check_predict(who, task, params, model_state)
+    return source
+
+
+def batch_of(task: Task, source: Batches | None) -> Tree:
+    """Return the shapes and types of a task's batches."""
+    if source is not None:
+        return source.layout
+    return jax.eval_shape(task.batch, jax.random.key(0), jnp.int32(0))
+
+
+def batch_size(task: Task, source: Batches | None) -> int | None:
+    """Return the examples of a batch: the length of the first axis that its arrays share."""
+    lengths = {leaf.shape[:1] for leaf in jax.tree.leaves(batch_of(task, source))}
+    return next(iter(lengths))[0] if len(lengths) == 1 and () not in lengths else None
 
 
 def check_predicts(who: str, task: Task) -> None:
@@ -48,9 +73,15 @@ def check_predicts(who: str, task: Task) -> None:
 
 
 def _check_fields(who: str, task: Task) -> None:
-    for name in ("init", "loss", "batch", "evaluate"):
+    if task.loader is not None and task.batch is not None:
+        _checks.fail(who, "Task must have a batch or a loader", "both", "leave one out")
+    functions = ("init", "loss", "evaluate") + (("batch",) if task.loader is None else ())
+    for name in functions:
         if not callable(getattr(task, name)):
-            _checks.fail(who, f"Task.{name} must be a function", repr(getattr(task, name)))
+            got = repr(getattr(task, name))
+            remedy = "data of a loader are passed as Task.loader" if name == "batch" else ""
+            _checks.fail(who, f"Task.{name} must be a function", got, remedy)
+    _checks.check_number(who, "Task.timeout", task.timeout, _checks.POSITIVE)
     for name in ("predict", "observe"):
         if getattr(task, name) is not None and not callable(getattr(task, name)):
             got = repr(getattr(task, name))
@@ -67,7 +98,8 @@ def _check_fields(who: str, task: Task) -> None:
         remedy = 'add a split "validation", on which runs are judged'
         _checks.fail(who, 'Task.splits must be empty or have "validation"', names, remedy)
     for name, data in task.splits.items():
-        _check_arrays(who, f"Task.splits[{name!r}] must hold", data)
+        if not is_stream(data):
+            _check_arrays(who, f"Task.splits[{name!r}] must hold", data)
 
 
 def _check_init(who: str, task: Task) -> tuple[Tree, Tree]:
@@ -91,10 +123,18 @@ def _check_init(who: str, task: Task) -> tuple[Tree, Tree]:
     return params, model_state
 
 
-def _check_loss(who: str, task: Task, params: Tree, model_state: Tree) -> None:
-    def loss(params: Tree, model_state: Tree, key: Array, step: Array) -> tuple[Array, Tree]:
+def _check_loss(
+    who: str, task: Task, params: Tree, model_state: Tree, source: Batches | None
+) -> None:
+    def batch_at(key: Array, step: Array) -> Tree:
+        if source is not None:
+            return source.example
         batch = task.batch(key, step)
         _check_arrays(who, "Task.batch must return", batch)
+        return batch
+
+    def loss(params: Tree, model_state: Tree, key: Array, step: Array) -> tuple[Array, Tree]:
+        batch = batch_at(key, step)
         result = task.loss(params, model_state, batch, key)
         _check_pair(who, "Task.loss must return (loss, model_state)", result)
         _check_arrays(who, "Task.loss must return", result)
@@ -109,16 +149,52 @@ def _check_loss(who: str, task: Task, params: Tree, model_state: Tree) -> None:
             _described(value),
             "average over the batch, as losses.mean() does" if value.shape else "",
         )
+    if source is None:
+        _check_pure(who, task)
     _check_same_state(who, "Task.loss", model_state, updated)
     if task.observe is not None:
 
         def observe(params: Tree, model_state: Tree, key: Array, step: Array) -> Tree:
-            observed = task.observe(params, model_state, task.batch(key, step))
+            observed = task.observe(params, model_state, batch_at(key, step))
             _check_arrays(who, "Task.observe must return", observed)
             return observed
 
         observed = jax.eval_shape(observe, params, model_state, key, step)
         _check_same_state(who, "Task.observe", model_state, observed)
+
+
+def _check_pure(who: str, task: Task) -> None:
+    """Require that a batch depends on the key and the step alone.
+
+    A batch that reads an iterator, or draws from NumPy's generator, does so once, while it is
+    traced, and the run would train on that one batch for ever.
+    """
+    key, step = jax.random.key(0), jnp.int32(0)
+    # Functions of their own, because JAX keeps what it traced of a function.
+    first, second = (
+        jax.make_jaxpr(lambda key, step: task.batch(key, step))(key, step) for _ in range(2)
+    )
+    texts = [_ADDRESS.sub("", str(traced.jaxpr)) for traced in (first, second)]
+    pairs = zip(first.consts, second.consts, strict=False)
+    if texts[0] != texts[1] or not all(a is b or _same_numbers(a, b) for a, b in pairs):
+        _checks.fail(
+            who,
+            f"Task.batch of {task.name!r} must depend on its key and step alone, as it is traced "
+            "once",
+            "a function that returns another batch when it is called again",
+            "pass what it reads from, such as a generator function or a data loader, as "
+            "Task.loader",
+        )
+
+
+_ADDRESS = re.compile(r"0x[0-9a-f]+")
+
+
+def _same_numbers(a: Any, b: Any) -> bool:
+    if isinstance(a, jax.Array) and jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
+        a, b = jax.random.key_data(a), jax.random.key_data(b)
+    a, b = np.asarray(a), np.asarray(b)
+    return a.shape == b.shape and a.dtype == b.dtype and a.tobytes() == b.tobytes()
 
 
 def _check_same_state(who: str, function: str, before: Tree, after: Tree) -> None:
@@ -151,7 +227,11 @@ def _check_evaluate(who: str, task: Task, params: Tree, model_state: Tree) -> No
         _check_arrays(who, "Task.evaluate must return", metrics)
         return dict(metrics)
 
-    for data in task.splits.values() or (None,):
+    for name, data in (task.splits or {"": None}).items():
+        if is_stream(data):
+            stream = read_once(who, task.name, name, data, timeout=task.timeout)
+            with closing(stream):
+                data, _ = next(stream)
         metrics = jax.eval_shape(evaluate, params, model_state, data)
         _check_metric(who, metrics, "loss", 'Task.evaluate must return "loss"')
         required = f"Task.evaluate must return {task.score!r}, which is Task.score"
@@ -176,6 +256,8 @@ def _check_predict(who: str, task: Task, params: Tree, model_state: Tree) -> Non
         return tuple(result)
 
     for data in task.splits.values():
+        if is_stream(data):
+            continue
         logits, labels = jax.eval_shape(predict, params, model_state, data)
         required = "Task.predict must return logits (n, classes), real floating-point numbers"
         if len(logits.shape) != 2 or not jnp.issubdtype(logits.dtype, jnp.floating):

@@ -29,11 +29,14 @@ class Task:
         loss: (params, model_state, batch, key) → (loss, model_state), where loss is () float, and
             the model is in training mode. `key` is new at each update.
         batch: (key, step) → batch. `key` is the key of the run and the same at every step; `step`
-            counts from 0 and is traced. `shuffled_batches` makes such a function from arrays.
+            counts from 0 and is traced. `shuffled_batches` makes such a function from arrays. None
+            if there is a `loader`.
         evaluate: (params, model_state, data) → {"loss": () float, …other metrics}, where the model
-            is in evaluation mode, and data is one of `splits`, or None if there are none.
-        splits: "validation" and optionally "train" and "test" → data for `evaluate`. Empty for an
-            objective without data; runs are then judged by the objective itself.
+            is in evaluation mode, and data is a part of one of `splits`, or None if there are none.
+            Where a split is evaluated in parts, metrics must be means over examples.
+        splits: "validation" and optionally "train" and "test" → data for `evaluate`: a pytree of
+            arrays (n, …), or a loader, as `loader` is one, that is read once for each evaluation.
+            Empty for an objective without data; runs are then judged by the objective itself.
         score: the metric by which runs are judged.
         maximize: whether a higher score is better.
         target: a score worth reaching; None if none is known.
@@ -45,6 +48,14 @@ class Task:
         observe: (params, model_state, batch) → model_state, as `loss` returns it, but with dropout
             off. `refresh_batch_stats` needs it for `dropout=False`. None if there is no such
             function.
+        loader: in place of `batch`, batches from the host: anything that can be iterated over again
+            and yields pytrees of NumPy arrays or PyTorch tensors, such as a Grain or PyTorch
+            `DataLoader`, a `tf.data` or Hugging Face data set; or a function without arguments
+            that returns an iterator, such as a generator function. All batches have the same
+            shapes. Another pass begins where one ends. Runs in lanes share each batch.
+        eval_batch: examples that are evaluated together, ≥ 1; math.inf for each split as a whole;
+            None for as many as keep the largest array of `evaluate` small.
+        timeout: seconds to wait for a batch of a loader, > 0.
 
     Example:
         A Linen model with the usual names is a task in a few lines:
@@ -75,8 +86,8 @@ class Task:
     name: str
     init: Callable[[Array], tuple[Tree, Tree]]
     loss: Callable[[Tree, Tree, Batch, Array], tuple[Array, Tree]]
-    batch: Callable[[Array, Array], Batch]
-    evaluate: Callable[[Tree, Tree, Any], Mapping[str, Array]]
+    batch: Callable[[Array, Array], Batch] | None = None
+    evaluate: Callable[[Tree, Tree, Any], Mapping[str, Array]] | None = None
     splits: Mapping[str, Any] = field(default_factory=dict)
     score: str = "loss"
     maximize: bool = False
@@ -85,6 +96,9 @@ class Task:
     eval_every: int | None = None
     predict: Callable[[Tree, Tree, Any], tuple[Array, Array]] | None = None
     observe: Callable[[Tree, Tree, Batch], Tree] | None = None
+    loader: Any = None
+    eval_batch: float | None = None
+    timeout: float = 300.0
 
 
 def shuffled_batches(data: Batch, batch_size: int) -> Callable[[Array, Array], Batch]:

@@ -13,7 +13,7 @@ import numpy as np
 
 from optlab import _checks
 from optlab.lab.sweeps._trial import Trial
-from optlab.lab.training._train import Evaluation
+from optlab.lab.training._results import Evaluation
 
 Rows = dict[int, dict[str, float]]
 """Update → name → value."""

@@ -27,6 +27,7 @@ from jax import lax
 
 from optlab import _checks
 from optlab._types import Array, Tree
+from optlab.lab.data import is_stream
 from optlab.lab.tasks._task import Task
 from optlab.lab.training._eval_batch import automatic_batch, with_examples
 
@@ -99,7 +100,7 @@ class Evaluator:
         place: Callable[[Tree], Tree] = jax.device_put,
     ):
         self._who, self._splits, self._read_once, self._place = who, task.splits, batches, place
-        self._eval_batch = _checked_batch(who, getattr(task, "eval_batch", None))
+        self._eval_batch = _checked_batch(who, task.eval_batch)
         self._in_lanes = over is not None
         if over is None:
             # No wrapper, so that runs of the same task share a compilation.
@@ -319,21 +320,6 @@ class Evaluator:
         if split in self._streams:
             whole = f"pass the split as arrays and {whole}"
         return f"{first}, or {whole}"
-
-
-def is_stream(data: Any) -> bool:
-    """Return whether the data of a split is read batch by batch: no pytree of arrays."""
-    if callable(data) or isinstance(data, Iterator):
-        return True
-    return not all(map(_is_array, jax.tree.leaves(data)))
-
-
-def _is_array(leaf: Any) -> bool:
-    try:
-        jax.typeof(leaf)
-    except TypeError:
-        return False
-    return True
 
 
 def _checked_batch(who: str, size: Any) -> int | float | None:

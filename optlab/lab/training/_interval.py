@@ -6,11 +6,23 @@ costs two forward ones, and an evaluation of n examples costs n. E evaluations a
 of the whole run if
 
     E · n ≤ ¼ · 3 · steps · b
+
+Evaluations that take less than a second or so in all, by their floating-point operations, are not
+limited: they cost less than the compilation of the run.
 """
 
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 
+from optlab._types import Tree
+from optlab.lab.data import is_stream
 from optlab.lab.tasks._task import Task
+from optlab.lab.training._work import work_of
 
 UPDATE_COST = 3
 """The cost of an update on an example, in evaluations of an example."""
@@ -18,10 +30,14 @@ UPDATE_COST = 3
 SHARE = 0.25
 """The cost of all evaluations, at most, as a share of the cost of all updates."""
 
+FREE = 5e9
+"""Floating-point operations of all evaluations together that are not limited."""
 
-def evaluation_interval(
-    task: Task, steps: int, *, batch_size: int | None, examples: int | None, most: int
-) -> int:
+FEW = 10
+"""The most intervals if a split is a stream of unknown length."""
+
+
+def evaluation_interval(task: Task, steps: int, *, batch_size: int | None, most: int) -> int:
     """Return the updates between evaluations of a run, ≥ 1.
 
     It is the task's own `eval_every`, or else the shortest interval with which evaluation costs at
@@ -31,33 +47,62 @@ def evaluation_interval(
         task: the problem.
         steps: updates of the run, ≥ 1.
         batch_size: examples per update, ≥ 1; None if unknown, then cost is not considered.
-        examples: examples per evaluation, over all splits except "test", ≥ 0; None if unknown or if
-            the task has no data, then an evaluation counts as one batch.
         most: intervals of the run, at most, ≥ 1.
-
-    Example:
-        300 updates on 32 examples cost 28,800. A quarter of that, 7,200, is enough for 7
-        evaluations of 1,000 examples: one at the start, and then one every 50 updates.
-
-        >>> import jax.numpy as jnp
-        >>> parabola = Task(
-        ...     name="parabola",
-        ...     init=lambda key: (jnp.array(2.0), ()),
-        ...     loss=lambda x, state, batch, key: (x**2, state),
-        ...     batch=lambda key, step: (),
-        ...     evaluate=lambda x, state, data: {"loss": x**2},
-        ... )
-        >>> evaluation_interval(parabola, 300, batch_size=32, examples=1000, most=30)
-        50
     """
     if task.eval_every is not None:
         return int(task.eval_every)
-    intervals = most
-    if batch_size is not None and examples != 0:
-        cost = batch_size if examples is None else examples
-        affordable = SHARE * UPDATE_COST * steps * batch_size // cost
-        intervals = min(most, int(affordable) - 1)
+    splits = {name: data for name, data in task.splits.items() if name != "test"}
+    counts = [_examples(data) for data in splits.values()]
+    if None in counts:
+        intervals = min(most, FEW)
+    elif not counts or batch_size is None or _flops(task, splits) * (most + 1) <= FREE:
+        intervals = most
+    else:
+        intervals = min(most, affordable(steps, batch_size, sum(counts)) - 1)
     return -(-steps // max(intervals, 1))
+
+
+def affordable(steps: int, batch_size: int, examples: int) -> int:
+    """Return how many evaluations cost a fifth of a run at most.
+
+    Args:
+        steps: updates of the run.
+        batch_size: examples per update.
+        examples: examples per evaluation, ≥ 1.
+
+    Example:
+        300 updates on 32 examples cost 28,800. A quarter of that, 7,200, is enough for 7
+        evaluations of 1,000 examples.
+
+        >>> affordable(300, 32, 1000)
+        7
+    """
+    return int(SHARE * UPDATE_COST * steps * batch_size // max(examples, 1))
+
+
+def _examples(data: Any) -> int | None:
+    """Return the number of examples of a split; None if it is unknown."""
+    if is_stream(data):
+        length = getattr(data, "__len__", None)
+        size = getattr(data, "batch_size", None)
+        return length() * size if length and isinstance(size, int) else None
+    lengths = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(data)}
+    return next(iter(lengths))[0] if len(lengths) == 1 and () not in lengths else 1
+
+
+def _flops(task: Task, splits: Mapping[str, Any]) -> float:
+    """Return the floating-point operations of one evaluation."""
+    params, model_state = jax.eval_shape(task.init, jax.random.key(0))
+    if any(map(is_stream, splits.values())):
+        return math.inf
+    data = map(_shapes, splits.values())
+    return sum(work_of(task.evaluate, params, model_state, part).flops for part in data)
+
+
+def _shapes(data: Tree) -> Tree:
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(np.shape(leaf), jnp.result_type(leaf)), data
+    )
 
 
 def next_stop(step: int, every: int, steps: int) -> int:

@@ -271,7 +271,7 @@ def test_a_loader_is_known_by_what_it_says_of_itself():
     class Loader:
         batch_size, drop_last = 32, True
 
-    facts = identity(linear(batch=Loader()), optlab.sgd(0.1), KEY, {})
+    facts = identity(linear(batch=None, loader=Loader()), optlab.sgd(0.1), KEY, {})
     assert facts["batch_size"] == 32
     assert facts["drop_last"] is True
 

@@ -1,38 +1,38 @@
 """The default interval between evaluations, and the updates at which a run is evaluated."""
 
+import dataclasses
 from itertools import product
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from optlab.lab import Task
+from optlab.lab.training import _interval
 from optlab.lab.training._interval import evaluation_interval, next_stop, stops
 
 
-def parabola(eval_every=None):
+def parabola(eval_every=None, **splits):
     return Task(
         name="parabola",
         init=lambda key: (jnp.array(2.0), ()),
         loss=lambda x, state, batch, key: (x**2, state),
         batch=lambda key, step: (),
         evaluate=lambda x, state, data: {"loss": x**2},
+        splits={name: np.zeros(examples) for name, examples in splits.items()},
         eval_every=eval_every,
     )
 
 
-def evaluations(every, steps):
-    return len(stops(every, steps))
-
-
-def test_evaluation_is_at_most_a_fifth_of_a_run_and_no_shorter_interval_would_be():
-    for steps, batch, examples in product([1, 2, 7, 300, 10_000], [1, 32], [0, 1, 100, 1438]):
-        every = evaluation_interval(
-            parabola(), steps, batch_size=batch, examples=examples, most=10**6
-        )
+def test_evaluation_is_at_most_a_fifth_of_a_run_and_no_shorter_interval_would_be(monkeypatch):
+    monkeypatch.setattr(_interval, "FREE", 0.0)
+    for steps, batch, examples in product([1, 2, 7, 300, 10_000], [1, 32], [1, 100, 1438]):
+        task = parabola(train=examples - 1, validation=1, test=10**6)
+        every = evaluation_interval(task, steps, batch_size=batch, most=10**6)
         training = 3 * steps * batch
 
         def fifth(every, steps=steps, examples=examples, training=training):
-            evaluating = evaluations(every, steps) * examples
+            evaluating = len(stops(every, steps)) * examples
             return evaluating <= (training + evaluating) / 5
 
         assert 1 <= every <= steps
@@ -42,23 +42,45 @@ def test_evaluation_is_at_most_a_fifth_of_a_run_and_no_shorter_interval_would_be
 
 @pytest.mark.parametrize(("most", "every"), [(30, 10), (10, 30), (7, 43), (1, 300)])
 def test_a_run_has_at_most_so_many_intervals(most, every):
-    assert evaluation_interval(parabola(), 300, batch_size=32, examples=1, most=most) == every
-    assert evaluations(every, 300) - 1 <= most
+    assert evaluation_interval(parabola(), 300, batch_size=32, most=most) == every
+
+
+def test_little_work_is_free_and_much_is_not():
+    def every(width):
+        task = dataclasses.replace(
+            parabola(validation=1000),
+            evaluate=lambda x, state, data: {
+                "loss": jnp.mean((data[:, None] * jnp.ones(width)) @ jnp.ones((width, width)))
+            },
+        )
+        return evaluation_interval(task, 300, batch_size=32, most=30)
+
+    assert every(8) == 10  # 31 evaluations of 2 · 1000 · 8² operations
+    assert every(1000) == 50  # of 2e9: 7 evaluations are a fifth of the run
+
+
+def test_of_a_stream_the_length_is_taken_from_the_loader_or_a_tenth_of_the_run():
+    class Loader:
+        batch_size = 500
+
+        def __len__(self):
+            return 200
+
+        def __iter__(self):
+            return iter(())
+
+    with_length = dataclasses.replace(parabola(), splits={"validation": Loader()})
+    assert evaluation_interval(with_length, 300, batch_size=32, most=30) == 300
+    without = dataclasses.replace(parabola(), splits={"validation": lambda: iter(())})
+    assert evaluation_interval(without, 300, batch_size=32, most=30) == 30
 
 
 def test_cost_does_not_count_where_the_batch_size_is_unknown():
-    assert evaluation_interval(parabola(), 300, batch_size=None, examples=10**9, most=30) == 10
-
-
-def test_without_data_an_evaluation_costs_one_batch():
-    # 0.75 · 40 = 30 evaluations, one of them at the start.
-    assert evaluation_interval(parabola(), 40, batch_size=8, examples=None, most=10**6) == 2
-    assert evaluation_interval(parabola(), 1, batch_size=8, examples=None, most=30) == 1
+    assert evaluation_interval(parabola(validation=10**6), 300, batch_size=None, most=30) == 10
 
 
 def test_the_interval_of_the_task_wins():
-    task = parabola(eval_every=3)
-    assert evaluation_interval(task, 300, batch_size=1, examples=10**9, most=1) == 3
+    assert evaluation_interval(parabola(eval_every=3), 300, batch_size=1, most=1) == 3
 
 
 @pytest.mark.parametrize(("every", "steps"), [(1, 1), (3, 10), (5, 10), (10, 10), (30, 10)])

@@ -19,8 +19,9 @@ import optlab
 import run_to_kill
 from helpers import assert_same_bits, noise_of
 from optlab.lab import EarlyStopping, Task, compare, tasks, train
-from optlab.lab.training import _train
 from optlab.lab.training._loop import run_keys
+from optlab.lab.training._run import RunLoop
+from optlab.lab.training._sharding import Sharding
 
 KEY = jax.random.key(3)
 
@@ -215,7 +216,8 @@ def test_python_numbers_are_parameters_and_compile_once():
 
 
 def test_the_state_before_an_interval_gives_its_memory_to_the_one_after():
-    loop = _train._Loop(quiet(), optlab.adam(0.1), run_keys(KEY), 2)
+    options = {"eval_every": 2, "source": None, "sharding": Sharding(None, "data")}
+    loop = RunLoop("train", quiet(), optlab.adam(0.1), run_keys(KEY), **options)
     start = loop.start(None)
     loop.go_on(start, 4)
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(start.state.run))
@@ -697,7 +699,7 @@ def test_what_is_not_installed_is_named_with_its_extra(monkeypatch, tmp_path, mo
     [
         (
             {"tx": optlab.sgd},
-            "tx must be an optax.GradientTransformation, got <function sgd.*; pass",
+            "optimizer must be an optax.GradientTransformation, got <function sgd.*; pass",
         ),
         ({"steps": 0}, "steps must be an integer >= 1, got steps=0"),
         ({"steps": 2.0}, "steps must be an integer >= 1, got steps=2.0"),

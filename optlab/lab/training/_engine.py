@@ -1,0 +1,232 @@
+"""The updates of runs, as compiled programs: of one run, or of many in lanes.
+
+Lanes are runs that differ in the values of hyperparameters, and in their seeds. Arrays over all
+runs are (lanes, seeds, …). All lanes of one seed share their initialization, their batches and
+their random keys. What does not depend on the hyperparameters is computed once for all lanes.
+
+The updates between two evaluations are one call of a program that loops over them. With batches
+from the host each update is a call of its own. Both make the same updates, bit for bit.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+from jax.sharding import Mesh, PartitionSpec
+
+from optlab._types import Array, Tree
+from optlab.lab.tasks._task import Batch, Task
+from optlab.lab.training import _loop
+from optlab.lab.training._loop import Keys, TrainState
+
+LANES, ALL = PartitionSpec("lanes"), PartitionSpec()
+
+MakeRun = Callable[[Tree], tuple[Task, optax.GradientTransformation]]
+"""A function from one lane's values, () arrays that may be traced, to the task and optimizer."""
+
+Observe = Callable[[optax.OptState, Array], dict[str, Array]]
+"""A function of the optimizer's state and the loss to what is recorded of an update."""
+
+IN_FLIGHT = 8
+"""Updates that wait for the device while batches from the host are read; each holds its batch."""
+
+
+class Carry(NamedTuple):
+    """The state that goes from update to update.
+
+    Attributes:
+        runs: one run, or runs with arrays (lanes, seeds, …).
+        records: name → (size, …) array, filled from its beginning by each call of `advance`.
+    """
+
+    runs: TrainState
+    records: dict[str, Array]
+
+
+class Unfinished(Exception):
+    """The updates ended early.
+
+    Attributes:
+        carry: the runs after the updates that were made.
+        records: the records of these updates.
+    """
+
+    def __init__(self, carry: Carry, records: dict[str, np.ndarray]):
+        super().__init__()
+        self.carry, self.records = carry, records
+
+
+CARRY = Carry(LANES, PartitionSpec(None, "lanes"))
+
+
+class Engine:
+    """The compiled functions of the runs of one `make_run`.
+
+    Args:
+        make_run: values → task and optimizer.
+        observe: what is recorded of every update.
+        size: the most updates that one call of `advance` makes, ≥ 1.
+        in_lanes: whether the runs are in lanes; `values` then has arrays (lanes,) and `keys` has
+            arrays (seeds,). Otherwise there is one run with values () and keys ().
+        devices: with several, the lanes are divided evenly between them, and each device runs the
+            program that one of them alone would run with its lanes.
+        settle: the state that `begin` made → the state with the shardings that it is to keep; None
+            to leave them to the compiler.
+        divide: a batch of `Task.batch` → the batch with the sharding that it is to have.
+    """
+
+    def __init__(
+        self,
+        make_run: MakeRun,
+        *,
+        observe: Observe,
+        size: int,
+        in_lanes: bool,
+        devices: Sequence[jax.Device] = (),
+        settle: Callable[[Carry], Carry] | None = None,
+        divide: Callable[[Batch], Batch] = lambda batch: batch,
+    ):
+        self._make_run, self._observe, self._size = make_run, observe, size
+        self._in_lanes, self._settle, self._divide = in_lanes, settle, divide
+        self._spread = _between(devices) if len(devices) > 1 else lambda function, *specs: function
+        begin, self._update = self._begin_one, self._update_one
+        if in_lanes:
+            begin = _over_lanes_and_seeds(begin, (0, None), (None, 0))
+            axes = (0, None, 0, None, None), (None, 0, 0, None, None)
+            self._update = _over_lanes_and_seeds(self._update, *axes)
+        self._begin_all = begin
+        self.begin_program = jax.jit(self._spread(self._begin, (LANES, ALL), CARRY))
+        self._shardings: Carry | None = None
+
+    def begin(self, values: Tree, keys: Keys) -> Carry:
+        """Return the runs before their first update, and room for records."""
+        carry = self.begin_program(values, keys)
+        if self._settle is None:
+            return carry
+        carry = self._settle(carry)
+        self._shardings = jax.tree.map(lambda leaf: leaf.sharding, carry)
+        return carry
+
+    @cached_property
+    def loop_program(self) -> Any:
+        """The program that makes some updates with batches of `Task.batch`."""
+        return self._compiled(self._loop, (LANES, ALL, CARRY, ALL, ALL))
+
+    @cached_property
+    def call_program(self) -> Any:
+        """The program that makes one update with a batch that it is given."""
+        return self._compiled(self._call, (LANES, ALL, CARRY, ALL, ALL, ALL))
+
+    def advance(
+        self,
+        carry: Carry,
+        values: Tree,
+        keys: Keys,
+        first: int,
+        stop: int,
+        *,
+        batches: Iterator[Batch] | None = None,
+    ) -> tuple[Carry, dict[str, np.ndarray]]:
+        """Make the updates `first` … `stop` − 1; the state passed in is donated.
+
+        Args:
+            carry: the runs before the first of these updates.
+            values: the values of each lane.
+            keys: the keys of each seed.
+            first: the first update, counted from 0.
+            stop: the update to stop before, at most `size` later.
+            batches: the batches of these updates, on the device; None for those of `Task.batch`.
+
+        Returns:
+            The runs, and the records, name → (updates,) or (lanes, seeds, updates).
+
+        Raises:
+            Unfinished: the batches failed, with that error as its cause.
+        """
+        count = stop - first
+        if batches is None:
+            carry = self.loop_program(values, keys, carry, np.int32(first), np.int32(count))
+            return carry, _records(carry, count)
+        for i in range(count):
+            try:
+                batch = next(batches)
+            except ValueError as error:
+                raise Unfinished(carry, _records(carry, i)) from error
+            carry = self.call_program(values, keys, carry, np.int32(first), np.int32(i), batch)
+            if i % IN_FLIGHT == IN_FLIGHT - 1:
+                jax.block_until_ready(carry.records)
+        return carry, _records(carry, count)
+
+    def _compiled(self, function: Callable, in_specs: tuple) -> Any:
+        options = {} if self._shardings is None else {"out_shardings": self._shardings}
+        return jax.jit(self._spread(function, in_specs, CARRY), donate_argnums=2, **options)
+
+    def _begin(self, values: Tree, keys: Keys) -> Carry:
+        runs = self._begin_all(values, keys)
+        observe, shape = self._observe, ()
+        if self._in_lanes:
+            observe, shape = jax.vmap(jax.vmap(observe)), (_length(values), _length(keys))
+        observed = jax.eval_shape(observe, runs.opt_state, jnp.zeros(shape, float))
+        records = {k: jnp.zeros((self._size, *x.shape), x.dtype) for k, x in observed.items()}
+        return Carry(runs, records)
+
+    def _loop(self, values: Tree, keys: Keys, carry: Carry, first: Array, count: Array) -> Carry:
+        def body(i: Array, carry: Carry) -> Carry:
+            return self._call(values, keys, carry, first, i, None)
+
+        return lax.fori_loop(0, count, body, carry)
+
+    def _call(
+        self, values: Tree, keys: Keys, carry: Carry, first: Array, i: Array, batch: Batch | None
+    ) -> Carry:
+        runs, observed = self._update(values, keys, carry.runs, first + i, batch)
+        records = {name: x.at[i].set(observed[name]) for name, x in carry.records.items()}
+        return Carry(runs, records)
+
+    def _begin_one(self, values: Tree, keys: Keys) -> TrainState:
+        run = _loop.begin(*self._make_run(values), keys)
+        # Numbers that are not arrays would have a weak type before the first update, and the
+        # program that updates them would be compiled twice.
+        return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.result_type(leaf)), run)
+
+    def _update_one(
+        self, values: Tree, keys: Keys, run: TrainState, step: Array, batch: Batch | None
+    ) -> tuple[TrainState, dict[str, Array]]:
+        task, tx = self._make_run(values)
+        if batch is None:
+            batch = self._divide(task.batch(keys.batch, step))
+        noise = jax.random.fold_in(keys.noise, step)
+        run, loss = _loop.update_on(task, tx, run, batch, noise)
+        return run, self._observe(run.opt_state, loss)
+
+
+def _records(carry: Carry, count: int) -> dict[str, np.ndarray]:
+    """Return the first of the records, with updates as the last axis."""
+    records = jax.device_get(carry.records)
+    return {name: np.moveaxis(record[:count], 0, -1) for name, record in records.items()}
+
+
+def _length(tree: Tree) -> int:
+    return len(jax.tree.leaves(tree)[0])
+
+
+def _between(devices: Sequence[jax.Device]) -> Callable:
+    """Return what divides the lanes of a function between devices, by its specs."""
+    mesh = Mesh(np.array(devices), ("lanes",))
+
+    def spread(function: Callable, in_specs: tuple, out_specs: Any) -> Callable:
+        # No check of what is alike on all devices, because tasks may call what it cannot trace.
+        options = {"in_specs": in_specs, "out_specs": out_specs, "check_vma": False}
+        return jax.shard_map(function, mesh=mesh, **options)
+
+    return spread
+
+
+def _over_lanes_and_seeds(function: Callable, lane_axes: tuple, seed_axes: tuple) -> Callable:
+    """Map over lanes, then over seeds; an axis of None marks an argument that does not vary."""
+    return jax.vmap(jax.vmap(function, in_axes=seed_axes), in_axes=lane_axes)

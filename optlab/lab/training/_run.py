@@ -1,0 +1,269 @@
+"""One run, from evaluation to evaluation: its state, its curves, and what comes next."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from optlab._inspect import hyperparams
+from optlab._types import Array, Tree
+from optlab.lab.data import Batches, read_once
+from optlab.lab.tasks._task import Task
+from optlab.lab.training import _loop
+from optlab.lab.training._early_stopping import EarlyStopping
+from optlab.lab.training._engine import Carry, Engine, Unfinished
+from optlab.lab.training._evaluation import Evaluator
+from optlab.lab.training._history import History
+from optlab.lab.training._interval import next_stop
+from optlab.lab.training._loop import Keys, TrainState
+from optlab.lab.training._results import Control, Evaluation, Run
+from optlab.lab.training._sharding import Sharding
+from optlab.wrappers._monitor import monitored
+
+
+class State(NamedTuple):
+    """The state that a run carries between evaluations; checkpoints store all of it."""
+
+    run: TrainState
+    stopper: EarlyStopping | None
+
+
+class Position(NamedTuple):
+    """The position of a run: updates done, its state, and its curves by name.
+
+    The curves "loss", "learning_rate", "rates/…" and "monitored/…" have a number for each update;
+    "steps", "train/…" and "validation/…" have one for each evaluation. Before the first evaluation
+    there are no curves.
+    """
+
+    step: int
+    state: State
+    curves: dict[str, np.ndarray]
+
+
+class RunLoop:
+    """The compiled programs of one run, which advance it from position to position.
+
+    Args:
+        who: the public name that errors begin with.
+        task: the problem.
+        tx: the optimizer.
+        keys: the keys of the run.
+        eval_every: updates between evaluations.
+        source: the batches of the task's loader; None if it has none.
+        sharding: how the run is divided over devices.
+    """
+
+    def __init__(
+        self,
+        who: str,
+        task: Task,
+        tx: optax.GradientTransformation,
+        keys: Keys,
+        *,
+        eval_every: int,
+        source: Batches | None,
+        sharding: Sharding,
+    ):
+        self._task, self._keys, self._every, self._source = task, keys, eval_every, source
+        self._sharding = sharding
+        self._engine = Engine(
+            lambda values: (task, tx),
+            observe=observe,
+            size=eval_every,
+            in_lanes=False,
+            settle=sharding.settler(tx),
+            divide=sharding.divide,
+        )
+
+        def read(split: str) -> Iterator[tuple[Tree, int]]:
+            return read_once(who, task.name, split, task.splits[split], timeout=task.timeout)
+
+        self._evaluator = Evaluator(who, task, batches=read)
+        # A task without data is validated on the objective itself.
+        self._splits = [name for name in task.splits if name != "test"] or [None]
+        self._judge = jax.jit(_judge)
+        self.place: bytes | None = None
+        self.partial: Position | None = None
+        self._stream: Iterator[Tree] | None = None
+
+    def start(self, early_stopping: EarlyStopping | None) -> Position:
+        """Return the position before the first evaluation."""
+        carry = self._engine.begin((), self._keys)
+        self._records = carry.records
+        stopper = early_stopping and early_stopping.keeping(_params_and_state(carry.runs))
+        return Position(0, State(carry.runs, stopper), {})
+
+    def finish(self, position: Position, steps: int, reason: str | None) -> Run:
+        """Return the result of the run."""
+        step, (run, stopper), curves = position
+        reason = reason or reason_to_end(position, steps) or "all updates done"
+        if stopper is not None:
+            run = _with_params_and_state(run, stopper.best_params)
+            step = int(curves["steps"][max(0, int(stopper.best_check) - 1)])
+        test = self._evaluate(run, "test") if "test" in self._task.splits else {}
+        return Run(
+            params=run.params,
+            model_state=run.model_state,
+            opt_state=run.opt_state,
+            history=history(self._task, curves),
+            step=step,
+            reason=reason,
+            test={name: float(value) for name, value in test.items()},
+        )
+
+    def go_on(self, position: Position, steps: int) -> Position:
+        """Return the position at the next evaluation; the old position can no longer be used."""
+        first, (run, stopper), curves = position
+        stop = next_stop(first, self._every, steps) if curves else 0
+        carry = Carry(run, self._records)
+        try:
+            carry, new = self._engine.advance(
+                carry, (), self._keys, first, stop, batches=self._stream
+            )
+        except Unfinished as error:
+            run, self._records = error.carry
+            curves = _joined(curves, error.records)
+            step = first + len(error.records["loss"])
+            self.partial = Position(step, State(run, stopper), curves)
+            raise error.__cause__ from error.__cause__.__cause__
+        run, self._records = carry
+        new["steps"] = np.array([stop])
+        for split in self._splits:
+            metrics = self._evaluate(run, split)
+            new |= {f"{split or 'validation'}/{k}": value[None] for k, value in metrics.items()}
+        if stopper is not None:
+            score = new[f"validation/{self._task.score}"][0]
+            stopper = self._judge(stopper, score, run)
+        return Position(stop, State(run, stopper), _joined(curves, new))
+
+    def _evaluate(self, run: TrainState, split: str | None) -> dict[str, np.ndarray]:
+        return self._evaluator(run.params, run.model_state, split)
+
+    @contextmanager
+    def batches(self, start: int, steps: int) -> Iterator[None]:
+        """Read batches of the loader from an update on, if there is a loader, in this context."""
+        if self._source is None or start >= steps:
+            yield
+            return
+        every = self._every
+        stream = self._source.read(
+            start=start,
+            place=self.place,
+            stop=steps,
+            move=self._sharding.move,
+            save_at=lambda read: read % every == 0 or read == steps,
+        )
+        with stream as pairs:
+            self._stream = self._at_their_places(pairs)
+            yield
+
+    def _at_their_places(self, pairs: Iterator[tuple[Tree, bytes | None]]) -> Iterator[Tree]:
+        for batch, place in pairs:
+            self.place = place
+            yield batch
+
+
+def evaluation_at(position: Position, steps: int, seconds: float, control: Control) -> Evaluation:
+    """Return the argument of callbacks for a position."""
+    curves = position.curves
+    since = int(curves["steps"][-2]) if len(curves["steps"]) > 1 else 0
+    rates = curves.get("learning_rate", np.zeros(0))
+    return Evaluation(
+        step=position.step,
+        steps=steps,
+        losses=curves["loss"][since:],
+        learning_rate=float(rates[-1]) if rates.size else None,
+        train=_latest("train", curves),
+        validation=_latest("validation", curves),
+        monitored=_latest("monitored", curves),
+        seconds=seconds,
+        control=control,
+    )
+
+
+def _joined(curves: Mapping[str, np.ndarray], new: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Return the curves, with new numbers at the end of those that have some."""
+    both = curves.keys() & new.keys()
+    return {**curves, **new} | {name: np.concatenate([curves[name], new[name]]) for name in both}
+
+
+def history(task: Task, curves: Mapping[str, np.ndarray]) -> History:
+    """Return the curves of a run as a `History`."""
+    return History(
+        loss=curves["loss"],
+        steps=curves["steps"],
+        train=_under("train", curves),
+        validation=_under("validation", curves),
+        learning_rate=curves.get("learning_rate"),
+        rates=_under("rates", curves),
+        monitored=_under("monitored", curves),
+        score=task.score,
+        maximize=task.maximize,
+    )
+
+
+def observe(opt_state: optax.OptState, loss: Array) -> dict[str, Array]:
+    """Return the record of an update: the loss before it, the rates, and the monitored values."""
+    observed = {f"monitored/{name}": value for name, value in monitored(opt_state).items()}
+    observed["loss"] = jnp.asarray(loss, float)
+    rates = learning_rates(opt_state)
+    if rates:
+        observed["learning_rate"] = jnp.max(jnp.stack(list(rates.values())))
+    if len(rates) > 1:
+        observed |= {f"rates/{group}": rate for group, rate in rates.items()}
+    return observed
+
+
+def learning_rates(opt_state: optax.OptState) -> dict[str, Array]:
+    """Return the rate of each parameter group, including the scale of `reduce_on_plateau`."""
+    values_by_name = hyperparams(opt_state)
+    rates = {}
+    for name, rate in values_by_name.items():
+        *group, own = name.split("/")
+        if own == "learning_rate":
+            scale = "/".join([*group, "scale"])
+            factor = values_by_name.get(scale, values_by_name.get("scale", 1.0))
+            rates["/".join(group)] = rate * factor
+    return rates
+
+
+def _judge(stopper: EarlyStopping, score: Array, run: TrainState) -> EarlyStopping:
+    return stopper.update(score, _params_and_state(run))
+
+
+def _params_and_state(run: TrainState) -> tuple[Tree, Tree]:
+    """Return the parts of a run that early stopping stores."""
+    return run.params, _loop.without_keys(run.model_state)
+
+
+def _with_params_and_state(run: TrainState, best: tuple[Tree, Tree]) -> TrainState:
+    params, model_state = best
+    model_state = _loop.with_keys(model_state, run.model_state)
+    return run._replace(params=params, model_state=model_state)
+
+
+def reason_to_end(position: Position, steps: int) -> str | None:
+    """Say why the run ends here; None if it goes on."""
+    bad = np.flatnonzero(~np.isfinite(position.curves.get("loss", np.zeros(0))))
+    if bad.size:
+        return f"the loss was not finite at update {bad[0] + 1}"
+    stopper = position.state.stopper
+    if stopper is not None and stopper.should_stop:
+        return f"early stopping: {stopper.reason}"
+    return "all updates done" if position.curves and position.step >= steps else None
+
+
+def _under(prefix: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return the arrays whose names begin with "prefix/", by the rest of their names."""
+    start = f"{prefix}/"
+    return {k.removeprefix(start): x for k, x in arrays.items() if k.startswith(start)}
+
+
+def _latest(prefix: str, curves: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """Return the last number of each curve that `_under` returns and that has one."""
+    return {name: float(x[-1]) for name, x in _under(prefix, curves).items() if x.size}
