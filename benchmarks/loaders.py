@@ -27,7 +27,7 @@ import argparse
 import os
 import time
 
-os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false")
+os.environ.setdefault("NPROC", "1")  # the threads with which XLA computes
 
 import jax
 import jax.numpy as jnp
