@@ -119,7 +119,7 @@ TABLES = {
 }
 UNSEEN = {"rosenbrock": rosenbrock, "noisy-quadratic": noisy_quadratic}
 GROUPS = {"built-in tasks": BUILT_IN, "tables": TABLES, "unseen tasks": UNSEEN}
-SMALLER = {"digits-cnn": {"rates": GRID[::2], "seeds": 2, "num_steps": 100}}
+SMALLER = {"digits-cnn": {"rates": GRID[::2], "seeds": 2, "steps": 100}}
 """Options of tasks that take too long at full size."""
 
 
@@ -135,14 +135,14 @@ def suggestions(task, make):
 def judge(task, make, **options):
     """Return the best rate of the grid, and method → (rate, loss ratio, decades)."""
     suggested_rates = suggestions(task, make)
-    options = {"rates": GRID, "seeds": 3, "num_steps": task.num_steps, **options}
+    options = {"rates": GRID, "seeds": 3, "steps": task.num_steps, **options}
     grid = options.pop("rates")
     extra_rates = [rate for rate in suggested_rates.values() if rate is not None]
     runs = compare(
         task,
         {"x": make},
         rates=np.concatenate([grid, extra_rates]),
-        eval_every=options["num_steps"],
+        eval_every=options["steps"],
         **options,
     ).runs["x"]
     final = runs.validation["loss"][..., -1].astype(float)

@@ -102,7 +102,7 @@ def main() -> None:
         {"one cycle": with_one_cycle, "constant": with_constant_rate},
         rates=RATES,
         seeds=NUM_SEEDS,
-        num_steps=NUM_UPDATES,
+        steps=NUM_UPDATES,
         eval_every=10,
     )
     rates = {row.optimizer: row.rate for row in comparison.rows()}

@@ -1,6 +1,9 @@
 """`optlab compare`: train with several optimizers over a grid of learning rates."""
 
 import argparse
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +25,10 @@ from optlab.cli._options import (
     optimizer_list,
     rates,
 )
-from optlab.cli._output import check_writable_folder, log, progress, require, write_errors
+from optlab.cli._output import check_writable_folder, log, require, write_errors
 from optlab.cli._task_errors import task_errors
 from optlab.cli._tasks import make_task
-from optlab.lab import Comparison, Task, compare
+from optlab.lab import Comparison, Task, Trial, compare
 from optlab.lab.tasks import valley_height
 from optlab.registry import BY_NAME, OPTIMIZERS
 
@@ -67,6 +70,12 @@ def add(commands: Commands) -> None:
         metavar="SCORE",
         help="report how many updates it takes to reach this score (default: the task's)",
     )
+    parser.add_argument(
+        "--results",
+        type=Path,
+        metavar="FILE",
+        help="store trials in this SQLite file as they end, and continue from it (default: none)",
+    )
     add_out_folder(parser, "optlab-compare", "results.json and the plots")
     add_json(parser)
 
@@ -79,32 +88,31 @@ def run(options: argparse.Namespace) -> None:
     with task_errors(options.task), value_errors():
         optimizers = _that_fit(task, optimizers, all_must=bool(options.optimizers))
     options.optimizers = list(optimizers)
-    num_steps = options.steps or task.num_steps
+    steps = options.steps or task.num_steps
     require("compare", "matplotlib", "rich")
     check_writable_folder(options.out)
     log(
         f"{task.name}: {len(optimizers)} optimizers × {len(options.rates)} rates × "
-        f"{options.seeds} seeds, {num_steps} updates each"
+        f"{options.seeds} seeds, {steps} updates each"
     )
-    with (
-        task_errors(options.task),
-        value_errors(),
-        progress(list(optimizers), num_steps) as on_progress,
-    ):
+    terminal = sys.stderr.isatty()
+    with task_errors(options.task), value_errors():
         comparison = compare(
             task,
             optimizers,
             rates=options.rates,
             seeds=options.seeds,
-            num_steps=num_steps,
+            steps=steps,
             target=options.target,
-            on_progress=on_progress,
+            results=options.results,
+            progress=terminal,
+            callbacks=() if terminal else (_log_optimizers(len(options.rates)),),
         )
     arguments = {
         name: getattr(options, name)
         for name in ("task", "optimizers", "rates", "seeds", "batch_size", "target")
     }
-    results = comparison.to_json(options={**arguments, "steps": num_steps})
+    results = comparison.to_json(options={**arguments, "steps": steps})
     if options.json:
         print(results)
     else:
@@ -131,6 +139,21 @@ def _that_fit(task: Task, optimizers: dict[str, Any], all_must: bool) -> dict[st
         else:
             fitting[name] = make
     return fitting
+
+
+def _log_optimizers(rates: int) -> Callable[[Trial], None]:
+    """Return a callback that writes a line when all trials of an optimizer have ended."""
+    began, ended = time.perf_counter(), 0
+
+    def on_trial(trial: Trial) -> None:
+        nonlocal began, ended
+        ended += 1
+        if ended % rates == 0:
+            now = time.perf_counter()
+            log(f"{trial.values['optimizer']}: {now - began:.1f} s")
+            began = now
+
+    return on_trial
 
 
 def write(comparison: Comparison, results: str, folder: Path, *, paths: bool) -> str:

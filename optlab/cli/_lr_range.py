@@ -1,6 +1,7 @@
 """`optlab lr-range`: raise the learning rate over a short run and suggest where to train."""
 
 import argparse
+import sys
 
 from optlab.cli._errors import UsageError, check_known, look_up, value_errors
 from optlab.cli._options import (
@@ -70,11 +71,16 @@ def run(options: argparse.Namespace) -> None:
     _check(options)
     task = make_task(options.task)
     check_plot_format(options.out)
-    require("lr-range", "matplotlib")
+    require("lr-range", "matplotlib", "rich")
     check_writable_file(options.out)
     names = ("min_lr", "max_lr", "steps", "seeds", "mode")
     with task_errors(options.task), value_errors():
-        result = lr_range_test(task, optimizer, **{name: getattr(options, name) for name in names})
+        result = lr_range_test(
+            task,
+            optimizer,
+            progress=sys.stderr.isatty(),
+            **{name: getattr(options, name) for name in names},
+        )
     label = f"{options.optimizer} on {task.name}"
     text = result.to_json(optimizer=options.optimizer)
     if options.json:

@@ -6,8 +6,7 @@ Everything that can fail is checked before the work begins, so that no result is
 import importlib
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -66,39 +65,3 @@ def write_errors(path: Path, what: str = "folder") -> Iterator[None]:
 def log(line: str) -> None:
     """Print a line on stderr without delay."""
     print(line, file=sys.stderr, flush=True)
-
-
-@contextmanager
-def progress(labels: Sequence[str], num_steps: int) -> Iterator[Callable[[str, int], None]]:
-    """Show the progress of the runs: a bar on a terminal, else a line as each optimizer ends.
-
-    Yields:
-        A function of the label of the current runs and the number of their updates.
-    """
-    if not sys.stderr.isatty():
-        yield _line_progress(num_steps)
-        return
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        bar_task = bar.add_task(f"compiling {labels[0]}", total=len(labels) * num_steps)
-
-        def on_progress(label: str, step: int) -> None:
-            done = labels.index(label) * num_steps + step
-            bar.update(bar_task, description=label, completed=done)
-
-        yield on_progress
-
-
-def _line_progress(num_steps: int) -> Callable[[str, int], None]:
-    began = time.perf_counter()
-
-    def on_progress(label: str, step: int) -> None:
-        nonlocal began
-        if step == num_steps:
-            now = time.perf_counter()
-            log(f"{label}: {now - began:.1f} s")
-            began = now
-
-    return on_progress

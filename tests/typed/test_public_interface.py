@@ -169,7 +169,7 @@ def test_the_lab_returns_results_with_known_fields(tmp_path: Path):
     assert_type(lab.EarlyStopping(patience=2).update(1.0).reason, str | None)
     test = lab.lr_range_test(task, optlab.adam, steps=10, seeds=1)
     assert_type(test.suggested_max, float | None)
-    comparison = lab.compare(task, {"adam": optlab.adam}, rates=[0.1], seeds=1, num_steps=2)
+    comparison = lab.compare(task, {"adam": optlab.adam}, rates=[0.1], seeds=1, steps=2)
     assert_type(comparison, lab.Comparison)
     assert_type(comparison.rows()[0].rate, float | None)
 

@@ -1,25 +1,40 @@
 """`compare`: which optimizer is best on a task, at which rate, and how much the rate matters."""
 
 import json
+import math
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from optlab import _checks
+from optlab._divergence import has_diverged
 from optlab._report import aligned, number, strict, versions
 from optlab.lab.comparison._rows import Row, summarize
-from optlab.lab.comparison._runs import MakeOptimizer, Runs, train_grid
-from optlab.lab.tasks._check_task import check_task
+from optlab.lab.comparison._runs import MakeOptimizer, Runs
+from optlab.lab.sweeps._recipe import name_of
+from optlab.lab.sweeps._record import Record
+from optlab.lab.sweeps._store import Store
+from optlab.lab.sweeps._trial import COMPLETE, DIVERGED, Trial
+from optlab.lab.tasks._check_task import batch_size, check_task
 from optlab.lab.tasks._task import Task
-from optlab.lab.training._loop import checked_seeds
+from optlab.lab.training._interval import evaluation_interval
+from optlab.lab.training._loop import checked_seeds, seed_keys
+from optlab.lab.training._progress import Show, progress_bar
+from optlab.lab.training._runner import Curves, Fixed, TrialRuns, default_lanes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+_WHO = "compare"
+
 EVALUATIONS = 30
-"""The number of evaluations in a run, if neither the caller nor the task sets `eval_every`."""
+"""The most intervals of a run, if neither the caller nor the task sets `eval_every`."""
 
 
 @dataclass(frozen=True)
@@ -167,16 +182,20 @@ def compare(
     *,
     rates: Sequence[float],
     seeds: int | Sequence[int] = 3,
-    num_steps: int | None = None,
+    steps: int | None = None,
     eval_every: int | None = None,
     target: float | None = None,
-    on_progress: Callable[[str, int], None] | None = None,
+    results: str | Path | None = None,
+    lanes: int | None = None,
+    memory: float | None = None,
+    callbacks: Sequence[Callable[[Trial], None]] = (),
+    progress: bool = False,
 ) -> Comparison:
     """Train with every optimizer, at every rate and from every seed, and judge all alike.
 
-    All runs of one optimizer are one compiled program. Runs of the same seed share their
-    initialization, batches and random keys. Rates are chosen by the validation score at the end of
-    training; the test score is only reported.
+    Runs of the same seed share their initialization, batches and random keys. Rates are chosen by
+    the validation score at the end of training; the test score is only reported. Each rate is a
+    trial, and the trials of an optimizer run in lanes, as in `sweep`.
 
     Args:
         task: the problem.
@@ -184,14 +203,25 @@ def compare(
             `optax.adam`, or `lambda rate: adamw(warmup_cosine(rate, …))`.
         rates: positive, in any order.
         seeds: the number of seeds, counted from 0, or the seeds themselves.
-        num_steps: updates per run, ≥ 1; None for the task's own number.
-        eval_every: updates between evaluations, ≥ 1; None for the task's own number.
+        steps: updates per run, ≥ 1; None for the task's own number.
+        eval_every: updates between evaluations, ≥ 1; None for the task's own number, or else a
+            thirtieth of the run, or as much longer as lets all evaluations take a fifth of the run
+            at most, by the number of examples.
         target: a score; the updates until it is first reached are reported. None for the task's
             own target.
-        on_progress: called with the label and the updates done, at each evaluation.
+        results: an SQLite file in which trials are stored as they end. A comparison that was
+            stopped in any way continues from this file when it is called again with the same
+            arguments. Tasks and optimizers are compared by name only. None for no file.
+        lanes: as for `sweep`.
+        memory: as for `sweep`.
+        callbacks: each is called with every `Trial` as it ends, with the values "optimizer" and
+            "learning_rate".
+        progress: whether to show a progress bar on stderr.
 
     Raises:
-        ValueError: there is nothing to compare, or a rate, a seed or a number is out of range.
+        ModuleNotFoundError: rich, for `progress`, is not installed.
+        ValueError: there is nothing to compare, a rate, a seed or a number is out of range, or
+            `results` belongs to another comparison.
 
     Example:
         >>> import optax
@@ -201,41 +231,113 @@ def compare(
         >>> [row.rate for row in comparison.rows()]
         [0.01, 1.0]
     """
-    num_steps = task.num_steps if num_steps is None else num_steps
+    source = check_task(_WHO, task)
+    seeds, rates = checked_seeds(_WHO, seeds), _checked_rates(rates)
+    steps = task.num_steps if steps is None else steps
+    _checks.check_integer(_WHO, "steps", steps, 1)
     if eval_every is None:
-        eval_every = task.eval_every or -(-num_steps // EVALUATIONS)
-    seeds = checked_seeds("compare", seeds)
-    rates = _checked_rates(rates)
-    _checks.check_integer("compare", "num_steps", num_steps, 1)
-    _checks.check_integer("compare", "eval_every", eval_every, 1)
-    check_task("compare", task)
+        size = batch_size(task, source)
+        eval_every = evaluation_interval(task, steps, batch_size=size, most=EVALUATIONS)
+    _checks.check_integer(_WHO, "eval_every", eval_every, 1)
+    if lanes is not None:
+        _checks.check_integer(_WHO, "lanes", lanes, 1)
+    if memory is not None:
+        _checks.check_number(_WHO, "memory", memory, _checks.POSITIVE)
+    if not isinstance(callbacks, Sequence) or not all(map(callable, callbacks)):
+        _checks.fail(_WHO, "callbacks must be a sequence of functions", repr(callbacks))
     if not optimizers:
-        _checks.fail("compare", "optimizers must name at least one", "none")
-    runs = train_grid(
-        task,
-        optimizers,
-        rates=rates,
-        seeds=seeds,
-        num_steps=num_steps,
-        eval_every=eval_every,
-        on_progress=on_progress,
-    )
+        _checks.fail(_WHO, "optimizers must name at least one", "none")
+    # Python integers, because NumPy integers cannot be stored as JSON.
+    steps, eval_every, lanes = int(steps), int(eval_every), int(lanes or default_lanes())
+    about = {
+        "task": task.name,
+        "optimizers": {label: name_of(make) for label, make in optimizers.items()},
+        "rates": rates.tolist(),
+        "seeds": seeds.tolist(),
+        "steps": steps,
+        "eval_every": eval_every,
+        "lanes": lanes,
+        "score": task.score,
+    }
+    total = len(optimizers) * len(rates) * steps
+    with (
+        closing(Store(_WHO, results, about, what="comparison")) as store,
+        progress_bar(_WHO, progress, total) as show,
+    ):
+        record = Record(store, callbacks)
+        runs = {}
+        for index, (label, make_optimizer) in enumerate(optimizers.items()):
+            began = time.perf_counter()
+            bar = _Bar(show, label, index * len(rates) * steps)
+            trials = TrialRuns(
+                _WHO,
+                Fixed(task, make_optimizer),
+                {"rate": float},
+                keys=seed_keys(jnp.asarray(seeds)),
+                eval_every=eval_every,
+                lanes=lanes,
+                memory=memory,
+                on_updates=bar.on_updates,
+                tests=True,
+            )
+            first = index * len(rates)
+            points = [(first + i, {"rate": rate}) for i, rate in enumerate(rates.tolist())]
+            with closing(trials.run(points, steps, skip=record.ended)) as running:
+                for chunk in running:
+                    record.add(
+                        _trial(task, label, number, rates[number - first], curves)
+                        for number, curves in chunk.items()
+                    )
+            runs[label] = Runs.of(
+                [record.ended[number] for number, _ in points],
+                seeds=seeds,
+                score=task.score,
+                seconds=time.perf_counter() - began,
+            )
     return Comparison(
         task=task.name,
         split="validation" if task.splits else None,
         score=task.score,
         maximize=task.maximize,
         target=task.target if target is None else target,
-        runs=dict(runs),
+        runs=runs,
+    )
+
+
+class _Bar:
+    """What the progress bar of a comparison shows: the optimizer whose trials run."""
+
+    def __init__(self, show: Show, label: str, done: int):
+        self._show, self._label, self._done = show, label, done
+
+    def on_updates(self, updates: int) -> None:
+        """Count the updates of some trials."""
+        self._done += updates
+        self._show(self._done, self._label)
+
+
+def _trial(task: Task, label: str, number: int, rate: float, curves: Curves) -> Trial:
+    values = {"optimizer": label, "learning_rate": float(rate)}
+    loss, scores = (curves.validation[name] for name in ("loss", task.score))
+    diverged = has_diverged([curves.train_loss, loss], scores).any()
+    return Trial(
+        number,
+        values,
+        DIVERGED if diverged else COMPLETE,
+        steps=curves.steps,
+        train_loss=curves.train_loss,
+        validation=curves.validation,
+        score=math.nan if diverged else float(scores[:, -1].mean(dtype=float)),
+        test=curves.test,
     )
 
 
 def _checked_rates(rates: Sequence[float]) -> np.ndarray:
     checked = np.unique(np.asarray(rates, np.float64))
     if checked.size == 0:
-        _checks.fail("compare", "rates must hold at least one", "none", "pass rates such as 1e-3")
+        _checks.fail(_WHO, "rates must hold at least one", "none", "pass rates such as 1e-3")
     for rate in checked:
-        _checks.check_number("compare", "each of rates", rate, _checks.POSITIVE, dtype=np.float32)
+        _checks.check_number(_WHO, "each of rates", rate, _checks.POSITIVE, dtype=np.float32)
     return checked
 
 

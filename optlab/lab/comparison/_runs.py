@@ -1,25 +1,17 @@
-"""Train at every rate and from every seed at once: one compiled program per optimizer.
+"""`Runs`: the runs of one optimizer over a grid of rates and seeds.
 
-Arrays over a grid of runs are (rates, seeds, …); each rate is a lane.
+Arrays are (rates, seeds, …).
 """
 
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from itertools import pairwise
-from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
 from optlab._divergence import has_diverged
 from optlab._types import Array
-from optlab.lab.tasks._task import Task
-from optlab.lab.training._lanes import make_lanes
-from optlab.lab.training._loop import TrainState, run_keys, step_data
+from optlab.lab.sweeps._trial import Trial
 
 MakeOptimizer = Callable[[Array], optax.GradientTransformation]
 """A function of the learning rate, a () float that may be traced."""
@@ -49,7 +41,6 @@ class Runs:
     validation: Mapping[str, np.ndarray]
     test: Mapping[str, np.ndarray]
     seconds: float
-
     score: str = "loss"
 
     @property
@@ -84,71 +75,29 @@ class Runs:
         means = np.full(len(totals), np.nan)
         return np.divide(totals, converged.sum(axis=1), out=means, where=self.eligible())
 
+    @classmethod
+    def of(
+        cls, trials: Sequence[Trial], *, seeds: np.ndarray, score: str, seconds: float
+    ) -> "Runs":
+        """Return the runs of trials that differ in the learning rate alone, in ascending order.
 
-def train_grid(
-    task: Task,
-    optimizers: Mapping[str, MakeOptimizer],
-    *,
-    rates: np.ndarray,
-    seeds: Sequence[int],
-    num_steps: int,
-    eval_every: int,
-    on_progress: Callable[[str, int], None] | None = None,
-) -> Iterator[tuple[str, Runs]]:
-    """Yield each optimizer's label and runs, as soon as they end.
-
-    Args:
-        task: the problem.
-        optimizers: label → a function of the rate, which is traced.
-        rates: (rates,) float.
-        seeds: for each of them, a run with the key `jax.random.key(seed)`.
-        num_steps: updates per run, ≥ 1.
-        eval_every: updates between two evaluations, ≥ 1; the last interval may be shorter.
-        on_progress: called with the label and the updates done, at each evaluation.
-    """
-    steps = np.append(np.arange(0, num_steps, eval_every), num_steps)
-    lane_rates, lane_seeds = jnp.asarray(rates), jnp.asarray(seeds)
-    first_losses = jax.jit(jax.vmap(partial(_first_loss, task)))(lane_seeds)
-    # Evaluation does not depend on the optimizer, so that all optimizers share one compilation.
-    evaluate = make_lanes(lambda rate: (task, optax.identity())).evaluate
-    validation_data = task.splits["validation"] if task.splits else None
-
-    def score(runs: TrainState, data: Any) -> Mapping[str, np.ndarray]:
-        return jax.device_get(evaluate(runs._replace(opt_state=()), lane_rates, data))
-
-    for label, make_optimizer in optimizers.items():
-        began = time.perf_counter()
-        lanes = make_lanes(partial(_make_run, task, make_optimizer))
-        runs = lanes.begin(lane_rates, lane_seeds)
-        losses = [np.broadcast_to(first_losses, (len(rates), len(seeds)))]
-        metrics = [score(runs, validation_data)]
-        for first, stop in pairwise(steps):
-            runs, loss = lanes.advance(runs, lane_rates, lane_seeds, first, stop)
-            losses.append(np.asarray(loss))
-            metrics.append(score(runs, validation_data))
-            if on_progress:
-                on_progress(label, int(stop))
-        results = Runs(
-            rates=np.asarray(rates),
-            seeds=np.asarray(seeds),
-            steps=steps,
-            train_loss=np.stack(losses, axis=-1),
-            validation=jax.tree.map(lambda *values: np.stack(values, axis=-1), *metrics),
-            test=score(runs, task.splits["test"]) if "test" in task.splits else {},
-            seconds=time.perf_counter() - began,
-            score=task.score,
+        Args:
+            trials: at least one.
+            seeds: (seeds,) int.
+            score: the metric by which the runs are judged.
+            seconds: wall time.
+        """
+        first = trials[0]
+        return cls(
+            rates=np.array([trial.values["learning_rate"] for trial in trials]),
+            seeds=seeds,
+            steps=first.steps,
+            train_loss=np.stack([trial.train_loss for trial in trials]),
+            validation={
+                name: np.stack([trial.validation[name] for trial in trials])
+                for name in first.validation
+            },
+            test={name: np.stack([trial.test[name] for trial in trials]) for name in first.test},
+            seconds=seconds,
+            score=score,
         )
-        yield label, results
-
-
-def _make_run(
-    task: Task, make_optimizer: MakeOptimizer, rate: Array
-) -> tuple[Task, optax.GradientTransformation]:
-    return task, make_optimizer(rate)
-
-
-def _first_loss(task: Task, seed: Array) -> Array:
-    keys = run_keys(jax.random.key(seed))
-    params, model_state = task.init(keys.init)
-    loss, _ = task.loss(params, model_state, *step_data(task, keys, jnp.int32(0)))
-    return loss

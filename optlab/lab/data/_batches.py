@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import jax
+
 from optlab import _checks
 from optlab._types import Tree
 from optlab.lab.data._ahead import Ahead
@@ -172,6 +174,15 @@ class Batches:
         if self._thread is not None and not self._thread.join(self._timeout):
             got = f"one that is busy after {self._timeout:g} s"
             self._source.fail("must have ended its last read", got)
+
+    def first(self, number: int) -> list[Tree]:
+        """Return the first batches of a pass that is read for them alone.
+
+        Args:
+            number: how many, ≥ 1.
+        """
+        with self.read(stop=number, move=jax.device_put) as pairs:
+            return [batch for batch, _ in pairs]
 
     def _passes(self) -> Passes:
         return Passes(self._source, self._loader, beginning=self._beginning)

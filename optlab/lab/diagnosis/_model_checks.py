@@ -9,15 +9,14 @@ model that can learn from much data should also be able to memorize a single bat
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
-from typing import Any, NamedTuple
+from contextlib import closing
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax import lax
 
 from optlab import _checks
 from optlab._report import number
@@ -26,6 +25,7 @@ from optlab.lab.tasks._check_task import check_task
 from optlab.lab.tasks._task import Batch, Task
 from optlab.lab.training import _loop
 from optlab.lab.training._loop import Keys, checked_seeds
+from optlab.lab.training._runner import Fixed, TrialRuns
 from optlab.optimizers import adam
 
 LOWEST, HIGHEST = 0.9, 3.0
@@ -102,8 +102,9 @@ def check_initial_loss(task: Task, num_classes: int, *, seeds: int | Sequence[in
     who = "check_initial_loss"
     _checks.check_integer(who, "num_classes", num_classes, 2)
     seeds = checked_seeds(who, seeds)
-    check_task(who, task)
-    losses = np.asarray(jax.jit(jax.vmap(partial(_untrained, task)))(jnp.asarray(seeds)))
+    source = check_task(who, task)
+    first = BATCHES if source is None else source.first(BATCHES)
+    losses = _loop.losses_at_start(task, _loop.seed_keys(jnp.asarray(seeds)), first)
     guess = float(np.log(num_classes))
     if not np.isfinite(losses).all():
         bad = (~np.isfinite(losses)).any(axis=1).sum()
@@ -122,25 +123,12 @@ def check_initial_loss(task: Task, num_classes: int, *, seeds: int | Sequence[in
     )
     if LOWEST <= ratio <= HIGHEST:
         return Check(True, evidence)
-    return Check(False, evidence, _suspect_loss(task, ratio))
+    return Check(False, evidence, _suspect_loss(task, ratio, first))
 
 
-def _untrained(task: Task, seed: Array, share: float = 1.0) -> Array:
-    """Return the losses (batches,) before the first update, on a share of each batch."""
-    keys = _loop.run_keys(jax.random.key(seed))
-    params, model_state = task.init(keys.init)
-
-    def loss(step: Array) -> Array:
-        batch, key = _loop.step_data(task, keys, step)
-        batch = jax.tree.map(lambda x: x[: int(share * len(x))], batch) if share < 1 else batch
-        return task.loss(params, model_state, batch, key)[0]
-
-    return lax.map(loss, jnp.arange(BATCHES))
-
-
-def _suspect_loss(task: Task, ratio: float) -> str:
+def _suspect_loss(task: Task, ratio: float, batches: Sequence[Batch] | int) -> str:
     """Name the usual causes of an initial loss of `ratio` times log C."""
-    if ratio > HIGHEST and _is_sum(task):
+    if ratio > HIGHEST and _is_sum(task, batches):
         return (
             "the loss is a sum over the batch, not a mean: on half of a batch it is half as high."
         )
@@ -156,10 +144,13 @@ def _suspect_loss(task: Task, ratio: float) -> str:
     )
 
 
-def _is_sum(task: Task) -> bool:
+def _is_sum(task: Task, batches: Sequence[Batch] | int) -> bool:
     """Whether half of a batch gives about half the loss; False if a batch cannot be halved."""
     try:
-        whole, half = (jax.jit(partial(_untrained, task, share=x))(0).mean() for x in (1.0, 0.5))
+        keys = _loop.seed_keys(jnp.arange(1))
+        whole, half = (
+            _loop.losses_at_start(task, keys, batches, share=x).mean() for x in (1.0, 0.5)
+        )
     except Exception:  # the task's own code may not accept half of a batch
         return False
     return bool(0.25 < half / whole < 0.75)
@@ -192,7 +183,7 @@ def check_overfits_small_batch(
 
     The check passes if the accuracy on the batch reaches 99% in evaluation mode, or if the loss
     falls below a twentieth of its start in either mode. A model that cannot memorize a few examples
-    has a fault that more training will not repair. The check is one compiled program.
+    has a fault that more training will not repair.
 
     Args:
         task: the problem. Its accuracy is used if `evaluate` accepts a batch as its data and
@@ -210,53 +201,65 @@ def check_overfits_small_batch(
     _checks.check_integer(who, "steps", steps, 1)
     if tx is not None:
         _checks.check_transformation(who, tx)
-    check_task(who, task)
+    source = check_task(who, task)
     rates = RATES if tx is None else (None,)
     key = jax.random.key(0) if key is None else key
     _loop.check_key(who, key)
-    memory = jax.device_get(_memorize(task, tx, steps, _loop.run_keys(key)))
+    example = None if source is None else source.example
+    memory = _memorize(task, tx, steps, _loop.run_keys(key), example)
     return _judge(memory, rates, steps)
 
 
 def _memorize(
-    task: Task, tx: optax.GradientTransformation | None, steps: int, keys: Keys
+    task: Task,
+    tx: optax.GradientTransformation | None,
+    steps: int,
+    keys: Keys,
+    example: Batch | None,
 ) -> _Memory:
-    evaluate = _evaluator(task, keys)
-    make = adam if tx is None else lambda rate: tx
+    """Train on the first batch, with Adam at all rates, or with `tx`."""
+    batch = example
+    if batch is None:
+        batch = jax.jit(task.batch)(keys.batch, jnp.int32(0))
+    alone = replace(task, batch=lambda key, step: batch, loader=None)
+    rates = RATES if tx is None else (0.0,)
+    runs = TrialRuns(
+        "check_overfits_small_batch",
+        Fixed(alone, adam if tx is None else lambda rate: tx),
+        {"rate": float},
+        keys=jax.tree.map(lambda key: key[None], keys),
+        eval_every=steps,
+        lanes=len(rates),
+        evaluates=False,
+    )
+    points = [(trial, {"rate": rate}) for trial, rate in enumerate(rates)]
+    with closing(runs.run(points, steps, keep=True)) as running:
+        curves = {trial: part for chunk in running for trial, part in chunk.items()}
+    start = jax.jit(task.init)(keys.init)
+    evaluate = _evaluator(task, keys, batch)
+    before = evaluate(*start, batch)
+    memories = []
+    for trial, _ in points:
+        run = jax.tree.map(lambda x: x[0], runs.take(trial))
+        moved = jax.tree.map(lambda a, b: (a != b).any(), start[0], run.params)
+        after = evaluate(run.params, run.model_state, batch)
+        memories.append(_Memory(curves[trial].losses[0], before, after, moved))
+    return jax.tree.map(lambda *x: np.stack(x), *jax.device_get(memories))
 
-    @jax.jit
-    @partial(jax.vmap, in_axes=(0, None))
-    def lanes(rate: Array, keys: Keys) -> _Memory:
-        optimizer = make(rate)
-        start = _loop.begin(task, optimizer, keys)
-        batch, _ = _loop.step_data(task, keys, jnp.int32(0))
 
-        def update(run: _loop.TrainState, step: Array) -> tuple[_loop.TrainState, Array]:
-            noise = jax.random.fold_in(keys.noise, step)
-            return _loop.update_on(task, optimizer, run, batch, noise)
-
-        run, losses = lax.scan(update, start, jnp.arange(steps))
-        moved = jax.tree.map(lambda a, b: jnp.any(a != b), start.params, run.params)
-        before, after = (evaluate(x.params, x.model_state, batch) for x in (start, run))
-        return _Memory(losses, before, after, moved)
-
-    return lanes(jnp.asarray(RATES if tx is None else [0.0]), keys)
-
-
-def _evaluator(task: Task, keys: Keys) -> Callable[[Tree, Tree, Batch], Mapping[str, Array]]:
+def _evaluator(
+    task: Task, keys: Keys, batch: Batch
+) -> Callable[[Tree, Tree, Batch], Mapping[str, Array]]:
     """Return `task.evaluate`, or a function without metrics if it does not accept a batch."""
 
     def metrics(params: Tree, model_state: Tree, batch: Batch) -> Mapping[str, Array]:
         return dict(task.evaluate(params, model_state, batch))
 
-    def once(keys: Keys) -> Any:
-        return metrics(*task.init(keys.init), task.batch(keys.batch, jnp.int32(0)))
-
     try:
-        jax.eval_shape(once, keys)
+        jax.eval_shape(lambda keys: metrics(*task.init(keys.init), batch), keys)
     except Exception:  # the task's own code may not accept a batch
         return lambda params, model_state, batch: {}
-    return metrics
+    return jax.jit(metrics)
 
 
 def _judge(memory: _Memory, rates: Sequence[float | None], steps: int) -> Check:

@@ -30,11 +30,11 @@ from optlab.lab.ensembles._ensemble_report import EnsembleReport, make_report
 from optlab.lab.ensembles._members import stack, train_together
 from optlab.lab.sweeps._recipe import Recipe, traced_types
 from optlab.lab.sweeps._result import Sweep
-from optlab.lab.sweeps._runner import Curves, TrialRuns, available_memory
 from optlab.lab.sweeps._trial import COMPLETE, Trial
 from optlab.lab.tasks._check_task import check_predicts, check_task
 from optlab.lab.tasks._task import Task
 from optlab.lab.training import _loop
+from optlab.lab.training._runner import Curves, TrialRuns
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -360,13 +360,12 @@ def _train_again(
     """Return the state of each trial after its last update."""
     example = {name: values.at(0.5) for name, values in sweep.space.items()}
     runs = TrialRuns(
+        _OF,
         recipe,
-        traced_types(recipe, sweep.space, example),
-        seeds=[seed],
+        traced_types(recipe, sweep.space, example, _batch_of(recipe.make_task(example))),
+        keys=_loop.seed_keys(jnp.array([seed])),
         eval_every=int(trials[0].steps[1]),
         lanes=len(trials),
-        memory=available_memory(),
-        on_updates=lambda updates: None,
     )
     points = [(trial.number, trial.values) for trial in trials]
     curves: dict[int, Curves] = {}
@@ -376,6 +375,12 @@ def _train_again(
     for trial in trials:
         _check_same(trial, curves[trial.number])
     return [jax.tree.map(lambda x: x[0], runs.take(trial.number)) for trial in trials]
+
+
+def _batch_of(task: Task) -> Tree | None:
+    """Return a batch of a task's loader; None if it has none."""
+    source = check_task(_OF, task)
+    return source and source.example
 
 
 def _check_same(trial: Trial, curves: Curves) -> None:

@@ -4,27 +4,27 @@
     αᵢ = min_lr + (max_lr − min_lr)·i/(N−1)   linear,     i = 0 … N−1
 
 The run makes one update at each rate, from several seeds at once. A seed diverges when its loss is
-not finite or is more than four times the initial loss; it is not updated any further then.
+not finite or is more than four times the initial loss; its later losses do not count.
 
 Reference: Smith, "Cyclical Learning Rates for Training Neural Networks", WACV 2017.
 """
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
-from functools import partial
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax import lax
 
 from optlab import _checks
-from optlab._divergence import DIVERGENCE_FACTOR
+from optlab._divergence import limit
 from optlab._report import aligned, number, strict, versions
-from optlab._types import Array, Schedule
+from optlab._types import Schedule
+from optlab.lab.data import Batches
 from optlab.lab.rates._suggest import (
     Suggestion,
     median_over_seeds,
@@ -35,7 +35,9 @@ from optlab.lab.rates._suggest import (
 )
 from optlab.lab.tasks._check_task import check_task
 from optlab.lab.tasks._task import Task
-from optlab.lab.training._loop import TrainState, begin, checked_seeds, run_keys, step_data, update
+from optlab.lab.training._loop import checked_seeds, losses_at_start, seed_keys
+from optlab.lab.training._progress import Show, progress_bar
+from optlab.lab.training._runner import Fixed, TrialRuns
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -49,6 +51,9 @@ MODES = ("exponential", "linear")
 
 LEAST_STEPS = 10
 """The least number of steps; a curve of fewer points cannot be judged."""
+
+PARTS = 20
+"""The parts of the test between which the progress bar moves."""
 
 INITIAL_BATCHES = 10
 """Batches on which the loss before the first update, and the noise in it, are measured."""
@@ -189,11 +194,13 @@ def lr_range_test(
     steps: int = 100,
     seeds: int | Sequence[int] = 5,
     mode: str = "exponential",
+    progress: bool = False,
 ) -> RangeTest:
     """Raise the learning rate over a short run from several seeds, and suggest rates by the loss.
 
-    All seeds run in one compiled program. The test changes nothing outside: keys, parameters and
-    batches are created from the seeds, in the same way as in `compare`.
+    The seeds run in lanes, as in `sweep`. The test changes nothing outside: keys, parameters and
+    batches are created from the seeds, in the same way as in `compare`. Batches of a loader are
+    shared by all seeds.
 
     Args:
         task: the problem.
@@ -204,17 +211,20 @@ def lr_range_test(
         steps: updates, one at each rate, ≥ 10.
         seeds: the number of seeds, counted from 0, or the seeds themselves.
         mode: "exponential" for equally many rates in each decade, or "linear".
+        progress: whether to show a progress bar on stderr.
 
     Returns:
         The curves and the suggestions. If the suggestions would not be reliable, `suggested_max`
         is None and `reason` says why.
 
     Raises:
+        ModuleNotFoundError: rich, for `progress`, is not installed.
         ValueError: an argument is out of its range, or `optimizer` does not return an optimizer.
 
     Example:
         Gradient descent on f(x) = x² converges below the rate 1, and at ½ in one step:
 
+        >>> import jax
         >>> import optlab
         >>> parabola = Task(
         ...     name="parabola",
@@ -227,12 +237,15 @@ def lr_range_test(
         >>> 0.1 < result.suggested_max < 1
         True
     """
-    check_task(_WHO, task)
+    source = check_task(_WHO, task)
     rates = _checked_rates(min_lr, max_lr, steps, mode)
     seeds = checked_seeds(_WHO, seeds)
     tx = _make(optimizer, rates)
-    run = jax.jit(jax.vmap(partial(_run_seed, task, tx, steps)))
-    initial, losses = (np.asarray(x, np.float64) for x in run(jnp.asarray(seeds)))
+    if source is not None:
+        source.refuse_one_shot(_WHO, "by the range test")
+    with progress_bar(_WHO, progress, steps) as show:
+        initial, losses = _losses(task, tx, steps, seeds, source, show)
+    initial, losses = (np.asarray(x, np.float64) for x in (initial, losses))
     return _conclude(task.name, mode, rates, seeds, initial, losses)
 
 
@@ -254,31 +267,36 @@ def _make(optimizer: MakeScheduled, rates: np.ndarray) -> optax.GradientTransfor
     return tx
 
 
-def _run_seed(
-    task: Task, optimizer: optax.GradientTransformation, steps: int, seed: Array
-) -> tuple[Array, Array]:
-    """Return the losses (batches,) before the first update, and (steps,) after each update."""
-    keys = run_keys(jax.random.key(seed))
-    start = begin(task, optimizer, keys)
-
-    def loss_at_start(step: Array) -> Array:
-        return task.loss(start.params, start.model_state, *step_data(task, keys, step))[0]
-
-    initial = lax.map(loss_at_start, jnp.arange(INITIAL_BATCHES))
+def _losses(
+    task: Task,
+    tx: optax.GradientTransformation,
+    steps: int,
+    seeds: np.ndarray,
+    source: Batches | None,
+    show: Show,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the losses (seeds, batches) before the first update, and (seeds, steps) after each."""
+    first = INITIAL_BATCHES if source is None else source.first(INITIAL_BATCHES)
+    keys = seed_keys(jnp.asarray(seeds))
+    initial = losses_at_start(task, keys, first)
     # The highest of several losses, because the loss of a single batch may be 0 by chance.
-    highest = initial.max()
-    limit = highest + (DIVERGENCE_FACTOR - 1) * jnp.abs(highest)
-
-    def advance(carry: tuple[TrainState, Array], step: Array) -> tuple[Any, Array]:
-        run, running = carry
-        updated, loss = update(task, optimizer, keys, run, step)
-        running &= jnp.isfinite(loss) & (loss <= limit)
-        run = jax.tree.map(partial(jnp.where, running), updated, run)
-        return (run, running), jnp.where(running, loss, jnp.nan)
-
-    # One more step, because its loss is the loss after the last update.
-    _, losses = lax.scan(advance, (start, jnp.array(True)), jnp.arange(steps + 1))
-    return initial, losses[1:]
+    highest = limit(initial.max(axis=1, keepdims=True))
+    # One more update, because its loss is the loss after the last update of the test.
+    options = {"eval_every": max(1, steps // PARTS), "lanes": 1, "evaluates": False}
+    done = count()
+    runs = TrialRuns(
+        _WHO,
+        Fixed(task, lambda rate: tx),
+        {},
+        keys=keys,
+        on_updates=lambda updates: show(next(done) * options["eval_every"], "range test"),
+        **options,
+    )
+    with closing(runs.run([(0, {})], steps + 1)) as running:
+        (chunk,) = running
+    losses = chunk[0].losses
+    running_still = np.logical_and.accumulate(np.isfinite(losses) & (losses <= highest), axis=1)
+    return initial, np.where(running_still, losses, np.nan)[:, 1:]
 
 
 def _conclude(

@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import optax
 
 from optlab import _checks
-from optlab._types import Array
+from optlab._types import Array, Tree
 from optlab.groups._assignment import Rules
+from optlab.lab.data import is_stream
 from optlab.lab.sweeps._space import Categorical, Integer, Range
 from optlab.lab.tasks._task import Task
 from optlab.lab.training import _loop
@@ -136,7 +137,9 @@ def name_of(value: Any) -> str:
     return f"{kind.__module__}.{kind.__qualname__}"
 
 
-def traced_types(recipe: Recipe, space: Mapping[str, Range], example: Values) -> dict[str, type]:
+def traced_types(
+    recipe: Recipe, space: Mapping[str, Range], example: Values, batch: Tree | None = None
+) -> dict[str, type]:
     """Return the values that can be arguments of a compiled program, name → type.
 
     If a range has `traced=None`, its values are traced if they are real numbers and the program can
@@ -146,6 +149,7 @@ def traced_types(recipe: Recipe, space: Mapping[str, Range], example: Values) ->
         recipe: what to train.
         space: name → range.
         example: values of one trial.
+        batch: a batch of the task's loader; None if batches come from `Task.batch`.
 
     Raises:
         ValueError: a value of `LogUniform` or `Uniform`, or of a range with `traced=True`, cannot
@@ -155,13 +159,13 @@ def traced_types(recipe: Recipe, space: Mapping[str, Range], example: Values) ->
         name: _type(values) for name, values in space.items() if _is_traced_if_possible(values)
     }
     with suppress(Exception):  # the user's code may raise any error for a tracer
-        _trace(recipe, example, candidates)
+        _trace(recipe, example, candidates, batch)
         return candidates
-    _trace(recipe, example, {})  # raises errors that do not come from tracing
+    _trace(recipe, example, {}, batch)  # raises errors that do not come from tracing
     traceable = {}
     for name, dtype in candidates.items():
         try:
-            _trace(recipe, example, {name: dtype})
+            _trace(recipe, example, {name: dtype}, batch)
             traceable[name] = dtype
         except Exception as error:
             if not isinstance(space[name], Categorical) or space[name].traced:
@@ -201,15 +205,19 @@ def _fail_untraceable(name: str, values: Range, error: Exception) -> NoReturn:
     ) from error
 
 
-def _trace(recipe: Recipe, example: Values, types: Mapping[str, type]) -> None:
+def _trace(recipe: Recipe, example: Values, types: Mapping[str, type], batch: Tree | None) -> None:
     """Trace one update and one evaluation, with the values in `types` as traced arguments."""
 
     def run(traced: dict[str, Array]) -> Any:
         task, optimizer = recipe.make({**example, **traced})
         keys = _loop.run_keys(jax.random.key(0))
         state = _loop.begin(task, optimizer, keys)
-        state, loss = _loop.update(task, optimizer, keys, state, jnp.int32(0))
         data = task.splits["validation"] if task.splits else None
-        return state, loss, task.evaluate(state.params, state.model_state, data)
+        if batch is None:
+            state, loss = _loop.update(task, optimizer, keys, state, jnp.int32(0))
+        else:
+            state, loss = _loop.update_on(task, optimizer, state, batch, keys.noise)
+        metrics = () if is_stream(data) else task.evaluate(state.params, state.model_state, data)
+        return state, loss, metrics
 
     jax.eval_shape(run, {name: jnp.asarray(example[name], t) for name, t in types.items()})

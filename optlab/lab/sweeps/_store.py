@@ -39,20 +39,23 @@ _PATIENCE = 60.0
 
 
 class Store:
-    """The results of one sweep.
+    """The results of one sweep, or of one comparison.
 
     Args:
         who: the public name that errors begin with.
         file: an SQLite file, created if it does not exist; None to hold everything in memory.
         about: the facts that identify the sweep, as JSON. The file of another sweep is refused.
+        what: the word for it in errors.
 
     Raises:
         ValueError: the file is not of this kind, cannot be written, or belongs to another sweep;
             or, in any method, it can no longer be written.
     """
 
-    def __init__(self, who: str, file: str | Path | None, about: Mapping[str, Any]):
-        self._who, self._file = who, file
+    def __init__(
+        self, who: str, file: str | Path | None, about: Mapping[str, Any], what: str = "sweep"
+    ):
+        self._who, self._file, self._what = who, file, what
         about = json.loads(json.dumps(about))
         with self._errors():
             # Transactions are begun by hand, because the module begins none for `create table`.
@@ -100,7 +103,7 @@ class Store:
             return
         if self._read("select * from sqlite_master"):
             got = f"another program's database, {str(self._file)!r}"
-            required = "results must be a new file or the file of a sweep"
+            required = f"results must be a new file or the file of a {self._what}"
             _checks.fail(self._who, required, got, "pass another file")
         for statement in _TABLES.split(";"):  # `executescript` would commit the open transaction
             self._connection.execute(statement)
@@ -112,9 +115,9 @@ class Store:
             if was.get(name) != now.get(name):
                 _checks.fail(
                     self._who,
-                    f"{name} must be that of the sweep in {self._file}, {was.get(name)!r}",
+                    f"{name} must be that of the {self._what} in {self._file}, {was.get(name)!r}",
                     f"{now.get(name)!r}",
-                    "pass another file, or the arguments of that sweep",
+                    f"pass another file, or the arguments of that {self._what}",
                 )
 
     def _read(self, query: str, *values: Any) -> list[tuple]:

@@ -9,39 +9,36 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jax
+import jax.numpy as jnp
 import optax
 
 from optlab import _checks
 from optlab._divergence import has_diverged
-from optlab._extras import needs_extra
 from optlab.groups._assignment import Rules
 from optlab.lab.sweeps._bayes import Bayes
 from optlab.lab.sweeps._recipe import Recipe, Values, name_of, traced_types
+from optlab.lab.sweeps._record import Record
 from optlab.lab.sweeps._result import Sweep
-from optlab.lab.sweeps._runner import Curves, Point, TrialRuns, available_memory
 from optlab.lab.sweeps._search import check_search, grid, points
 from optlab.lab.sweeps._space import Range, checked_space
 from optlab.lab.sweeps._store import Store, decode, encode
 from optlab.lab.sweeps._trial import COMPLETE, DIVERGED, STOPPED, Trial, rank
-from optlab.lab.tasks._check_task import check_task
+from optlab.lab.tasks._check_task import batch_size, check_task
 from optlab.lab.tasks._task import Task
 from optlab.lab.training._grouping import group_table
+from optlab.lab.training._interval import evaluation_interval
+from optlab.lab.training._loop import seed_keys
+from optlab.lab.training._progress import Show, progress_bar
+from optlab.lab.training._runner import Curves, Point, TrialRuns, default_lanes
 from optlab.lab.training._train import EVALUATIONS
 
 _WHO = "sweep"
-
-LANES = {"cpu": 16}
-"""Trials that run together, by platform. More are hardly faster on a CPU, where idle lanes cost."""
-
-LANES_ELSEWHERE = 64
-"""Trials that run together on platforms that `LANES` does not name."""
 
 FEW_EVALUATIONS = 10
 """The number of evaluations in a trial without rungs, if neither the caller nor the task sets
@@ -110,9 +107,11 @@ def sweep(
             trials. Each sweep has its own study there, which the same arguments find again. A
             process that finishes early returns without trials still running elsewhere;
             `Sweep.missing` counts them.
-        lanes: trials that run together, ≥ 1; None for 16 on a CPU, 64 elsewhere, and 8 with
-            "bayes", which learns from batch to batch. Results depend on it by rounding in the last
-            bit.
+        lanes: trials that run at the same time on each local device, ≥ 1; None for 4 on a CPU and
+            64 elsewhere. With "bayes" it is also the number of trials that it learns from at once;
+            None for 8. Trials of small dense networks are updated by one program, and results then
+            depend on this number by rounding in the last bit. On a CPU, larger ones and those with
+            convolutions or loops run one after another, from one thread per core.
         memory: bytes that programs running together may take; if they would take more, fewer lanes
             run. None for half of the device's memory. `halving` needs additional memory for the
             parameters and the optimizer state of every trial that may continue.
@@ -145,22 +144,25 @@ def sweep(
     _check_callbacks(callbacks)
     options = {"search": search, "trials": trials, "seed": seed, "repeats": repeats, "lanes": lanes}
     plan = _checked_plan(task, optimizer, space, steps, eval_every, halving, groups, **options)
-    memory = available_memory() if memory is None else _checked_memory(memory)
-    with _progress_bar(progress, plan) as (on_updates, bar):
+    if memory is not None:
+        memory = float(_checks.check_number(_WHO, "memory", memory, _checks.POSITIVE))
+    with progress_bar(_WHO, progress, _planned_updates(plan)) as show:
+        bar = _Bar(plan, show)
         runs = TrialRuns(
+            _WHO,
             plan.recipe,
             plan.traced,
-            seeds=[seed + r for r in range(repeats)],
+            keys=seed_keys(jnp.arange(seed, seed + repeats)),
             eval_every=plan.eval_every,
             lanes=plan.lanes,
             memory=memory,
-            on_updates=on_updates,
+            on_updates=bar.on_updates,
         )
         if storage is not None:
-            trials_done = _search_shared(plan, runs, storage, (*callbacks, *bar))
+            trials_done = _search_shared(plan, runs, storage, (*callbacks, bar.on_trial))
         else:
             with closing(Store(_WHO, results, plan.about())) as store:
-                record = _Record(store, (*callbacks, *bar))
+                record = Record(store, (*callbacks, bar.on_trial))
                 search_all = _search_bayes if search == "bayes" else _search_fixed
                 search_all(plan, runs, record)
                 trials_done = [record.ended[number] for number in range(plan.trials)]
@@ -193,6 +195,7 @@ class _Plan:
     eval_every: int
     halving: int | None
     lanes: int
+    batch: int  # trials that are requested from Optuna together
     groups: str | None  # as a table, with the values in the middle of their ranges
 
     def about(self) -> dict[str, Any]:
@@ -239,30 +242,21 @@ class _Plan:
     def trial(self, number: int, values: Values, curves: Curves, status: str) -> Trial:
         """Return a trial that ends here with this status, or as diverged."""
         loss, scores = (curves.validation[name] for name in ("loss", self.task.score))
-        diverged = has_diverged([curves.train_loss[:, 1:], loss], scores).any()
+        diverged = has_diverged([curves.train_loss, loss], scores).any()
         score = math.nan if diverged else float(scores[:, -1].mean(dtype=float))
         status = DIVERGED if diverged else status
-        return Trial(number, dict(values), status, **curves._asdict(), score=score)
+        return Trial(
+            number,
+            dict(values),
+            status,
+            steps=curves.steps,
+            train_loss=curves.train_loss,
+            validation=curves.validation,
+            score=score,
+        )
 
 
-class _Record:
-    """The trials that have ended, in memory and in a store; new ones are passed to callbacks."""
-
-    def __init__(self, store: Store, callbacks: Sequence[Callable[[Trial], None]]):
-        self.store, self._callbacks = store, callbacks
-        self.ended = {trial.number: trial for trial in store.trials()}
-
-    def add(self, trials: Iterable[Trial]) -> None:
-        """Store the new ones among some trials, and call the callbacks with them."""
-        new = [trial for trial in trials if trial.number not in self.ended]
-        self.store.add(new)
-        self.ended |= {trial.number: trial for trial in new}
-        for trial in new:
-            for callback in self._callbacks:
-                callback(trial)
-
-
-def _search_fixed(plan: _Plan, runs: TrialRuns, record: _Record) -> None:
+def _search_fixed(plan: _Plan, runs: TrialRuns, record: Record) -> None:
     """Run trials whose values are fixed beforehand, from rung to rung."""
     points = plan.points()
     remaining = dict(points)
@@ -283,20 +277,20 @@ def _search_fixed(plan: _Plan, runs: TrialRuns, record: _Record) -> None:
     _run_to_end(plan, runs, record, points)
 
 
-def _search_bayes(plan: _Plan, runs: TrialRuns, record: _Record) -> None:
+def _search_bayes(plan: _Plan, runs: TrialRuns, record: Record) -> None:
     """Request batches of trials from Optuna; for trials that have ended, only report the score."""
     with Bayes(plan.space, seed=plan.seed, maximize=plan.task.maximize) as study:
         for number, trial in record.ended.items():
             study.add_finished(number, trial.values, trial.score)
-        for first in range(0, plan.trials, plan.lanes):
+        for first in range(0, plan.trials, plan.batch):
             # Request a whole batch even at the end, so that a longer sweep has the same trials.
-            batch = study.ask(plan.lanes)[: plan.trials - first]
+            batch = study.ask(plan.batch)[: plan.trials - first]
             _run_to_end(plan, runs, record, batch)
             for number, _ in batch:
                 study.tell(number, record.ended[number].score)
 
 
-def _run_to_end(plan: _Plan, runs: TrialRuns, record: _Record, points: Sequence[Point]) -> None:
+def _run_to_end(plan: _Plan, runs: TrialRuns, record: Record, points: Sequence[Point]) -> None:
     """Run the trials that have not ended."""
     values = dict(points)
     with closing(runs.run(points, plan.steps, skip=record.ended)) as running:
@@ -310,7 +304,7 @@ def _search_shared(
     """Run a share of the trials, together with other processes on the same Optuna storage."""
     options = {"seed": plan.seed, "maximize": plan.task.maximize, "storage": storage}
     with Bayes(plan.space, **options, name=plan.study()) as study:
-        while batch := dict(study.ask(plan.lanes, trials=plan.trials)):
+        while batch := dict(study.ask(plan.batch, trials=plan.trials)):
             with closing(runs.run(list(batch.items()), plan.steps)) as running:
                 for number, curves in (entry for chunk in running for entry in chunk.items()):
                     trial = plan.trial(number, batch[number], curves, COMPLETE)
@@ -344,9 +338,9 @@ def _checked_plan(
         if search == "bayes":
             required = "halving must be None with search='bayes', which learns from whole runs"
             _checks.fail(_WHO, required, f"halving={halving}", 'use "halton" or "random"')
+    batch = BATCH if lanes is None else lanes
     if lanes is None:
-        lanes = LANES.get(jax.default_backend(), LANES_ELSEWHERE)
-        lanes = min(lanes, BATCH) if search == "bayes" else lanes
+        lanes = default_lanes()
     _checks.check_integer(_WHO, "lanes", lanes, 1)
     space = checked_space(_WHO, space)
     if search == "grid":
@@ -354,19 +348,20 @@ def _checked_plan(
     recipe = Recipe(task, optimizer, tuple(space), groups)
     example = {name: values.at(0.5) for name, values in space.items()}
     first = recipe.make_task(example)
-    check_task(_WHO, first)
+    source = check_task(_WHO, first)
     table = None if groups is None else group_table(*recipe.make(example))
     steps = first.num_steps if steps is None else steps
     _checks.check_integer(_WHO, "steps", steps, 1)
     if eval_every is None:
         evaluations = EVALUATIONS if halving else FEW_EVALUATIONS
-        eval_every = first.eval_every or math.ceil(steps / evaluations)
+        size = batch_size(first, source)
+        eval_every = evaluation_interval(first, steps, batch_size=size, most=evaluations)
     _checks.check_integer(_WHO, "eval_every", eval_every, 1)
     return _Plan(
         recipe=recipe,
         task=first,
         space=space,
-        traced=traced_types(recipe, space, example),
+        traced=traced_types(recipe, space, example, source and source.example),
         search=search,
         # Python integers, because NumPy integers cannot be stored as JSON.
         trials=int(trials),
@@ -376,6 +371,7 @@ def _checked_plan(
         eval_every=int(eval_every),
         halving=None if halving is None else int(halving),
         lanes=int(lanes),
+        batch=batch,
         groups=table,
     )
 
@@ -396,32 +392,27 @@ def _check_callbacks(callbacks: Any) -> None:
         _checks.fail(_WHO, "callbacks must be a list of functions", repr(callbacks), remedy)
 
 
-def _checked_memory(memory: float) -> float:
-    _checks.check_number(_WHO, "memory", memory, _checks.POSITIVE)
-    return float(memory)
+class _Bar:
+    """What the progress bar of a sweep shows: updates done, trials ended, and the best of them."""
 
+    def __init__(self, plan: _Plan, show: Show):
+        self._plan, self._show = plan, show
+        self._ended: list[Trial] = []
+        self._done, self._text = 0, "compiling"
 
-@contextmanager
-def _progress_bar(progress: bool, plan: _Plan) -> Iterator[tuple[Callable[[int], None], Sequence]]:
-    """Yield a callback for the updates done and a list of callbacks for trials, for a bar."""
-    if not progress:
-        yield lambda updates: None, ()
-        return
-    with needs_extra(_WHO):
-        from rich.console import Console
-        from rich.progress import Progress
+    def on_updates(self, updates: int) -> None:
+        """Count the updates of some trials."""
+        self._done += updates
+        self._show(self._done, self._text)
 
-    ended: list[Trial] = []
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        bar_task = bar.add_task("compiling", total=_planned_updates(plan))
-
-        def show(trial: Trial) -> None:
-            ended.append(trial)
-            best = rank(ended, maximize=plan.task.maximize)[0]
-            text = f"{len(ended)} of {plan.trials} trials, best {plan.task.score} {best.score:.3g}"
-            bar.update(bar_task, description=text)
-
-        yield lambda updates: bar.update(bar_task, advance=updates), (show,)
+    def on_trial(self, trial: Trial) -> None:
+        """Count a trial that has ended."""
+        plan = self._plan
+        self._ended.append(trial)
+        best = rank(self._ended, maximize=plan.task.maximize)[0]
+        trials = f"{len(self._ended)} of {plan.trials} trials"
+        self._text = f"{trials}, best {plan.task.score} {best.score:.3g}"
+        self._show(self._done, self._text)
 
 
 def _planned_updates(plan: _Plan) -> int:

@@ -1,7 +1,7 @@
 """`Trial`: one point of a sweep, and its result."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -20,9 +20,10 @@ class Trial:
         status: "complete"; "stopped", if halving stopped it early; or "diverged".
         steps: (evaluations,) int, updates done at each evaluation.
         train_loss: (seeds, evaluations) float, the mean loss of the batches since the previous
-            evaluation; NaN at 0.
+            evaluation; at 0 the loss of the first batch before any update.
         validation: metric → (seeds, evaluations) float, on the validation split; if the task has no
             splits, the metrics of the objective itself.
+        test: metric → (seeds,) float, on the test split at the end; empty in a sweep.
         score: the judged metric at the last evaluation, as the mean over the seeds; NaN if the
             trial diverged.
     """
@@ -34,6 +35,7 @@ class Trial:
     train_loss: np.ndarray
     validation: Mapping[str, np.ndarray]
     score: float
+    test: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     @property
     def num_updates(self) -> int:

@@ -17,11 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from optlab._types import Array, Tree
 from optlab.lab.tasks._task import Batch, Task
 from optlab.lab.training import _loop
+from optlab.lab.training._convolutions import with_fast_convolutions
 from optlab.lab.training._loop import Keys, TrainState
 
 LANES, ALL = PartitionSpec("lanes"), PartitionSpec()
@@ -93,14 +94,14 @@ class Engine:
     ):
         self._make_run, self._observe, self._size = make_run, observe, size
         self._in_lanes, self._settle, self._divide = in_lanes, settle, divide
-        self._spread = _between(devices) if len(devices) > 1 else lambda function, *specs: function
+        self.mesh = Mesh(np.array(devices), ("lanes",)) if len(devices) > 1 else None
         begin, self._update = self._begin_one, self._update_one
         if in_lanes:
             begin = _over_lanes_and_seeds(begin, (0, None), (None, 0))
             axes = (0, None, 0, None, None), (None, 0, 0, None, None)
             self._update = _over_lanes_and_seeds(self._update, *axes)
         self._begin_all = begin
-        self.begin_program = jax.jit(self._spread(self._begin, (LANES, ALL), CARRY))
+        self.begin_program = jax.jit(self._spread(self._begin, (LANES, ALL)))
         self._shardings: Carry | None = None
 
     def begin(self, values: Tree, keys: Keys) -> Carry:
@@ -111,6 +112,29 @@ class Engine:
         carry = self._settle(carry)
         self._shardings = jax.tree.map(lambda leaf: leaf.sharding, carry)
         return carry
+
+    def shapes(self, values: Tree, keys: Keys) -> Carry:
+        """Return the shapes, types and shardings of what `begin` returns."""
+        carry = jax.eval_shape(self.begin_program, values, keys)
+        if self.mesh is None:
+            return carry
+        return jax.tree.map(
+            lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+            carry,
+            self._divided(carry),
+        )
+
+    def divided(self, carry: Carry) -> Carry:
+        """Return a state in lanes divided over the devices as `begin` divides it."""
+        return carry if self.mesh is None else jax.device_put(carry, self._divided(carry))
+
+    def _divided(self, carry: Carry) -> Carry:
+        return Carry(
+            *(
+                jax.tree.map(lambda leaf, spec=spec: NamedSharding(self.mesh, spec), part)
+                for part, spec in zip(carry, CARRY, strict=True)
+            )
+        )
 
     @cached_property
     def loop_program(self) -> Any:
@@ -162,9 +186,46 @@ class Engine:
                 jax.block_until_ready(carry.records)
         return carry, _records(carry, count)
 
+    def advance_all(
+        self,
+        runs: Sequence[tuple[Carry, Tree, Keys]],
+        first: int,
+        stop: int,
+        batches: Iterator[Batch],
+    ) -> list[tuple[Carry, dict[str, np.ndarray]]]:
+        """Make the same updates of several runs, each with its values and keys, on shared batches.
+
+        Args:
+            runs: the state of each run, which is donated, its values and its keys.
+            first: as for `advance`.
+            stop: as for `advance`.
+            batches: as for `advance`.
+
+        Returns:
+            For each run what `advance` returns.
+        """
+        carries = [carry for carry, _, _ in runs]
+        for i in range(stop - first):
+            batch = next(batches)
+            carries = [
+                self.call_program(values, keys, carry, np.int32(first), np.int32(i), batch)
+                for carry, (_, values, keys) in zip(carries, runs, strict=True)
+            ]
+            if i % IN_FLIGHT == IN_FLIGHT - 1:
+                jax.block_until_ready(carries)
+        return [(carry, _records(carry, stop - first)) for carry in carries]
+
     def _compiled(self, function: Callable, in_specs: tuple) -> Any:
         options = {} if self._shardings is None else {"out_shardings": self._shardings}
-        return jax.jit(self._spread(function, in_specs, CARRY), donate_argnums=2, **options)
+        return jax.jit(self._spread(function, in_specs), donate_argnums=2, **options)
+
+    def _spread(self, function: Callable, in_specs: tuple) -> Callable:
+        """Divide the lanes of a function between the devices."""
+        if self.mesh is None:
+            return function
+        # No check of what is alike on all devices, because tasks may call what it cannot trace.
+        options = {"in_specs": in_specs, "out_specs": CARRY, "check_vma": False}
+        return jax.shard_map(function, mesh=self.mesh, **options)
 
     def _begin(self, values: Tree, keys: Keys) -> Carry:
         runs = self._begin_all(values, keys)
@@ -176,6 +237,7 @@ class Engine:
         return Carry(runs, records)
 
     def _loop(self, values: Tree, keys: Keys, carry: Carry, first: Array, count: Array) -> Carry:
+        @with_fast_convolutions
         def body(i: Array, carry: Carry) -> Carry:
             return self._call(values, keys, carry, first, i, None)
 
@@ -213,18 +275,6 @@ def _records(carry: Carry, count: int) -> dict[str, np.ndarray]:
 
 def _length(tree: Tree) -> int:
     return len(jax.tree.leaves(tree)[0])
-
-
-def _between(devices: Sequence[jax.Device]) -> Callable:
-    """Return what divides the lanes of a function between devices, by its specs."""
-    mesh = Mesh(np.array(devices), ("lanes",))
-
-    def spread(function: Callable, in_specs: tuple, out_specs: Any) -> Callable:
-        # No check of what is alike on all devices, because tasks may call what it cannot trace.
-        options = {"in_specs": in_specs, "out_specs": out_specs, "check_vma": False}
-        return jax.shard_map(function, mesh=mesh, **options)
-
-    return spread
 
 
 def _over_lanes_and_seeds(function: Callable, lane_axes: tuple, seed_axes: tuple) -> Callable:

@@ -117,6 +117,10 @@ class Evaluator:
         self._sizes: dict[tuple[str, int], int] = {}
         self._checks_left = CHECKED_EVALUATIONS
 
+    def is_stream(self, split: str) -> bool:
+        """Return whether a split is read batch by batch."""
+        return split in self._streams
+
     def examples(self, split: str | None) -> int | None:
         """Return the number of examples of a split.
 

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax import lax
 
 from optlab import _checks
 from optlab._types import Array, Tree
@@ -104,6 +105,43 @@ def update_on(
         value_fn=lambda params: loss_of(params)[0],
     )
     return TrainState(optax.apply_updates(run.params, updates), model_state, opt_state), loss
+
+
+def losses_at_start(
+    task: Task, keys: Keys, batches: Sequence[Batch] | int, *, share: float = 1.0
+) -> np.ndarray:
+    """Return the losses (seeds, batches) before the first update.
+
+    Args:
+        task: the problem.
+        keys: the keys of the runs, each (seeds,).
+        batches: the batches of a loader, or the number of the first batches of `Task.batch`.
+        share: the part of each batch that is taken, in (0, 1].
+    """
+    stacked = None
+    if not isinstance(batches, int):
+        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *batches)
+    count = batches if isinstance(batches, int) else len(batches)
+
+    def losses(keys: Keys, stacked: Batch | None) -> Array:
+        params, model_state = task.init(keys.init)
+
+        def loss(step: Array) -> Array:
+            noise = jax.random.fold_in(keys.noise, step)
+            if stacked is None:
+                batch = task.batch(keys.batch, step)
+            else:
+                batch = jax.tree.map(lambda x: x[step], stacked)
+            if share < 1:
+                batch = jax.tree.map(lambda x: x[: int(share * len(x))], batch)
+            return task.loss(params, model_state, batch, noise)[0]
+
+        return lax.map(loss, jnp.arange(count))
+
+    # Seed after seed, because kernels that differ between lanes make convolutions slow on a CPU.
+    program = jax.jit(losses)
+    runs = zip(*keys, strict=True)
+    return np.stack([program(Keys(*run), stacked) for run in runs])
 
 
 def without_keys(tree: Tree) -> Tree:

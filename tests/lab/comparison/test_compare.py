@@ -20,23 +20,23 @@ OPTIMIZERS = {"sgd": optax.sgd, "adam": optax.adam}
 @pytest.fixture(scope="module")
 def noisy(noisy_task):
     return compare(
-        noisy_task, OPTIMIZERS, rates=[0.01, 0.1], seeds=2, num_steps=7, eval_every=3, target=0.5
+        noisy_task, OPTIMIZERS, rates=[0.01, 0.1], seeds=2, steps=7, eval_every=3, target=0.5
     )
 
 
 @pytest.fixture(scope="module")
 def valley():
-    return compare(tasks.valley(), OPTIMIZERS, rates=[0.001, 0.01, 1.0], seeds=2, num_steps=12)
+    return compare(tasks.valley(), OPTIMIZERS, rates=[0.001, 0.01, 1.0], seeds=2, steps=12)
 
 
 @pytest.fixture(scope="module")
 def hopeless():
-    return compare(tasks.valley(), {"sgd": optax.sgd}, rates=[1.0, 10.0], seeds=2, num_steps=60)
+    return compare(tasks.valley(), {"sgd": optax.sgd}, rates=[1.0, 10.0], seeds=2, steps=60)
 
 
 def test_lbfgs_is_compared_like_any_optimizer():
     rows = compare(
-        tasks.valley(), {"lbfgs": optlab.lbfgs, "adam": optlab.adam}, rates=[1.0], num_steps=8
+        tasks.valley(), {"lbfgs": optlab.lbfgs, "adam": optlab.adam}, rates=[1.0], steps=8
     ).rows()
     lbfgs, adam = (row.validation.mean for row in rows)
     assert lbfgs < 1e-2 * adam
@@ -57,7 +57,7 @@ def test_a_line_search_sees_the_loss_of_its_batch_and_key():
 
         return optax.GradientTransformationExtraArgs(lambda params: (), update)
 
-    runs = compare(task, {"x": moves_by_what_differs}, rates=[0.1, 0.2], num_steps=3).runs["x"]
+    runs = compare(task, {"x": moves_by_what_differs}, rates=[0.1, 0.2], steps=3).runs["x"]
     np.testing.assert_allclose(runs.validation["loss"], 0, atol=1e-5)  # roundings of losses near 1
     assert np.ptp(runs.train_loss) > 0.1
 
@@ -131,7 +131,7 @@ def test_a_model_with_state_is_scored_on_the_test_split(noisy):
 
 def test_runs_of_one_seed_share_initialization_and_batches(noisy_task):
     frozen = {"a": lambda rate: optax.set_to_zero(), "b": lambda rate: optax.set_to_zero()}
-    comparison = compare(noisy_task, frozen, rates=[0.1, 1.0], seeds=2, num_steps=4, eval_every=1)
+    comparison = compare(noisy_task, frozen, rates=[0.1, 1.0], seeds=2, steps=4, eval_every=1)
     a, b = (comparison.runs[label].train_loss for label in "ab")
     np.testing.assert_array_equal(a, b)
     np.testing.assert_array_equal(a[0], a[1])
@@ -147,9 +147,9 @@ def test_all_rates_seeds_and_intervals_share_one_compilation_per_optimizer(valle
         return task.loss(*args)
 
     counted = dataclasses.replace(task, loss=loss)
-    compare(counted, OPTIMIZERS, rates=[1e-3, 1e-2, 1e-1], seeds=2, num_steps=7, eval_every=2)
-    # One to check the task, and one for the loss before training.
-    assert len(traces) == 2 + len(OPTIMIZERS)
+    compare(counted, OPTIMIZERS, rates=[1e-3, 1e-2, 1e-1], seeds=2, steps=7, eval_every=2)
+    # One to check the task; for each optimizer one to count its work, and one for its program.
+    assert len(traces) == 1 + 2 * len(OPTIMIZERS)
 
 
 def test_valley_paths_of_sgd_follow_the_closed_form(valley):
@@ -163,14 +163,14 @@ def test_valley_paths_of_sgd_follow_the_closed_form(valley):
 
 
 def test_results_are_the_same_every_time(valley):
-    again = compare(tasks.valley(), OPTIMIZERS, rates=[0.001, 0.01, 1.0], seeds=2, num_steps=12)
+    again = compare(tasks.valley(), OPTIMIZERS, rates=[0.001, 0.01, 1.0], seeds=2, steps=12)
     for label, runs in valley.runs.items():
         np.testing.assert_array_equal(runs.train_loss, again.runs[label].train_loss)
 
 
 def test_optimizers_that_need_the_loss_get_it(valley):
     polyak = {"polyak": lambda rate: optax.polyak_sgd(max_learning_rate=1.0, scaling=rate)}
-    (row,) = compare(tasks.valley(), polyak, rates=[1.0], seeds=1, num_steps=20).rows()
+    (row,) = compare(tasks.valley(), polyak, rates=[1.0], seeds=1, steps=20).rows()
     assert row.num_diverged == 0
 
 
@@ -185,7 +185,7 @@ def test_optimizers_that_need_the_loss_get_it(valley):
         ({"rates": []}, "compare: rates must hold at least one, got none"),
         ({"seeds": 0}, "compare: seeds must be an integer >= 1, got seeds=0"),
         ({"seeds": []}, "compare: seeds must hold at least one, got none"),
-        ({"num_steps": 0}, "compare: num_steps must be an integer >= 1, got num_steps=0"),
+        ({"steps": 0}, "compare: steps must be an integer >= 1, got steps=0"),
         ({"eval_every": 0}, "compare: eval_every must be an integer >= 1, got eval_every=0"),
         ({"optimizers": {}}, "compare: optimizers must name at least one, got none"),
     ],
@@ -203,7 +203,7 @@ def test_a_diverged_run_is_counted_and_changes_nothing_else(valley):
     sgd = valley.rows()[0]
     assert (sgd.num_diverged, sgd.num_runs, sgd.rate) == (2, 6, 0.01)
     tame = compare(
-        tasks.valley(), {"sgd": optax.sgd}, rates=[0.001, 0.01], seeds=2, num_steps=12
+        tasks.valley(), {"sgd": optax.sgd}, rates=[0.001, 0.01], seeds=2, steps=12
     ).rows()[0]
     assert sgd.validation.mean == pytest.approx(tame.validation.mean, rel=1e-6)
     assert not sgd.at_edge
@@ -249,7 +249,7 @@ def test_the_rate_is_chosen_on_validation_and_test_is_only_reported():
         splits={"validation": 1.0, "test": 2.0},
     )
     rates = [0.125, 0.25, 0.5]
-    (row,) = compare(drift, {"sgd": optax.sgd}, rates=rates, seeds=1, num_steps=4).rows()
+    (row,) = compare(drift, {"sgd": optax.sgd}, rates=rates, seeds=1, steps=4).rows()
     assert row.rate == 0.25
     assert row.validation.mean == 0.0
     assert row.test.mean == 1.0

@@ -24,8 +24,9 @@ from optlab._divergence import has_diverged
 from optlab.lab import Categorical, Integer, LogUniform, Task, Uniform, sweep, tasks, train
 from optlab.lab.sweeps._recipe import Recipe
 from optlab.lab.sweeps._result import Sweep
-from optlab.lab.sweeps._runner import TrialRuns
 from optlab.lab.sweeps._trial import COMPLETE, DIVERGED, STOPPED, Trial, rank
+from optlab.lab.training._loop import seed_keys
+from optlab.lab.training._runner import TrialRuns, default_lanes
 
 RATES = {"learning_rate": LogUniform(1e-3, 10.0)}
 
@@ -124,11 +125,12 @@ def test_repeats_are_the_runs_of_the_following_seeds():
     both = sweep(bowl(), optlab.sgd, RATES, trials=3, seed=4, repeats=2).trials
     # The search has the same seed as the runs: take the second run's values from the first.
     runs = TrialRuns(
+        "sweep",
         Recipe(bowl(), optlab.sgd, ("learning_rate",)),
         {"learning_rate": float},
-        seeds=[5],
+        keys=seed_keys(jnp.array([5])),
         eval_every=4,
-        lanes=16,
+        lanes=default_lanes(),
         memory=np.inf,
         on_updates=lambda updates: None,
     )
@@ -167,11 +169,12 @@ def test_a_trial_is_bitwise_the_same_in_shorter_sweeps(forty, trials):
 
 def test_a_trial_is_bitwise_the_same_whoever_runs_beside_it(forty):
     runs = TrialRuns(
+        "sweep",
         Recipe(network(), optlab.adamw, ("learning_rate",)),
         {"learning_rate": float},
-        seeds=[0],
+        keys=seed_keys(jnp.array([0])),
         eval_every=2,
-        lanes=16,
+        lanes=default_lanes(),
         memory=np.inf,
         on_updates=lambda updates: None,
     )
@@ -211,8 +214,9 @@ def test_a_group_is_traced_once_whatever_the_trials_rungs_and_chunks():
         sweep(task, optlab.sgd, RATES, **options)
         seen.append(counts)
     assert seen[0] == seen[1] == seen[2]
-    # Each is checked, tried with traced values, and traced for the program.
-    assert seen[0]["loss"] == seen[0]["evaluate"] == 3
+    # Each is checked, tried with traced values, and traced for the program; the work of an update
+    # is counted once.
+    assert (seen[0]["loss"], seen[0]["evaluate"]) == (4, 3)
 
 
 def test_each_combination_of_static_values_is_traced_once():
@@ -226,7 +230,7 @@ def test_each_combination_of_static_values_is_traced_once():
     space = {"width": Integer(1, 2), "decoys": Categorical((0, 1)), **RATES}
     found = sweep(task, optlab.sgd, space, trials=16, lanes=3, search="grid", steps=4)
     assert len(found.trials) == 16
-    assert counts["loss"] == 2 + 4
+    assert counts["loss"] == 2 + 4 * 2  # the work of an update is counted, and then it is compiled
 
 
 def test_equal_static_values_of_other_types_are_compiled_apart():
@@ -407,7 +411,7 @@ def test_a_range_is_compiled_in_where_that_is_asked_for():
     space = {"momentum": Uniform(0.1, 1.0, traced=False), **RATES}
     found = sweep(counted(bowl(), counts, "loss"), needs_python, space, trials=3, lanes=1)
     assert len(found.trials) == 3
-    assert counts["loss"] == 2 + 3
+    assert counts["loss"] == 2 + 3 * 2
 
 
 @pytest.mark.parametrize(
@@ -701,7 +705,7 @@ def usual():
 @pytest.mark.parametrize(
     ("options", "lanes"),
     [
-        ({"lanes": 3}, (3,) * 2),
+        ({"lanes": 3}, (6,)),  # three on each of two devices
         ({"lanes": 64}, (64,)),
         ({"memory": 1}, (1,) * 5),
     ],

@@ -66,7 +66,7 @@ def test_a_finished_sweep_is_read_and_nothing_run(made):
     file, found = made
     told = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("optlab.lab.sweeps._runner.TrialRuns._run_chunk", pytest.fail)
+        patch.setattr("optlab.lab.training._runner.TrialRuns._run_chunk", pytest.fail)
         assert_same(sweep_bowl(file, callbacks=[told.append]), found)
         assert_same(sweep_bowl(str(file)), found)
     assert told == []

@@ -141,7 +141,7 @@ def test_a_run_is_a_plain_loop_bit_for_bit(task, tx):
 
 
 def test_a_run_is_that_of_its_seed_in_compare():
-    grid = compare(tasks.valley(), {"sgd": optlab.sgd}, rates=[0.005], seeds=2, num_steps=6)
+    grid = compare(tasks.valley(), {"sgd": optlab.sgd}, rates=[0.005], seeds=2, steps=6)
     lanes = grid.runs["sgd"].validation["loss"]
     for seed in (0, 1):
         run = train(tasks.valley(), optlab.sgd(0.005), steps=6, key=jax.random.key(seed))

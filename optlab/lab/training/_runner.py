@@ -1,0 +1,495 @@
+"""Train many runs: the one runner of sweeps, comparisons, range tests and checks.
+
+Values that set no shape and choose no branch are arguments of a program. The other values are
+static. Trials with the same static values form a group, which has its own programs, compiled once.
+A program can advance from any update to any other.
+
+A group runs its trials in lanes, and in one of two ways (see `_lanes`). *Together*, a program
+updates all lanes at once, and a CPU runs one program per core. A lane's result does not depend on
+its neighbours, but a trial may differ in its last bit between lanes. If lanes share an operand, as
+they share the batch in the first layer, XLA computes their products as one large matrix product and
+rounds its last columns differently. Each trial therefore has a fixed lane, given by its place among
+all trials of its program, whichever of them run. *Apart*, the program of a single run is called for
+one lane after another, from one thread per core. A trial then has the bits of a run of `train`.
+
+With several devices, lanes that run together are divided between them; each device has as many
+lanes as one device would have alone, and the same bits. Batches of a loader are read once for all
+lanes that run at the same time.
+"""
+
+import os
+from collections import defaultdict, deque
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from functools import partial
+from itertools import zip_longest
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from optlab._types import Tree
+from optlab.lab.data import Batches, read_once
+from optlab.lab.tasks._task import Task
+from optlab.lab.training._interval import next_stop
+from optlab.lab.training._lanes import Apart, Together, apart_is_faster
+from optlab.lab.training._loop import Keys, TrainState
+from optlab.lab.training._threads import settings
+
+Values = Mapping[str, Any]
+"""The values of one trial, by name."""
+
+Point = tuple[int, Values]
+"""The number and the values of a trial."""
+
+Chunk = Mapping[int, Point]
+"""The trials that run at the same time, by lane; lanes without a trial are idle."""
+
+Static = tuple[tuple[str, str], ...]
+"""The values that are compiled into a program, as a key to look it up by."""
+
+LANES = {"cpu": 4}
+"""Lanes of a device, by platform. More are hardly faster on a CPU, where idle lanes cost."""
+
+LANES_ELSEWHERE = 64
+"""Lanes of a device on platforms that `LANES` does not name."""
+
+
+class Recipe(Protocol):
+    """What a trial trains, as a function of its values."""
+
+    def make(self, values: Values) -> tuple[Task, optax.GradientTransformation]:
+        """Return the task and the optimizer of one trial; some of the values may be traced."""
+        ...
+
+    def make_task(self, values: Values) -> Task:
+        """Return the task of one trial."""
+        ...
+
+
+class Fixed(NamedTuple):
+    """A recipe whose optimizer depends on one value alone, or on none.
+
+    Attributes:
+        task: the task of all trials.
+        make_optimizer: the value called "rate", or None if there is none → the optimizer.
+    """
+
+    task: Task
+    make_optimizer: Callable[[Any], optax.GradientTransformation]
+
+    def make(self, values: Values) -> tuple[Task, optax.GradientTransformation]:
+        """Return the task and the optimizer of one trial."""
+        return self.task, self.make_optimizer(values.get("rate"))
+
+    def make_task(self, values: Values) -> Task:
+        """Return the task."""
+        del values
+        return self.task
+
+
+class Curves(NamedTuple):
+    """The curves of a trial, or of several in lanes.
+
+    Attributes:
+        steps: (evaluations,) int.
+        losses: (seeds, updates) float, the loss of each update's batch, before the update.
+        validation: metric → (seeds, evaluations) float; empty without evaluation.
+        test: metric → (seeds,) float, after the last update; empty if it was not asked for.
+    """
+
+    steps: np.ndarray
+    losses: np.ndarray
+    validation: dict[str, np.ndarray]
+    test: dict[str, np.ndarray] = {}  # noqa: RUF012, which takes it for a class variable
+
+    @property
+    def train_loss(self) -> np.ndarray:
+        """The mean loss since the previous evaluation; at 0 the loss of the first batch."""
+        if not self.losses.shape[-1]:
+            return np.full((*self.losses.shape[:-1], 1), np.nan, np.float32)
+        parts = [self.losses[..., :1], *np.split(self.losses, self.steps[1:-1], axis=-1)]
+        # Losses may overflow on their way to divergence.
+        with np.errstate(over="ignore", invalid="ignore"):
+            means = [part.mean(axis=-1, dtype=np.float64) for part in parts]
+        return np.stack(means, axis=-1).astype(self.losses.dtype)
+
+
+class TrialRuns:
+    """Trials, each trained up to the last requested update.
+
+    Args:
+        who: the public name that errors begin with.
+        recipe: what to train.
+        traced: the values that are arguments of a program, name → type.
+        keys: the keys of the runs of each trial, each (seeds,); see `seed_keys`.
+        eval_every: updates between evaluations.
+        lanes: trials that run at the same time on a device; None for a number by platform.
+        memory: bytes that all programs running together may take; None for half of the device's.
+            If they would take more, fewer lanes run, and at last one run after another.
+        on_updates: called with the number of updates done, over all trials; from several threads.
+        evaluates: whether the runs are evaluated; if not, they have no curves of validation.
+        tests: whether they are evaluated on the test split at the end of `run`, if there is one.
+    """
+
+    def __init__(
+        self,
+        who: str,
+        recipe: Recipe,
+        traced: Mapping[str, type],
+        *,
+        keys: Keys,
+        eval_every: int,
+        lanes: int | None = None,
+        memory: float | None = None,
+        on_updates: Callable[[int], None] = lambda updates: None,
+        evaluates: bool = True,
+        tests: bool = False,
+    ):
+        self._who, self._recipe, self._traced = who, recipe, traced
+        self._on_updates, self._evaluates, self._tests = on_updates, evaluates, tests
+        self._keys = keys
+        # One program per core of a CPU, because a program of few lanes keeps only one core busy.
+        self._streams = os.cpu_count() or 1 if jax.default_backend() == "cpu" else 1
+        self._eval_every, self._lanes = eval_every, lanes or default_lanes()
+        self._memory = (available_memory() if memory is None else memory) / self._streams
+        self._groups: dict[tuple, _Group] = {}
+        self._resumable: dict[int, tuple[TrainState, Curves]] = {}
+        self._stopping = False
+
+    def run(
+        self,
+        points: Sequence[Point],
+        stop: int,
+        *,
+        skip: Container[int] = (),
+        keep: bool = False,
+    ) -> Iterator[dict[int, Curves]]:
+        """Train trials up to an update; yield the curves of each chunk of trials when it ends.
+
+        Args:
+            points: the trials. Trials that an earlier call kept continue from there.
+            stop: updates done at the end.
+            skip: numbers of trials that are not trained, but keep their lanes.
+            keep: whether to store the states of the trials, so that a later call can continue them.
+        """
+        pending = self._grouped(points, skip)
+        compiling: dict[Future, tuple[_Group, list[tuple[int, Point]]]] = {}
+        running: set[Future] = set()
+        inside = settings()
+        with ThreadPoolExecutor(self._streams) as pool:
+            try:
+                while pending or compiling or running:
+                    # Trace and compile the next group while the previous one runs.
+                    while pending and len(compiling) + len(running) < self._streams:
+                        static, members = pending.popleft()
+                        _, (_, example) = members[0]
+                        group = self._group(static, example, len(members))
+                        compiling[group.compiled] = group, members
+                    for future in wait([*compiling, *running], return_when=FIRST_COMPLETED).done:
+                        if future in running:
+                            running.remove(future)
+                            yield future.result()
+                            continue
+                        group, members = compiling.pop(future)
+                        group.fit(self._memory)
+                        for chunk in self._chunks(members, group.lanes):
+                            job = partial(self._run_chunk, group, chunk, stop, keep)
+                            running.add(pool.submit(inside, job))
+            finally:  # stops the remaining work after an error or an interruption
+                self._stopping = True
+                pool.shutdown(cancel_futures=True)
+                self._stopping = False
+
+    def forget(self, numbers: Iterable[int]) -> None:
+        """Drop the stored states of trials that do not continue."""
+        for number in numbers:
+            self._resumable.pop(number, None)
+
+    def take(self, number: int) -> TrainState:
+        """Return the stored state of a trial, arrays (seeds, …), and drop it."""
+        return self._resumable.pop(number)[0]
+
+    def _grouped(
+        self, points: Sequence[Point], skip: Container[int]
+    ) -> deque[tuple[Static, list[tuple[int, Point]]]]:
+        """Return the trials to be trained of each program, with their places in it."""
+        places: dict[Static, int] = defaultdict(int)
+        members_by_static: dict[Static, list[tuple[int, Point]]] = defaultdict(list)
+        for number, values in points:
+            static = tuple((k, repr(v)) for k, v in values.items() if k not in self._traced)
+            if number not in skip:
+                members_by_static[static].append((places[static], (number, values)))
+            places[static] += 1
+        return deque(members_by_static.items())
+
+    def _chunks(self, members: Sequence[tuple[int, Point]], lanes: int) -> Iterator[Chunk]:
+        """Assign trials to the lanes of their places; the trials of a chunk start together."""
+        queues: dict[int, dict[int, list[Point]]] = defaultdict(lambda: defaultdict(list))
+        for place, (number, values) in members:
+            reached = self._resumable[number][1].steps[-1] if number in self._resumable else -1
+            queues[int(reached)][place % lanes].append((number, values))
+        for by_lane in queues.values():
+            for row in zip_longest(*by_lane.values()):
+                yield {lane: p for lane, p in zip(by_lane, row, strict=True) if p is not None}
+
+    def _group(self, static: Static, example: Values, members: int) -> "_Group":
+        if static not in self._groups:
+            self._groups[static] = _Group(
+                self._who,
+                self._recipe,
+                example,
+                self._traced,
+                keys=self._keys,
+                lanes=self._lanes,
+                members=members,
+                size=self._eval_every,
+                evaluates=self._evaluates,
+                threads=self._streams,
+            )
+        return self._groups[static]
+
+    def _run_chunk(self, group: "_Group", chunk: Chunk, stop: int, keep: bool) -> dict[int, Curves]:
+        with group.turn:
+            return self._run_in_turn(group, chunk, stop, keep)
+
+    def _run_in_turn(
+        self, group: "_Group", chunk: Chunk, stop: int, keep: bool
+    ) -> dict[int, Curves]:
+        filler = next(iter(chunk.values()))  # fills idle lanes, whose results are not used
+        lanes = [chunk.get(lane, filler) for lane in range(group.lanes)]
+        values = group.values([v for _, v in lanes])
+        reached = {number: self._resumable.pop(number, None) for number, _ in chunk.values()}
+        used = [*chunk]
+        if reached[filler[0]] is None:
+            runs, curves = group.start(values, used)
+        else:
+            runs = group.stack([reached[number][0] for number, _ in lanes])
+            curves = _stacked([reached[number][1] for number, _ in lanes])
+        first = int(curves.steps[-1])
+        with group.batches(first, stop) as batches:
+            while first < stop:
+                end = next_stop(first, self._eval_every, stop)
+                if self._stopping:
+                    raise CancelledError
+                runs, curves = group.advance(runs, values, curves, end, used, batches)
+                self._on_updates(len(chunk) * (end - first))
+                first = end
+        if self._tests:
+            curves = curves._replace(test=group.tested(runs, values, used))
+        curves_by_number = {number: _lane(curves, lane) for lane, (number, _) in chunk.items()}
+        if keep:
+            for lane, (number, _) in chunk.items():
+                self._resumable[number] = (group.take(runs, lane), curves_by_number[number])
+        return curves_by_number
+
+
+class _Group:
+    """The programs of the trials that share their static values with `example`.
+
+    The constructor traces the programs, and threads compile them. Call `fit` before other methods.
+
+    Attributes:
+        compiled: a future of the compiled programs.
+        turn: a context in which a chunk runs; where chunks must wait for each other, a lock.
+    """
+
+    def __init__(
+        self,
+        who: str,
+        recipe: Recipe,
+        example: Values,
+        traced: Mapping[str, type],
+        *,
+        keys: Keys,
+        lanes: int,
+        members: int,
+        size: int,
+        evaluates: bool,
+        threads: int,
+    ):
+        task = recipe.make_task(example)
+        self._example, self._traced, self._keys = example, traced, keys
+        self._evaluates, self._threads = evaluates, threads
+        self._split, self._has_test = "validation" if task.splits else None, "test" in task.splits
+        self._source = None
+        if task.loader is not None:
+            self._source = Batches(who, task.name, task.loader, timeout=task.timeout)
+            self._source.refuse_one_shot(who, "by each group of trials")
+
+        def make_run(lane: Tree) -> tuple[Task, optax.GradientTransformation]:
+            return recipe.make({**example, **lane["values"]})
+
+        def read(split: str) -> Iterator[tuple[Tree, int]]:
+            return read_once(who, task.name, split, task.splits[split], timeout=task.timeout)
+
+        devices = _devices(members, lanes)
+        options = {"keys": keys, "size": size, "read": read}
+        self._together = partial(Together, who, make_run, task, devices=devices, **options)
+        self._apart = partial(Apart, who, make_run, task, threads=threads, **options)
+        example_batch = None if self._source is None else self._source.example
+        is_apart = apart_is_faster(make_run, self.values([example]), keys, example_batch)
+        self._lanes = (self._apart if is_apart else self._together)(lanes=lanes)
+        self.compiled = self._compile()
+
+    @property
+    def lanes(self) -> int:
+        """The number of trials that run at the same time."""
+        return self._lanes.lanes
+
+    @property
+    def turn(self) -> Any:
+        """A context in which a chunk runs; where chunks must wait for each other, a lock."""
+        return self._lanes.turn
+
+    def fit(self, memory: float) -> None:
+        """Wait for the programs; compile them with fewer lanes if they need too much memory."""
+        while True:
+            sizes = [_bytes(program) for program in self.compiled.result()]
+            required = self._lanes.required(sizes, self._threads)
+            is_apart, lanes = isinstance(self._lanes, Apart), self._lanes.lanes
+            if required <= memory or (is_apart and lanes == 1):
+                return
+            if lanes == 1:
+                self._lanes = self._apart(lanes=1)
+            else:
+                lanes = max(1, min(lanes - 1, int(lanes * memory / required)))
+                self._together.keywords["devices"] = ()
+                self._lanes = (self._apart if is_apart else self._together)(lanes=lanes)
+            self.compiled = self._compile()
+
+    def values(self, lanes: Sequence[Values]) -> Tree:
+        """Return the traced values of all lanes as arrays (lanes,)."""
+        arrays = {
+            name: jnp.asarray([v[name] for v in lanes], dtype)
+            for name, dtype in self._traced.items()
+        }
+        # The lane numbers define the number of lanes even if no value is traced.
+        return {"lane": jnp.arange(len(lanes)), "values": arrays}
+
+    def start(self, values: Tree, used: Sequence[int]) -> tuple[Any, Curves]:
+        """Return all lanes before the first update, and their first evaluation."""
+        runs = self._lanes.begin(values, used)
+        losses = np.zeros((self.lanes, len(self._keys.init), 0), jnp.result_type(float))
+        return runs, Curves(np.zeros(1, int), losses, self._metrics(runs, values, used))
+
+    def stack(self, states: Sequence[TrainState]) -> Any:
+        """Stack the states of single trials into lanes."""
+        return self._lanes.stack(states)
+
+    def take(self, runs: Any, lane: int) -> TrainState:
+        """Return the state of a lane, arrays (seeds, …)."""
+        return self._lanes.take(runs, lane)
+
+    def advance(
+        self,
+        runs: Any,
+        values: Tree,
+        curves: Curves,
+        stop: int,
+        used: Sequence[int],
+        batches: Iterator[Tree] | None,
+    ) -> tuple[Any, Curves]:
+        """Train on to the update `stop`, and evaluate there."""
+        first = int(curves.steps[-1])
+        runs, losses = self._lanes.advance(runs, values, first, stop, used, batches)
+        new = Curves(np.array([stop]), losses, self._metrics(runs, values, used))
+        validation = {
+            name: np.concatenate([curves.validation[name], values], axis=-1)
+            for name, values in new.validation.items()
+        }
+        losses = np.concatenate([curves.losses, new.losses], axis=-1)
+        return runs, Curves(np.append(curves.steps, stop), losses, validation)
+
+    def tested(self, runs: Any, values: Tree, used: Sequence[int]) -> dict[str, np.ndarray]:
+        """Return the metrics on the test split, (lanes, seeds) each; empty if there is none."""
+        return self._lanes.evaluate(runs, values, "test", used) if self._has_test else {}
+
+    @contextmanager
+    def batches(self, first: int, stop: int) -> Iterator[Iterator[Tree] | None]:
+        """Yield the batches of the loader for some updates; None if there is no loader."""
+        if self._source is None or first >= stop:
+            yield None
+            return
+        with self._source.read(start=first, stop=stop, move=self._lanes.move) as pairs:
+            yield (batch for batch, _ in pairs)
+
+    def _metrics(self, runs: Any, values: Tree, used: Sequence[int]) -> dict[str, np.ndarray]:
+        if not self._evaluates:
+            return {}
+        metrics = self._lanes.evaluate(runs, values, self._split, used)
+        return {name: value[..., None] for name, value in metrics.items()}
+
+    def _compile(self) -> Future:
+        values = self.values([self._example] * self.lanes)
+        layout = None if self._source is None else self._source.layout
+        splits = [self._split] if self._evaluates else []
+        lowered = self._lanes.programs(values, splits, layout)
+        return _in_thread(lambda: _at_once([program.compile for program in lowered]))
+
+
+def _in_thread(function: Callable[[], Any]) -> Future:
+    pool = ThreadPoolExecutor(1)
+    future = pool.submit(function)
+    pool.shutdown(wait=False)
+    return future
+
+
+def _at_once(functions: Sequence[Callable[[], Any]]) -> list[Any]:
+    """Call each function in its own thread, and return the results."""
+    with ThreadPoolExecutor(len(functions)) as pool:
+        return [future.result() for future in [pool.submit(function) for function in functions]]
+
+
+def _bytes(program: Any) -> int:
+    """Return the bytes that a compiled program needs, with its data; 0 if unknown."""
+    sizes = program.memory_analysis()
+    if sizes is None:
+        return 0
+    shared = sizes.alias_size_in_bytes
+    return (
+        sizes.argument_size_in_bytes
+        + sizes.output_size_in_bytes
+        + sizes.temp_size_in_bytes
+        - shared
+    )
+
+
+def default_lanes() -> int:
+    """Return the lanes of a device, if nobody says how many."""
+    return LANES.get(jax.default_backend(), LANES_ELSEWHERE)
+
+
+def _devices(members: int, lanes: int) -> list[jax.Device]:
+    """Return the devices between which the lanes of some trials are divided; none for one."""
+    devices = jax.local_devices()[: -(-members // lanes)]
+    return devices if len(devices) > 1 else []
+
+
+def available_memory() -> float:
+    """Return half of the device's memory, in bytes; ∞ if it is unknown."""
+    device = jax.devices()[0]
+    if device.platform == "cpu":
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2
+    limit = (device.memory_stats() or {}).get("bytes_limit")
+    return limit / 2 if limit else np.inf
+
+
+def _stacked(curves: Sequence[Curves]) -> Curves:
+    """Stack the curves of trials into lanes."""
+    return Curves(
+        curves[0].steps,
+        np.stack([c.losses for c in curves]),
+        {name: np.stack([c.validation[name] for c in curves]) for name in curves[0].validation},
+    )
+
+
+def _lane(curves: Curves, index: int) -> Curves:
+    validation, test = (
+        {name: values[index] for name, values in metrics.items()}
+        for metrics in (curves.validation, curves.test)
+    )
+    return Curves(curves.steps, curves.losses[index], validation, test)
