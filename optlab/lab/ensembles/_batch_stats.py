@@ -37,7 +37,7 @@ import numpy as np
 
 from optlab import _checks
 from optlab._types import Array, Tree
-from optlab.lab.tasks._check_task import check_task
+from optlab.lab.tasks._check_task import check_in_memory, check_task
 from optlab.lab.tasks._task import Batch, Task
 from optlab.lab.training import _loop
 from optlab.rules._leaf import path_names
@@ -137,6 +137,7 @@ def refresh_batch_stats(
         Izmailov et al., UAI (2018).
     """
     check_task(_WHO, task)
+    check_in_memory(_WHO, task)
     _loop.check_key(_WHO, key)
     _checks.check_choice(_WHO, "weight", weight, ("examples", "batches"))
     _checks.check_choice(_WHO, "variance", variance, ("pooled", "mean"))

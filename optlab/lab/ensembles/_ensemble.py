@@ -31,7 +31,7 @@ from optlab.lab.ensembles._members import stack, train_together
 from optlab.lab.sweeps._recipe import Recipe, traced_types
 from optlab.lab.sweeps._result import Sweep
 from optlab.lab.sweeps._trial import COMPLETE, Trial
-from optlab.lab.tasks._check_task import check_predicts, check_task
+from optlab.lab.tasks._check_task import check_in_memory, check_predicts, check_task
 from optlab.lab.tasks._task import Task
 from optlab.lab.training import _loop
 from optlab.lab.training._runner import Curves, TrialRuns
@@ -242,6 +242,7 @@ def ensemble(
     """
     who = "ensemble"
     check_task(who, task)
+    check_in_memory(who, task)
     check_predicts(who, task)
     _checks.check_transformation(who, tx)
     _checks.check_integer(who, "members", members, 1)
@@ -313,6 +314,7 @@ def ensemble_of(
     tasks = _tasks_of(recipe, trials)
     for one in {id(task): task for task in tasks}.values():
         check_task(_OF, one)
+        check_in_memory(_OF, one)
         check_predicts(_OF, one)
     states = _train_again(sweep, recipe, trials, seed)
     _check_shapes(trials, states)
@@ -362,7 +364,7 @@ def _train_again(
     runs = TrialRuns(
         _OF,
         recipe,
-        traced_types(recipe, sweep.space, example, _batch_of(recipe.make_task(example))),
+        traced_types(recipe, sweep.space, example),
         keys=_loop.seed_keys(jnp.array([seed])),
         eval_every=int(trials[0].steps[1]),
         lanes=len(trials),
@@ -375,12 +377,6 @@ def _train_again(
     for trial in trials:
         _check_same(trial, curves[trial.number])
     return [jax.tree.map(lambda x: x[0], runs.take(trial.number)) for trial in trials]
-
-
-def _batch_of(task: Task) -> Tree | None:
-    """Return a batch of a task's loader; None if it has none."""
-    source = check_task(_OF, task)
-    return source and source.example
 
 
 def _check_same(trial: Trial, curves: Curves) -> None:

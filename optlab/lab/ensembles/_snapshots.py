@@ -20,7 +20,7 @@ from optlab import _checks
 from optlab._types import Array
 from optlab.lab.ensembles._ensemble import Ensemble
 from optlab.lab.ensembles._members import Rates, stack, train_in_parts
-from optlab.lab.tasks._check_task import check_predicts, check_task
+from optlab.lab.tasks._check_task import check_in_memory, check_predicts, check_task
 from optlab.lab.tasks._task import Task
 from optlab.lab.training import _loop
 
@@ -70,6 +70,7 @@ def snapshots(
         Huang et al., ICLR (2017).
     """
     check_task(_WHO, task)
+    check_in_memory(_WHO, task)
     check_predicts(_WHO, task)
     _checks.check_transformation(_WHO, tx)
     _checks.check_integer(_WHO, "cycles", cycles, 1)

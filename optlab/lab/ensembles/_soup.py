@@ -32,7 +32,7 @@ from optlab._types import Array, Tree
 from optlab.lab.ensembles._batch_stats import refreshed
 from optlab.lab.ensembles._ensemble import Ensemble, Member
 from optlab.lab.ensembles._members import stack
-from optlab.lab.tasks._check_task import check_task
+from optlab.lab.tasks._check_task import check_in_memory, check_task
 from optlab.lab.tasks._task import Task
 from optlab.lab.training._results import Run
 
@@ -122,6 +122,7 @@ def soup(
     """
     who = "soup"
     check_task(who, task)
+    check_in_memory(who, task)
     _checks.check_choice(who, "how", how, ("uniform", "greedy"))
     _checks.check_choice(who, "different_starts", different_starts, (True, False, None))
     _checks.check_integer(who, "seed", seed, 0)
@@ -183,6 +184,7 @@ def barrier(task: Task, a: Model, b: Model, *, points: int = 11, seed: int = 0) 
     """
     who = "barrier"
     check_task(who, task)
+    check_in_memory(who, task)
     _checks.check_integer(who, "points", points, 3)
     _checks.check_integer(who, "seed", seed, 0)
     return _barrier(who, task, *_members(who, task, [a, b]), points, seed)

@@ -60,6 +60,15 @@ def batch_size(task: Task, source: Batches | None) -> int | None:
     return next(iter(lengths))[0] if len(lengths) == 1 and () not in lengths else None
 
 
+def check_in_memory(who: str, task: Task) -> None:
+    """Require a task whose batches come from `Task.batch`, and whose splits are arrays."""
+    streams = [f"Task.splits[{name!r}]" for name, data in task.splits.items() if is_stream(data)]
+    if task.loader is not None or streams:
+        got = "Task.loader" if task.loader is not None else streams[0]
+        remedy = "pass arrays: shuffled_batches(…) as Task.batch, and arrays as splits"
+        _checks.fail(who, f"the data of task {task.name!r} must be in memory", got, remedy)
+
+
 def check_predicts(who: str, task: Task) -> None:
     """Require a task that says what a model predicts, and has data to judge predictions by."""
     if task.predict is None or not task.splits:

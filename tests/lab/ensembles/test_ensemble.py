@@ -334,3 +334,14 @@ def test_what_is_no_ensemble_is_refused(call, message):
 def test_a_report_needs_a_split_of_the_task(four):
     with pytest.raises(ValueError, match="split must be one of 'train', 'validation', 'test', got"):
         four.report("held-out")
+
+
+def test_data_of_loaders_are_refused():
+    batch = TASK.batch(KEY, 0)
+    streamed = dataclasses.replace(TASK, batch=None, loader=lambda: iter([batch]))
+    split = dataclasses.replace(TASK, splits={**TASK.splits, "test": lambda: iter([TEST])})
+    for task, got in ((streamed, "Task.loader"), (split, r"Task.splits\['test'\]")):
+        with pytest.raises(
+            ValueError, match=f"^ensemble: the data of task .* in memory, got {got};"
+        ):
+            lab.ensemble(task, TX, members=2, steps=STEPS)
