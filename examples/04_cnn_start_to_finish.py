@@ -133,7 +133,7 @@ def main() -> None:
         trials=8,
         search="halton",
         steps=2 * TRIAL_STEPS,
-        repeats=2,
+        seeds=2,
         lanes=8,
     )
     print(finer)

@@ -209,12 +209,12 @@ def check_inexact(who: str, what: str, path: Any, leaf: Array) -> None:
         )
 
 
-def check_transformation(who: str, tx: Any) -> None:
-    """Require something to wrap."""
+def check_transformation(who: str, tx: Any, name: str = "tx") -> None:
+    """Require a transformation as the argument of this name."""
     if not all(callable(getattr(tx, name, None)) for name in ("init", "update")):
         fail(
             who,
-            "tx must be an optax.GradientTransformation",
+            f"{name} must be an optax.GradientTransformation",
             repr(tx),
             "pass optlab.adam(1e-3), say",
         )

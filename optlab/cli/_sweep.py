@@ -99,7 +99,7 @@ def add(commands: Commands) -> None:
     )
     add_steps(parser, "optimizer updates per trial (default: the task's)")
     parser.add_argument(
-        "--repeats",
+        "--seeds",
         type=count,
         default=1,
         metavar="N",
@@ -177,7 +177,7 @@ def _search(
     results: Path | None,
     storage: str | None,
 ) -> Sweep:
-    names = ("search", "halving", "steps", "repeats", "seed")
+    names = ("search", "halving", "steps", "seeds", "seed")
     terminal = sys.stderr.isatty()
     with task_errors(options.task), value_errors():
         return sweep(
@@ -210,9 +210,7 @@ def _log_trial(trials: int) -> Callable[[Trial], None]:
 def _show(options: argparse.Namespace, result: Sweep, folder: Path) -> None:
     if not result.trials:
         raise UsageError(f"all {result.missing} trials still run elsewhere; call again later")
-    arguments = {
-        name: getattr(options, name) for name in ("optimizer", "halving", "repeats", "seed")
-    }
+    arguments = {name: getattr(options, name) for name in ("optimizer", "halving", "seeds", "seed")}
     text = result.to_json(options=arguments)
     if options.json:
         print(text)

@@ -174,7 +174,7 @@ class _Memory(NamedTuple):
 
 def check_overfits_small_batch(
     task: Task,
-    tx: optax.GradientTransformation | None = None,
+    optimizer: optax.GradientTransformation | None = None,
     *,
     steps: int = 300,
     key: Array | None = None,
@@ -188,7 +188,7 @@ def check_overfits_small_batch(
     Args:
         task: the problem. Its accuracy is used if `evaluate` accepts a batch as its data and
             returns "accuracy".
-        tx: the optimizer. None for Adam at four rates from 1e-4 to 0.1, of which one must succeed,
+        optimizer: None for Adam at four rates from 1e-4 to 0.1, of which one must succeed,
             so that a wrong rate does not fail a sound model. The four train side by side and take
             four times the memory.
         steps: updates, ≥ 1.
@@ -199,14 +199,14 @@ def check_overfits_small_batch(
     """
     who = "check_overfits_small_batch"
     _checks.check_integer(who, "steps", steps, 1)
-    if tx is not None:
-        _checks.check_transformation(who, tx)
+    if optimizer is not None:
+        _checks.check_transformation(who, optimizer, "optimizer")
     source = check_task(who, task)
-    rates = RATES if tx is None else (None,)
+    rates = RATES if optimizer is None else (None,)
     key = jax.random.key(0) if key is None else key
     _loop.check_key(who, key)
     example = None if source is None else source.example
-    memory = _memorize(task, tx, steps, _loop.run_keys(key), example)
+    memory = _memorize(task, optimizer, steps, _loop.run_keys(key), example)
     return _judge(memory, rates, steps)
 
 
@@ -374,5 +374,5 @@ def _suspect(best: _Lane, lanes: Sequence[_Lane], rates: Sequence[float | None])
         "augmentation too strong, or too few steps"
     )
     if best.rate is None:
-        reasons.append("a wrong rate (without `tx`, four are tried)")
+        reasons.append("a wrong rate (without `optimizer`, four are tried)")
     return "; ".join(reasons) + "."

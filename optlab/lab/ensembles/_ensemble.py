@@ -192,7 +192,7 @@ def _predict(predict: Callable, params: Tree, model_state: Tree, data: Any) -> t
 
 def ensemble(
     task: Task,
-    tx: optax.GradientTransformation,
+    optimizer: optax.GradientTransformation,
     *,
     members: int = 5,
     steps: int,
@@ -209,7 +209,7 @@ def ensemble(
 
     Args:
         task: a classification, with `Task.predict`.
-        tx: the optimizer of every member; for groups of parameters, an `optlab.groups.partition`.
+        optimizer: that of every member; for groups of parameters, an `optlab.groups.partition`.
         members: the number of members, ≥ 1.
         steps: updates of each member, ≥ 1.
         seed: the seed of the first member, ≥ 0.
@@ -244,7 +244,7 @@ def ensemble(
     check_task(who, task)
     check_in_memory(who, task)
     check_predicts(who, task)
-    _checks.check_transformation(who, tx)
+    _checks.check_transformation(who, optimizer, "optimizer")
     _checks.check_integer(who, "members", members, 1)
     _checks.check_integer(who, "steps", steps, 1)
     _checks.check_integer(who, "seed", seed, 0)
@@ -256,7 +256,7 @@ def ensemble(
         keys = keys._replace(init=first.init)
     elif share == "data":
         keys = first._replace(init=keys.init)
-    runs = train_together(task, tx, keys, int(steps))
+    runs = train_together(task, optimizer, keys, int(steps))
     return Ensemble(
         tasks=(task,) * members,
         params=runs.params,

@@ -29,7 +29,7 @@ _WHO = "snapshots"
 
 def snapshots(
     task: Task,
-    tx: optax.GradientTransformation,
+    optimizer: optax.GradientTransformation,
     *,
     cycles: int = 5,
     steps: int,
@@ -43,7 +43,7 @@ def snapshots(
 
     Args:
         task: a classification, with `Task.predict`.
-        tx: the optimizer, with a rate that restarts every ⌈steps/cycles⌉ updates, such as
+        optimizer: the optimizer, with a rate that restarts every ⌈steps/cycles⌉ updates, such as
             `schedules.cosine_restarts(0.2, decay_steps=math.ceil(steps / cycles))`; of groups of
             parameters each must have one.
         cycles: M ≥ 1, the number of members.
@@ -72,12 +72,12 @@ def snapshots(
     check_task(_WHO, task)
     check_in_memory(_WHO, task)
     check_predicts(_WHO, task)
-    _checks.check_transformation(_WHO, tx)
+    _checks.check_transformation(_WHO, optimizer, "optimizer")
     _checks.check_integer(_WHO, "cycles", cycles, 1)
     _checks.check_integer(_WHO, "steps", steps, 1)
     _loop.check_key(_WHO, key)
     stops = _ends(int(cycles), int(steps))
-    parts = train_in_parts(task, tx, _loop.run_keys(key), stops, _check_restart)
+    parts = train_in_parts(task, optimizer, _loop.run_keys(key), stops, _check_restart)
     params, model_state = stack(parts)
     return Ensemble(
         tasks=(task,) * cycles,

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from optlab import _checks
@@ -33,7 +34,7 @@ from optlab.lab.tasks._check_task import batch_size, check_task
 from optlab.lab.tasks._task import Task
 from optlab.lab.training._grouping import group_table
 from optlab.lab.training._interval import evaluation_interval
-from optlab.lab.training._loop import seed_keys
+from optlab.lab.training._loop import checked_seeds, seed_keys
 from optlab.lab.training._progress import Show, progress_bar
 from optlab.lab.training._runner import Curves, Point, TrialRuns, default_lanes
 from optlab.lab.training._train import EVALUATIONS
@@ -57,7 +58,7 @@ def sweep(
     groups: Rules | None = None,
     search: str = "random",
     seed: int = 0,
-    repeats: int = 1,
+    seeds: int | Sequence[int] = 1,
     steps: int | None = None,
     eval_every: int | None = None,
     halving: int | None = None,
@@ -90,8 +91,8 @@ def sweep(
         seed: seed of the search and of the runs. A trial with a given number is the same in every
             sweep of this seed and space, however many trials there are. With "bayes" it also
             depends on the trials before it.
-        repeats: runs of each trial, from the seeds `seed`, `seed + 1`, …; the trial's score is
-            their mean.
+        seeds: the number of runs of each trial, from the seeds `seed`, `seed + 1`, …, or the seeds
+            themselves; the score of the trial is their mean.
         steps: updates per trial, ≥ 1; None for the task's own number.
         eval_every: updates between evaluations; None for the task's own number, or else a tenth of
             the run, or a thirtieth with `halving`.
@@ -142,7 +143,7 @@ def sweep(
     began = time.perf_counter()
     _check_destinations(search, results, storage)
     _check_callbacks(callbacks)
-    options = {"search": search, "trials": trials, "seed": seed, "repeats": repeats, "lanes": lanes}
+    options = {"search": search, "trials": trials, "seed": seed, "seeds": seeds, "lanes": lanes}
     plan = _checked_plan(task, optimizer, space, steps, eval_every, halving, groups, **options)
     if memory is not None:
         memory = float(_checks.check_number(_WHO, "memory", memory, _checks.POSITIVE))
@@ -152,7 +153,7 @@ def sweep(
             _WHO,
             plan.recipe,
             plan.traced,
-            keys=seed_keys(jnp.arange(seed, seed + repeats)),
+            keys=seed_keys(jnp.asarray(plan.seeds)),
             eval_every=plan.eval_every,
             lanes=plan.lanes,
             memory=memory,
@@ -190,7 +191,7 @@ class _Plan:
     search: str
     trials: int
     seed: int
-    repeats: int
+    seeds: list[int]
     steps: int
     eval_every: int
     halving: int | None
@@ -200,7 +201,7 @@ class _Plan:
 
     def about(self) -> dict[str, Any]:
         """Return the facts that identify this sweep; stored results must have the same ones."""
-        names = ("search", "seed", "repeats", "steps", "eval_every", "halving", "lanes")
+        names = ("search", "seed", "seeds", "steps", "eval_every", "halving", "lanes")
         about = {"task": self.task.name, "optimizer": name_of(self.recipe.optimizer)}
         about |= {"score": self.task.score, "maximize": self.task.maximize}
         about["space"] = list(self.space)  # names in their order, which affects the values
@@ -326,13 +327,15 @@ def _checked_plan(
     search: str,
     trials: int,
     seed: int,
-    repeats: int,
+    seeds: int | Sequence[int],
     lanes: int | None,
 ) -> _Plan:
     check_search(_WHO, search, seed)
     _checks.check_integer(_WHO, "trials", trials, 1)
-    _checks.check_integer(_WHO, "repeats", repeats, 1)
-    _checks.check_integer(_WHO, "seed + repeats", seed + repeats, 1)  # seeds of runs must be int32
+    runs = checked_seeds(_WHO, seeds)
+    if not isinstance(seeds, Sequence | np.ndarray):
+        runs = runs + seed
+    _checks.check_integer(_WHO, "the last of seeds", int(runs.max()), 0)  # they must be int32
     if halving is not None:
         _checks.check_integer(_WHO, "halving", halving, 2)
         if search == "bayes":
@@ -366,7 +369,7 @@ def _checked_plan(
         # Python integers, because NumPy integers cannot be stored as JSON.
         trials=int(trials),
         seed=int(seed),
-        repeats=int(repeats),
+        seeds=runs.tolist(),
         steps=int(steps),
         eval_every=int(eval_every),
         halving=None if halving is None else int(halving),

@@ -593,7 +593,7 @@ def test_the_same_key_gives_the_same_check():
         (lambda task: check_initial_loss(task, 10, seeds=0), "seeds must be an integer >= 1"),
         (lambda task: check_initial_loss(None, 10), "task must be an optlab.lab.Task"),
         (lambda task: check_overfits_small_batch(task, steps=0), "steps must be an integer >= 1"),
-        (lambda task: check_overfits_small_batch(task, 0.1), "tx must be an optax.Gradient"),
+        (lambda task: check_overfits_small_batch(task, 0.1), "optimizer must be an optax.Gradient"),
     ],
 )
 def test_bad_arguments_are_refused(call, message):

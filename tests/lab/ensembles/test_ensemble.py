@@ -298,7 +298,7 @@ def test_trials_of_different_shapes_are_refused():
 
 
 def ensemble(**options):
-    return lab.ensemble(options.pop("task", TASK), **{"tx": TX, "steps": 1, **options})
+    return lab.ensemble(options.pop("task", TASK), **{"optimizer": TX, "steps": 1, **options})
 
 
 def snapshots(**options):
@@ -311,7 +311,10 @@ def snapshots(**options):
         (lambda: ensemble(members=0), "ensemble: members must be an integer >= 1"),
         (lambda: ensemble(share="order"), "ensemble: share must be one of 'init', 'data', None"),
         (lambda: ensemble(seed=-1), "ensemble: seed must be an integer >= 0"),
-        (lambda: ensemble(tx=optlab.adam), "ensemble: tx must be an optax.GradientTransformation"),
+        (
+            lambda: ensemble(optimizer=optlab.adam),
+            "ensemble: optimizer must be an optax.GradientTransformation",
+        ),
         (
             lambda: ensemble(task=tasks.valley()),
             "ensemble: the task must be a classification, with Task.predict and Task.splits, got "

@@ -103,7 +103,7 @@ def assert_same_curves(curves, other, evaluations=None):
 def test_a_trial_is_the_run_that_train_makes_from_the_same_key():
     space = {"learning_rate": LogUniform(1e-3, 1e-1), "batch_size": Categorical((8,))}
     task = functools.partial(network, 7)
-    found = sweep(task, optlab.adamw, space, trials=2, lanes=2, seed=5, repeats=2, steps=7)
+    found = sweep(task, optlab.adamw, space, trials=2, lanes=2, seed=5, seeds=2, steps=7)
     trial = found.trials[1]
     np.testing.assert_array_equal(trial.steps, [0, 2, 4, 6, 7])
     assert trial.num_updates == 7
@@ -121,8 +121,8 @@ def test_a_trial_is_the_run_that_train_makes_from_the_same_key():
     np.testing.assert_array_equal(trial.validation["accuracy"][1], accuracies)
 
 
-def test_repeats_are_the_runs_of_the_following_seeds():
-    both = sweep(bowl(), optlab.sgd, RATES, trials=3, seed=4, repeats=2).trials
+def test_several_runs_of_a_trial_have_the_following_seeds():
+    both = sweep(bowl(), optlab.sgd, RATES, trials=3, seed=4, seeds=2).trials
     # The search has the same seed as the runs: take the second run's values from the first.
     runs = TrialRuns(
         "sweep",
@@ -918,8 +918,8 @@ def test_a_progress_bar_is_on_stderr_alone(capsys):
         ({"trials": 2.0}, "sweep: trials must be an integer >= 1"),
         ({"search": "Halton"}, "sweep: search must be one of .*; did you mean 'halton'"),
         ({"seed": -1}, "sweep: seed must be an integer >= 0"),
-        ({"seed": 2**31 - 1, "repeats": 2}, "sweep: seed \\+ repeats must be below 2\\*\\*31"),
-        ({"repeats": 0}, "sweep: repeats must be an integer >= 1"),
+        ({"seed": 2**31 - 1, "seeds": 2}, "sweep: the last of seeds must be below 2\\*\\*31"),
+        ({"seeds": 0}, "sweep: seeds must be an integer >= 1"),
         ({"steps": 0}, "sweep: steps must be an integer >= 1"),
         ({"eval_every": 0}, "sweep: eval_every must be an integer >= 1"),
         ({"halving": 1}, "sweep: halving must be an integer >= 2"),
@@ -1048,7 +1048,7 @@ def test_halving_narrows_around_several_trials_though_one_alone_is_complete():
 
 
 def test_numpys_integers_are_integers():
-    counts = {name: np.int64(2) for name in ("trials", "steps", "repeats", "lanes", "seed")}
+    counts = {name: np.int64(2) for name in ("trials", "steps", "seeds", "lanes", "seed")}
     assert len(sweep(bowl(), optlab.sgd, RATES, **counts).trials) == 2
 
 

@@ -240,7 +240,7 @@ def test_results_are_read_by_plain_sqlite(made):
         ),
         ({"search": "halton"}, "search must be that .*, 'random', got 'halton'"),
         ({"seed": 1}, "seed must be that .*, 0, got 1"),
-        ({"repeats": 2}, "repeats must be that .*, 1, got 2"),
+        ({"seeds": 2}, r"seeds must be that .*, \[0\], got \[0, 1\]"),
         ({"steps": 17}, "steps must be that .*, 16, got 17"),
         ({"eval_every": 3}, "eval_every must be that .*, 2, got 3"),
         ({"halving": 2}, "halving must be that .*, None, got 2"),
