@@ -73,7 +73,8 @@ def _are_same(some: Sequence, others: Sequence) -> bool:
 
 
 def _rewritten_operation(eqn: JaxprEqn) -> JaxprEqn:
-    if eqn.primitive.name != _CONVOLUTION:
+    # An output whose sharding is given is left alone, as the sharding names the axes it has now.
+    if eqn.primitive.name != _CONVOLUTION or eqn.params.get("out_sharding") is not None:
         params = {name: _rewritten(value) for name, value in eqn.params.items()}
         same = _are_same(list(params.values()), list(eqn.params.values()))
         return eqn if same else eqn.replace(params=params)
