@@ -135,7 +135,8 @@ def range_ticks(values: "Range") -> list[Tick]:
         return [(level, str(level)) for level in values.levels(MOST_TICKS - 1 + (not values.log))]
     if values.log:
         return log_ticks(values.low, values.high)
-    return linear_ticks(values.low, values.high, integer=values.is_integer)
+    ticks = linear_ticks(values.low, values.high, integer=values.is_integer)
+    return [(int(x), text) for x, text in ticks] if values.is_integer else ticks
 
 
 def spread(values: "Range", selected: Sequence[Any], *, mixed: bool = False) -> np.ndarray:

@@ -340,6 +340,13 @@ def test_ticks_are_round_and_as_many_as_fit():
         assert (np.diff(positions) > 0).all()
 
 
+@pytest.mark.parametrize("values", [Integer(8, 64), Integer(-5, 1000), Integer(3, 9999, log=True)])
+def test_ticks_of_wide_ranges_of_integers_are_values_of_the_range(values):
+    ticks = [tick for tick, _ in range_ticks(values)]
+    assert len(ticks) >= 3
+    assert [values.at(values.position(tick)) for tick in ticks] == ticks
+
+
 def test_without_matplotlib_the_extra_is_named(mixed, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ModuleNotFoundError, match=r"^plot_sweep: .*matplotlib"):
