@@ -27,16 +27,25 @@ pytest.register_assert_rewrite("helpers")
 jax.config.update("jax_num_cpu_devices", 2)
 
 
-def pytest_configure():
-    """Keep what is compiled in a folder of this process: many tests compile what others have.
+def pytest_configure(config):
+    """Keep what is compiled in a folder of this run: many tests compile what others have.
 
-    Where JAX_COMPILATION_CACHE_DIR names a folder that stays, the next run finds it there as well.
+    Workers share it, through `pytest_configure_node`. Where JAX_COMPILATION_CACHE_DIR names a
+    folder that stays, the next run finds it there as well.
     """
-    if jax.config.jax_compilation_cache_dir is None:
+    folder = getattr(config, "workerinput", {}).get("programs")
+    if folder is None and jax.config.jax_compilation_cache_dir is None:
         folder = tempfile.mkdtemp(prefix="optlab-tests-")
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    if folder is not None:
         jax.config.update("jax_compilation_cache_dir", folder)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+
+
+@pytest.hookimpl(optionalhook=True)  # of pytest-xdist
+def pytest_configure_node(node):
+    """Tell a worker where to keep what is compiled."""
+    node.workerinput["programs"] = jax.config.jax_compilation_cache_dir
 
 
 @pytest.hookimpl(tryfirst=True)
