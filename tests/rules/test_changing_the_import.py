@@ -14,10 +14,17 @@ import optlab
 
 PARAMS = {"w": jnp.array([3.0, 4.0])}
 
+OTHER_THINGS = {
+    "monitor": "Optax's records functions of the updates, and goes into a chain",
+}
+"""Functions that share a name with one of Optax's alone, with the reason."""
+
 SHARED = [
     name
     for name in optlab.__all__
-    if inspect.isfunction(getattr(optlab, name)) and inspect.isfunction(getattr(optax, name, None))
+    if inspect.isfunction(getattr(optlab, name))
+    and inspect.isfunction(getattr(optax, name, None))
+    and name not in OTHER_THINGS
 ]
 
 OTHER_NAMES = {
