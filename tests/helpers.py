@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 from optlab.lab import Task
 
@@ -68,6 +69,17 @@ def seen():
         lambda params: jax.tree.map(lambda p: jnp.zeros_like(p, jnp.float32), params),
         lambda updates, state, params=None: (updates, updates),
     )
+
+
+def one_of_each_kind(rows):
+    """Return the names of rows as parameters of tests of the machinery, which treats a kind alike.
+
+    Fast are the exemplars, a rule with slots of other shapes, one with groups inside and one with
+    several arrays in a slot. The others repeat a kind.
+    """
+    kinds = {name for name, row in rows.items() if row.exemplar} | {"adafactor", "muon", "shampoo"}
+    repeated = (pytest.mark.slow, pytest.mark.other_rows)
+    return [pytest.param(name, marks=() if name in kinds else repeated) for name in rows]
 
 
 # A task

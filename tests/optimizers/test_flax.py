@@ -1,4 +1,4 @@
-"""Every optimizer in Flax NNX, in Flax Linen, and in trees with None as Equinox makes them.
+"""Every kind of optimizer in Flax NNX, in Flax Linen, and in trees with None as Equinox makes them.
 
 The two models are the same network from the same parameters, and are held to `tx.update` and
 `optax.apply_updates` on the plain tree of parameters.
@@ -18,6 +18,7 @@ from flax import nnx, serialization
 from flax.training.train_state import TrainState
 
 import optlab
+from helpers import one_of_each_kind
 from optlab.registry import OPTIMIZERS
 
 # The frameworks and the plain function are compiled to different programs: some roundings of 6e-8
@@ -25,7 +26,7 @@ from optlab.registry import OPTIMIZERS
 COMPILED = {"rtol": 2e-6, "atol": 2e-6}
 
 RATE, NUM_UPDATES = 0.1, 4
-every_optimizer = pytest.mark.parametrize("name", OPTIMIZERS)
+every_kind = pytest.mark.parametrize("name", one_of_each_kind(OPTIMIZERS))
 
 rng = np.random.default_rng(0)
 PARAMS = jax.tree.map(
@@ -165,7 +166,7 @@ def by_hand(name):
 
 
 @in_both
-@every_optimizer
+@every_kind
 def test_updates_are_those_made_by_hand_and_compile_once(framework, name):
     run = framework(make(name))
     after, state = by_hand(name)
@@ -208,7 +209,7 @@ def test_a_rate_put_in_the_state_acts_at_once_without_compiling_anew(framework):
     assert run.num_traces == 1
 
 
-@every_optimizer
+@every_kind
 def test_train_state_resumes_bitwise_from_its_bytes(name):
     run = InLinen(make(name))
     for x in INPUTS[:2]:
@@ -252,7 +253,7 @@ def test_average_in_nnx_leaves_batch_statistics_alone():
     chex.assert_trees_all_equal(*statistics)
 
 
-@every_optimizer
+@every_kind
 def test_nnx_filter_trains_a_part_and_leaves_the_rest_bitwise(name):
     run = InNnx(make(name), wrt=nnx.All(nnx.Param, nnx.PathContains("first")))
     for x in INPUTS:
@@ -296,7 +297,7 @@ class Layer:
 
 
 @pytest.mark.filterwarnings("ignore:muon orthogonalizes")  # a list of layers names no head
-@every_optimizer
+@every_kind
 def test_none_leaves_are_as_if_absent(name):
     weights = [PARAMS["first"]["kernel"], PARAMS["head"]["kernel"]]
     layers = [Layer(weights[0], None, "tanh"), Layer(weights[1], None, "identity")]
@@ -320,7 +321,7 @@ def test_none_leaves_are_as_if_absent(name):
     )
 
 
-@every_optimizer
+@every_kind
 def test_a_parameter_without_gradient_and_its_state_stay_as_they_are(name):
     layer = Layer(PARAMS["first"]["kernel"], PARAMS["first"]["bias"], "tanh")
     tx = make(name)

@@ -16,6 +16,7 @@ import optax
 import pytest
 
 import optlab
+from helpers import one_of_each_kind
 from optlab.registry import OPTIMIZERS, TRANSFORMATIONS
 
 COMPILED = {"rtol": 2e-6, "atol": 1e-6}  # see above; parameters and gradients are of order 1
@@ -27,13 +28,14 @@ MAKERS = {
 ROWS = OPTIMIZERS | TRANSFORMATIONS
 
 
-def every_row_but(test):
+def rows_but(test):
     """Return the rows that are not exempt from a test."""
-    return pytest.mark.parametrize("name", [n for n, row in ROWS.items() if test not in row.exempt])
+    return {name: row for name, row in ROWS.items() if test not in row.exempt}
 
 
 every_row = pytest.mark.parametrize("name", ROWS)
-every_optimizer = pytest.mark.parametrize("name", OPTIMIZERS)
+every_kind = pytest.mark.parametrize("name", one_of_each_kind(ROWS))
+every_kind_of_optimizer = pytest.mark.parametrize("name", one_of_each_kind(OPTIMIZERS))
 
 rng = np.random.default_rng(0)
 
@@ -76,7 +78,7 @@ def part(trees, key):
 # Wrappers
 
 
-@every_row
+@every_kind
 def test_chain_is_its_parts_in_a_row(name):
     parts = [optax.clip_by_global_norm(1.0), MAKERS[name](), optax.trace(0.9)]
     states, params = [tx.init(PARAMS) for tx in parts], PARAMS
@@ -134,7 +136,7 @@ def test_masked_leaves_pass_through_untouched(name):
     chex.assert_trees_all_equal(part(updates, "dense"), alone)
 
 
-@every_row_but("flattening_changes_nothing")
+@pytest.mark.parametrize("name", one_of_each_kind(rows_but("flattening_changes_nothing")))
 def test_flattening_changes_nothing(name):
     tx = MAKERS[name]()
     _, after, _ = walk(optax.flatten(tx))
@@ -143,7 +145,7 @@ def test_flattening_changes_nothing(name):
     chex.assert_trees_all_close(after, plain, rtol=1e-6, atol=1e-7)
 
 
-@every_row
+@every_kind
 def test_multi_steps_acts_on_the_mean_gradient(name):
     tx = MAKERS[name]()
     multi = optax.MultiSteps(tx, every_k_schedule=2)
@@ -157,7 +159,7 @@ def test_multi_steps_acts_on_the_mean_gradient(name):
     chex.assert_trees_all_close(state.inner_opt_state, alone_state, **COMPILED)
 
 
-@every_optimizer
+@every_kind_of_optimizer
 def test_an_update_that_is_not_finite_leaves_no_trace(name):
     tx = MAKERS[name]()
     careful = optax.apply_if_finite(tx, max_consecutive_errors=2)
@@ -174,7 +176,7 @@ def is_masked(node):
     return isinstance(node, optax.MaskedNode)
 
 
-@every_row_but("tree_map_params_finds_every_slot")
+@pytest.mark.parametrize("name", rows_but("tree_map_params_finds_every_slot"))
 def test_tree_map_params_finds_every_slot(name):
     tx = MAKERS[name]()
     state = tx.init(PARAMS)
@@ -225,7 +227,7 @@ def test_an_injected_hyperparameter_changes_from_the_next_update_on(name, jit):
         assert max(jax.tree.leaves(difference)) > 1e-3
 
 
-@every_optimizer
+@every_kind_of_optimizer
 def test_a_deep_nest_compiled_is_its_parts_by_hand(name):
     """Accumulate, clip, train one group with an average, freeze the other."""
     tx = optax.chain(MAKERS[name](), optlab.params_ema(0.9))

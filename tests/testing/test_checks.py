@@ -39,7 +39,8 @@ def cases():
             fast = check.about == "rule" or row.exemplar or row.wraps is not None
             if row.name in OF_LONG_COMPILATION:
                 fast = check.name in QUICK
-            marks = [pytest.mark.xdist_group(row.name), *([] if fast else [pytest.mark.slow])]
+            slow = [pytest.mark.slow, pytest.mark.other_rows]
+            marks = [pytest.mark.xdist_group(row.name), *([] if fast else slow)]
             yield pytest.param(row, check, id=f"{row.name}-{check.name}", marks=marks)
 
 
