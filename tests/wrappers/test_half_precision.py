@@ -828,6 +828,7 @@ def test_wrapped_optimizers_train_a_flax_model_in_bfloat16(wrap):
     assert model.kernel[...].dtype == jnp.bfloat16
 
 
+@pytest.mark.slow
 def test_the_benchmark_runs(capsys):
     path = Path(__file__).parents[2] / "benchmarks" / "half_precision.py"
     kinds = ["bfloat16", "master_params"]
