@@ -5,12 +5,13 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def needs_extra(who: str, extra: str = "lab") -> Iterator[None]:
+def needs_extra(who: str, extra: str = "lab", *, package: str | None = None) -> Iterator[None]:
     """Import optional packages in this block; if one is missing, the error names the extra.
 
     Args:
         who: the public function that needs the packages; the error begins with it.
         extra: the extra of `optlab` that installs the packages.
+        package: the package itself, if no extra installs it.
 
     Raises:
         ModuleNotFoundError: the missing module and the command that installs it.
@@ -26,8 +27,9 @@ pip install "optlab[lab]"
     try:
         yield
     except ModuleNotFoundError as error:
+        wanted = package or f'"optlab[{extra}]"'
         raise ModuleNotFoundError(
             f"{who}: the module {error.name} is required and not installed; "
-            f'run pip install "optlab[{extra}]"',
+            f"run pip install {wanted}",
             name=error.name,
         ) from error

@@ -70,7 +70,7 @@ ROOMS = {
     ],
 }
 CORE = {"jax", "numpy", "optax"}
-EXTRAS = {"flax", "matplotlib", "rich", "scipy", "sklearn"}
+EXTRAS = {"equinox", "flax", "matplotlib", "rich", "scipy", "sklearn"}
 EXTRAS |= {"mlflow", "optuna", "orbax", "tensorboardX", "wandb"}
 # Layers are classes, so a file of models needs Flax at its top; it is imported within functions.
 LAZY = {"optlab.lab.tasks._models"}

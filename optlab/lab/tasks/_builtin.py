@@ -1,26 +1,24 @@
 """Built-in tasks to compare optimizers on: two networks on handwritten digits, a narrow valley.
 
-None of them downloads anything. `nnx_classifier` makes a task from your own Flax NNX model.
+None of them downloads anything.
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 
 from optlab import _checks
 from optlab._extras import needs_extra
 from optlab._types import Array, ArrayLike
-from optlab.lab.tasks._task import Task, shuffled_batches
+from optlab.lab.tasks._nnx import nnx_model
+from optlab.lab.tasks._objectives import Classification
+from optlab.lab.tasks._supervised import supervised_task
+from optlab.lab.tasks._task import Task
 
 if TYPE_CHECKING:
     from flax import nnx
-
-Examples = tuple[ArrayLike, ArrayLike]
-"""Inputs (n, …) and integer labels (n,)."""
 
 
 def digits_mlp(batch_size: int = 32, *, width: int = 128, dropout: ArrayLike | None = None) -> Task:
@@ -48,12 +46,11 @@ def digits_mlp(batch_size: int = 32, *, width: int = 128, dropout: ArrayLike | N
         from optlab.lab.tasks._models import MLP
 
     splits = {name: (x.reshape(len(x), -1), y) for name, (x, y) in _digits("digits_mlp").items()}
-    return nnx_classifier(
-        "digits-mlp",
+    return _digits_task(
+        "digits_mlp",
         lambda rngs: MLP(64, width, 10, dropout=dropout, rngs=rngs),
-        **splits,
+        splits,
         batch_size=batch_size,
-        target=0.95,
         num_steps=300,
     )
 
@@ -71,12 +68,11 @@ def digits_cnn(batch_size: int = 32) -> Task:
     with needs_extra("digits_cnn"):
         from optlab.lab.tasks._models import CNN
 
-    return nnx_classifier(
-        "digits-cnn",
+    return _digits_task(
+        "digits_cnn",
         lambda rngs: CNN(8, 8, 10, rngs=rngs),
-        **_digits("digits_cnn"),
+        _digits("digits_cnn"),
         batch_size=batch_size,
-        target=0.95,
         num_steps=200,
         eval_every=10,
     )
@@ -118,96 +114,6 @@ def valley_height(x: ArrayLike, y: ArrayLike) -> ArrayLike:
     return x**2 + 50 * y**2
 
 
-def nnx_classifier(
-    name: str,
-    make_model: "Callable[[nnx.Rngs], nnx.Module]",
-    *,
-    train: Examples,
-    validation: Examples,
-    test: Examples,
-    batch_size: int,
-    target: float | None = None,
-    num_steps: int = 300,
-    eval_every: int | None = None,
-) -> Task:
-    """Return the task of training a Flax NNX model to classify, judged by accuracy.
-
-    The loss is the mean cross-entropy. Everything in the model except its parameters (batch
-    statistics, the random streams of dropout) is the task's `model_state`.
-
-    Args:
-        name: the name in titles and reports.
-        make_model: rngs → a model that maps inputs (batch, …) to logits (batch, num_classes).
-        train: inputs (n, …) and integer labels (n,), from which batches are drawn.
-        validation: inputs and labels on which runs are compared.
-        test: inputs and labels on which the chosen runs are reported.
-        batch_size: examples per batch, in [1, n].
-        target: an accuracy worth reaching, in (0, 1].
-        num_steps: updates of a usual run, ≥ 1.
-        eval_every: updates between evaluations, ≥ 1; None for a thirtieth of the run.
-
-    Raises:
-        ModuleNotFoundError: Flax is not installed.
-        ValueError: `batch_size` is larger than the training split.
-    """
-    with needs_extra("nnx_classifier"):
-        from flax import nnx
-
-    graph = nnx.graphdef(nnx.eval_shape(lambda: make_model(nnx.Rngs(0))))
-
-    def init(key: Array) -> tuple[nnx.State, nnx.State]:
-        _, params, model_state = nnx.split(make_model(nnx.Rngs(key)), nnx.Param, ...)
-        return params, model_state
-
-    def loss(
-        params: nnx.State, model_state: nnx.State, batch: Examples, key: Array
-    ) -> tuple[Array, nnx.State]:
-        # A copy, because a variable may only be changed in the transformation that created it.
-        model = nnx.merge(graph, params, model_state, copy=True)
-        model.train()
-        inputs, labels = batch
-        losses = optax.softmax_cross_entropy_with_integer_labels(model(inputs), labels)
-        _, _, model_state = nnx.split(model, nnx.Param, ...)
-        return losses.mean(), model_state
-
-    def observe(params: nnx.State, model_state: nnx.State, batch: Examples) -> nnx.State:
-        model = nnx.merge(graph, params, model_state, copy=True)
-        model.train()
-        model.set_attributes(deterministic=True, raise_if_not_found=False)  # turns dropout off
-        model(batch[0])
-        _, _, model_state = nnx.split(model, nnx.Param, ...)
-        return model_state
-
-    def predict(
-        params: nnx.State, model_state: nnx.State, data: Examples
-    ) -> tuple[Array, ArrayLike]:
-        model = nnx.merge(graph, params, model_state)
-        model.eval()
-        inputs, labels = data
-        return model(inputs), labels
-
-    def evaluate(params: nnx.State, model_state: nnx.State, data: Examples) -> dict[str, Array]:
-        logits, labels = predict(params, model_state, data)
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-        return {"loss": losses.mean(), "accuracy": jnp.mean(logits.argmax(-1) == labels)}
-
-    return Task(
-        name=name,
-        init=init,
-        loss=loss,
-        batch=shuffled_batches(train, batch_size),
-        evaluate=evaluate,
-        splits={"train": train, "validation": validation, "test": test},
-        score="accuracy",
-        maximize=True,
-        target=target,
-        num_steps=num_steps,
-        eval_every=eval_every,
-        predict=predict,
-        observe=observe,
-    )
-
-
 def dropout(rate: ArrayLike, *, rngs: "nnx.Rngs") -> "nnx.Module":
     """Return a Flax NNX dropout layer whose rate may be traced.
 
@@ -228,6 +134,25 @@ def dropout(rate: ArrayLike, *, rngs: "nnx.Rngs") -> "nnx.Module":
         from optlab.lab.tasks._models import Dropout
 
     return Dropout(rate, rngs=rngs)
+
+
+def _digits_task(
+    who: str,
+    make_model: "Callable[[nnx.Rngs], nnx.Module]",
+    splits: dict[str, tuple[np.ndarray, np.ndarray]],
+    **options: Any,
+) -> Task:
+    """Return the task of a network on digits, which evaluates all training images."""
+    return supervised_task(
+        who,
+        who.replace("_", "-"),
+        lambda example: nnx_model(who, make_model),
+        Classification,
+        **splits,
+        target=0.95,
+        whole_train=True,
+        **options,
+    )
 
 
 def _digits(who: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
