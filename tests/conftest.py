@@ -19,7 +19,6 @@ if version("jaxlib").startswith("0.10."):
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import contextlib
-import gc
 
 import jax
 import pytest
@@ -61,16 +60,6 @@ def pytest_collection_modifyitems(items):
         if not item.get_closest_marker("xdist_group"):
             file = item.path.relative_to(item.config.rootpath / "tests").with_suffix("")
             item.add_marker(pytest.mark.xdist_group(".".join(file.parts)))
-
-
-def pytest_collection_finish():
-    """Let the collector of garbage pass by what lives to the end: modules and tests.
-
-    JAX makes many small objects that refer to each other, and every search walks all that live.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(50_000, 20, 100)
 
 
 def _strict_in_double():
