@@ -554,7 +554,7 @@ def test_without_accuracy_the_loss_is_looked_at():
     ("task", "tx", "suspect"),
     [
         (classifier(), optax.set_to_zero(), "no parameter changed"),
-        (classifier(scale=0.1), optlab.sgd(1e-6), "a wrong rate (without `tx`, four are tried)"),
+        (classifier(scale=0.1), optlab.sgd(1e-6), "a wrong rate (without `optimizer`, four"),
         (classifier(scale=0.1, shuffled=True), None, "labels shuffled against the inputs"),
         (regression("frozen"), None, "1 of 2 parameters never changed (['w'])"),
         (regression("nan"), None, "NaN or infinity in the data"),
