@@ -96,7 +96,8 @@ def refresh_batch_stats(
             is.
         key: a random key, for the order of the examples and the noise of `Task.loss`.
         batches: the batches, each as `Task.batch` returns it, and together the training data, once;
-            None to divide the split "train" into batches of a random order.
+            None to divide the examples that `shuffled_batches` draws from, or else the split
+            "train", into batches of a random order.
         batch_size: examples in a batch, ≥ 1, if `batches` is None.
         weight: "examples", where a batch counts by its examples, the length of its first array; or
             "batches", where all count alike, as in `torch.optim.swa_utils.update_bn`.
@@ -478,8 +479,9 @@ def _names(state: Tree) -> list[Name]:
 
 
 def _divided(who: str, task: Task, key: Array, batch_size: int) -> Iterator[Batch]:
-    """Yield the split "train" in batches of a random order, each example once."""
-    data = task.splits.get("train")
+    """Yield the training examples in batches of a random order, each example once."""
+    # The split may be a part of them.
+    data = getattr(task.batch, "examples", task.splits.get("train"))
     remedy = "pass batches=[…], each as Task.batch returns it"
     if data is None:
         names = ", ".join(map(repr, task.splits)) or "no splits"

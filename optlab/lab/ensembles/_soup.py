@@ -91,7 +91,7 @@ def soup(
 
     Args:
         task: the problem. Its validation split judges, and running statistics are computed anew on
-            its split "train".
+            its training data.
         models: an `Ensemble`; or runs of `train`, or pairs (params, model_state), of one structure.
         how: "uniform" for the mean of all; "greedy" to add only models that raise the validation
             score, beginning with the best.
@@ -159,7 +159,7 @@ def barrier(task: Task, a: Model, b: Model, *, points: int = 11, seed: int = 0) 
 
     Args:
         task: the problem. Where the model has batch normalization, its running statistics are
-            computed anew at each point inside, on the split "train".
+            computed anew at each point inside, on the training data.
         a: a run of `train`, or a pair (params, model_state).
         b: another one, of the same structure.
         points: points on the line, with its ends, ≥ 3.

@@ -113,7 +113,8 @@ def shuffled_batches(data: Batch, batch_size: int) -> Callable[[Array, Array], B
         batch_size: examples per batch, in [1, n].
 
     Returns:
-        (key, step) → a pytree like `data`, each array (batch_size, …).
+        (key, step) → a pytree like `data`, each array (batch_size, …). Its attribute `examples` is
+        `data`, for what goes through all of it once.
 
     Raises:
         ValueError: `batch_size` is not in [1, n].
@@ -141,4 +142,5 @@ def shuffled_batches(data: Batch, batch_size: int) -> Callable[[Array, Array], B
         rows = lax.dynamic_slice_in_dim(order, position * batch_size, batch_size)
         return jax.tree.map(lambda array: array[rows], data)
 
+    batch.examples = data
     return batch

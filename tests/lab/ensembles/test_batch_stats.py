@@ -168,9 +168,10 @@ def test_a_linen_model_is_refreshed_and_a_layer_that_uses_its_statistics_keeps_t
     np.testing.assert_allclose(new["last"]["var"], np.full(3, 0.25), rtol=1e-3)
 
 
-def test_a_task_divides_its_training_split_and_streams_and_weights_stay(noisy_task):
+def test_a_task_divides_its_training_data_and_streams_and_weights_stay(noisy_task):
     params, state = noisy_task.init(KEY)
-    inputs, _ = noisy_task.splits["train"]
+    inputs, _ = noisy_task.batch.examples
+    assert len(inputs) == 20 > len(noisy_task.splits["train"][0])  # the split is a part of them
     hidden = inputs @ np.asarray(params["hidden"]["kernel"][...])
     for options in ({"batch_size": 8}, {"dropout": False}):
         new = refresh_batch_stats(noisy_task, params, state, key=KEY, **options)
