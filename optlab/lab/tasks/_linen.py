@@ -214,11 +214,15 @@ def _modes(
     if mode is not None:
         if not callable(mode):
             required = "mode must be a function, training → keyword arguments of the model's call"
-            _checks.fail(
-                who, required, repr(mode), "pass lambda training: {'is_test': not training}"
-            )
+            remedy = "pass lambda training: {'is_test': not training}, say"
+            _checks.fail(who, required, repr(mode), remedy)
         return lambda training: (model, mode(training))
-    _, _, *arguments = inspect.signature(type(model).__call__).parameters.values()
+    if not callable(model):
+        _checks.fail(
+            who, "model must have a method __call__", f"{type(model).__name__} without one"
+        )
+    arguments = list(inspect.signature(type(model).__call__).parameters.values())
+    arguments = arguments[2:]  # without self and inputs
     in_call = [x.name for x in arguments if x.name in SWITCHES]
     others = [
         x.name

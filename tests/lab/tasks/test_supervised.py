@@ -350,6 +350,10 @@ class InField(nn.Module):
         return nn.Dense(3)(nn.Dropout(0.5, deterministic=not self.training)(x))
 
 
+class Empty(nn.Module):
+    pass
+
+
 class Odd(nn.Module):
     @nn.compact
     def __call__(self, x, is_test=False):
@@ -500,6 +504,14 @@ def test_models_in_place_of_functions_and_functions_in_place_of_models_are_refus
     refused(
         "linen_classifier: model must be a Flax Linen module, got the class LinenNet; pass CNN(),",
         lambda: made("linen", "classifier", LinenNet, **ARRAYS, batch_size=4),
+    )
+    refused(
+        "linen_classifier: model must have a method __call__, got Empty without one",
+        lambda: made("linen", "classifier", Empty(), **ARRAYS, batch_size=4),
+    )
+    refused(
+        "mode must be a function, training → keyword arguments of the model's call, got True; pass",
+        lambda: made("linen", "classifier", Odd(), **ARRAYS, batch_size=4, mode=True),
     )
 
     class Two(nn.Module):
