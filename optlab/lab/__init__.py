@@ -1,7 +1,7 @@
 """The lab: tools to choose and debug an optimizer for a model.
 
-A `Task` is a training problem as pure functions. `tasks` holds some on real data, and
-`tasks.nnx_classifier` makes one from your own Flax NNX model. The tools, in order of use:
+A `Task` is a training problem as pure functions. `tasks` holds some on real data, and makes them
+from your own models and data, such as `tasks.nnx_classifier`. The tools, in order of use:
 
     check_initial_loss, check_overfits_small_batch    is the model right?
     lr_range_test       raise the rate over one short run, from several seeds: where to train
