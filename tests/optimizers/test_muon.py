@@ -90,7 +90,9 @@ def test_every_form_maps_the_singular_values(name, shape):
     rows = newton_schulz_coefficients("test", name, 6)
     got = jax.jit(lambda x: orthogonalized(x, rows, 1e-7))(jnp.asarray(x, jnp.float32))
     want = reference.orthogonalized(x, name, 6, 1e-7)
-    assert np.abs(got - want).max() <= FLOAT32 * np.abs(want).max()
+    # Small singular values grow by the product of all a, and their roundings with them: a few.
+    slope = np.prod([a for a, _, _ in rows])
+    assert np.abs(got - want).max() <= 3 * slope * np.finfo(np.float32).eps * np.abs(want).max()
 
 
 def test_the_gram_form_is_exact_in_float64():
