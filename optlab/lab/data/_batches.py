@@ -31,7 +31,7 @@ class Batches:
     Where a pass over the loader ends, another one begins; batches are counted over all passes. The
     first batch is read when this object is made, and opens the first pass of the first `read`: a
     loader that shuffles yields the same batches as in a plain loop over it. A later `read` begins
-    new passes.
+    new passes. An iterator that can be set back is left where it was.
 
     Args:
         who: the public name that errors begin with.
@@ -82,8 +82,14 @@ class Batches:
         self._thread: Ahead | None = None
         self._is_open = False
         self._opened: Passes | None = self._passes()
-        with self._opened.ahead(self._peek, self._timeout, closes=False) as peek:
+        # An iterator that can be set back is set back at once, so that the next run that is given
+        # it begins where this one does.
+        rewinds_now = self._beginning is not None
+        with self._opened.ahead(self._peek, self._timeout, closes=rewinds_now) as peek:
             self.example, self.can_save_place = next(peek)
+            next(peek, None)  # its end, where it is set back
+        if rewinds_now:
+            self._opened = None
         self.layout = layout_of(self.example)
 
     def refuse_one_shot(self, who: str, why: str) -> None:
@@ -119,8 +125,8 @@ class Batches:
 
         Args:
             start: the first batch to yield, ≥ 0.
-            place: the place after batch `start` − 1. If it is None, the batches before `start` are
-                read again, and a warning says what that cost.
+            place: a place at or before batch `start`; the batches between them are read again. If
+                it is None, all batches before `start` are, and a warning says what that cost.
             stop: the batch to stop before; None to yield batches for ever.
             move: batch, as NumPy arrays in memory of its own → batch on the device, called on the
                 thread.
@@ -147,6 +153,8 @@ class Batches:
             if place is not None:
                 passes.restore(place)
                 self._check_place(passes.read, start)
+                for _ in range(start - passes.read):
+                    passes.next()
             elif start:
                 yield self._read_again(passes, start)
             while stop is None or passes.read < stop:
@@ -205,7 +213,7 @@ class Batches:
         return _ReadAgain(batches, time.perf_counter() - began)
 
     def _check_place(self, read: int, start: int) -> None:
-        if read != start:
+        if read > start:
             required = f"must go on from a place before batch {start}"
             self._source.fail(required, f"one before batch {read}")
 

@@ -17,6 +17,7 @@ import inspect
 import json
 import pickle
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from typing import Any, NoReturn
 
 import jax
@@ -154,7 +155,7 @@ class Passes:
             make: makes the generator.
             timeout: seconds to wait for a batch, > 0.
             closes: whether the last iterator is let go at the end, so that its files, threads and
-                processes can close.
+                processes can close, or set back where it can be.
         """
 
         def items(beat: Callable[[], None]) -> Iterator[Any]:
@@ -163,7 +164,7 @@ class Passes:
                 yield from make()
             finally:
                 if closes:
-                    self._iterator = None
+                    self._close()
 
         return Ahead(items, timeout, lambda: self._fail_late(timeout))
 
@@ -235,8 +236,17 @@ class Passes:
     def _begin(self) -> Iterator[Any]:
         self._number_pass()
         if self._beginning is not None:
-            self._loader.set_state(copy.deepcopy(self._beginning))
+            self._set_back()
         return iter(self._loader if hasattr(self._loader, "__iter__") else self._loader())
+
+    def _close(self) -> None:
+        self._iterator = None
+        if self._beginning is not None:
+            with suppress(Exception):  # of a loader that has failed already
+                self._set_back()
+
+    def _set_back(self) -> None:
+        self._loader.set_state(copy.deepcopy(self._beginning))
 
     def _number_pass(self) -> None:
         for part in (self._loader, getattr(self._loader, "sampler", None)):

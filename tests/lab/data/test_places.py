@@ -150,6 +150,27 @@ def test_the_batches_after_a_place_are_those_of_a_run_without_a_break(make):
     assert again == every[8:]
 
 
+@pytest.mark.parametrize("make", LOADERS)
+def test_batches_between_a_place_and_the_start_are_passed_over(make):
+    every, places = read(Batches("train", "digits", make()))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # they are few, and need no warning
+        after, _ = read(Batches("train", "digits", make()), start=7, place=places[3])
+    assert after == every[7:]
+
+
+def test_an_iterator_that_can_be_set_back_is_left_where_it_was():
+    loader = grain_iterator()
+    next(loader)
+    first = Batches("train", "digits", loader)
+    Batches("train", "digits", loader)  # reads its first batch, and no more
+    every, places = read(first)
+    (begun, _), again = read(first, stop=3), Batches("train", "digits", loader)
+    assert begun == every[:3]
+    assert read(again)[0] == every
+    assert read(Batches("train", "digits", loader), start=5, place=places[4])[0] == every[5:]
+
+
 def test_places_are_taken_only_where_they_are_asked_for():
     _, places = read(Batches("train", "digits", grain_map()), save_at=lambda read: read % 4 == 0)
     assert [n for n, place in enumerate(places, start=1) if place is not None] == [4, 8]
@@ -166,8 +187,8 @@ def test_a_place_is_json_and_of_grain_not_pickled():
 def test_a_place_of_another_loader_or_of_another_batch_is_refused():
     batches = Batches("train", "digits", grain_map())
     (place,) = read(batches, stop=1)[1]
-    with pytest.raises(DataError, match="a place before batch 2, got one before batch 1"):
-        read(batches, start=2, place=place)
+    with pytest.raises(DataError, match="a place before batch 0, got one before batch 1"):
+        read(batches, start=0, place=place)
     with pytest.raises(DataError, match=r"got a place from iterator\.get_state, which it has not;"):
         read(Batches("train", "digits", Stateful()), start=1, place=place)
     with pytest.raises(DataError, match="got JSONDecodeError from it"):
