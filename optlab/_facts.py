@@ -139,7 +139,10 @@ class _Describer:
             name = maker_of(function)
         if self._code and is_own(function):
             name += f" {code_text(function)}"
-        return self._call(name, variables_of(function))
+        variables = variables_of(function)
+        if not self._code:
+            variables = {own: x for own, x in variables.items() if not is_no_fact(x)}
+        return self._call(name, variables)
 
     def _call(self, name: str, variables: Mapping[str, Any]) -> str:
         arguments = ", ".join(f"{key}={self._part(value)}" for key, value in variables.items())
@@ -147,6 +150,17 @@ class _Describer:
 
     def _part(self, value: Any) -> str:
         return repr(value) if isinstance(value, str) else str(self.describe(value))
+
+
+_PLACES = jax.sharding.Mesh | jax.sharding.Sharding | jax.sharding.PartitionSpec | jax.Device
+
+
+def is_no_fact(value: Any) -> bool:
+    """Whether a variable of a task's function is None, or says only where arrays lie.
+
+    A run may go on with other devices, or without a mesh.
+    """
+    return value is None or isinstance(value, _PLACES)
 
 
 def _items(mapping: Mapping[Any, Any]) -> Iterator[tuple[Any, Any]]:

@@ -27,6 +27,7 @@ from optlab._facts import (
     described,
     globals_of,
     is_array,
+    is_no_fact,
     is_of_library,
     is_own,
     maker_of,
@@ -309,7 +310,7 @@ def _task_facts(task: Any) -> Facts:
             if _is_fact_of_task(value):
                 facts[f"{field}.{name}"] = described(value, code=False)
     for name, data in task.splits.items():
-        facts[f"splits[{name!r}]"] = described(data, code=False)
+        facts |= _data_facts(f"splits[{name!r}]", data)
     return facts | {"score": task.score, "maximize": task.maximize}
 
 
@@ -329,15 +330,27 @@ def _batch_facts(batch: Any) -> Facts:
 
 def _loader_facts(loader: Any) -> Facts:
     """Return what a loader says of itself."""
-    facts = {"loader": described(loader, code=False)}
+    facts = _data_facts("loader", loader)
     for name in ("batch_size", "drop_last"):
         if (value := getattr(loader, name, None)) is not None:
             facts[name] = described(value)
     return facts
 
 
+def _data_facts(name: str, data: Any) -> Facts:
+    """Return what data are; of a function that yields them, its name and its variables."""
+    if not isinstance(unwrapped(data), FunctionType):
+        return {name: described(data, code=False)}
+    variables = {
+        f"{name}.{own}": described(value, code=False)
+        for own, value in variables_of(data).items()
+        if _is_fact_of_task(value)
+    }
+    return {name: unwrapped(data).__name__} | variables
+
+
 def _is_fact_of_task(value: Any) -> bool:
-    if isinstance(value, ModuleType):
+    if isinstance(value, ModuleType) or is_no_fact(value):
         return False
     if isinstance(value, list | dict | set):
         leaves = jax.tree.leaves(value)

@@ -277,6 +277,40 @@ def test_a_loader_is_known_by_what_it_says_of_itself():
     assert facts["drop_last"] is True
 
 
+def test_functions_that_yield_data_are_known_by_what_they_close_over_but_not_by_their_records():
+    def data_of(scale, records):
+        def rows():
+            records.append(len(records))
+            yield scale * X
+
+        return rows
+
+    def task(scale, records):
+        rows = data_of(scale, records)
+        return linear(batch=None, loader=rows, splits={"validation": rows})
+
+    facts, longer, other = (
+        identity(task(*made), optlab.sgd(0.1), KEY, {}) for made in ((1, []), (1, [0]), (2, []))
+    )
+    assert facts == longer
+    assert facts["loader"] == "rows"
+    differ = {name for name in facts if facts[name] != other[name]}
+    assert differ == {"loader.scale", "splits['validation'].scale"}
+
+
+def test_devices_are_no_facts():
+    def task(place):
+        def init(key):
+            return jax.device_put(jnp.ones(3), place), ()
+
+        return linear(init=init)
+
+    mesh = jax.make_mesh((2,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
+    places = (None, jax.devices()[1], NamedSharding(mesh, PartitionSpec()))
+    some, *others = (identity(task(place), optlab.sgd(0.1), KEY, {}) for place in places)
+    assert all(other == some for other in others)
+
+
 def test_of_a_large_array_rows_all_over_it_are_digested():
     rows = 2 * DIGESTED_BYTES // 40  # of ten numbers: every second one is digested
     large = np.ones((rows, 10), np.float32)
