@@ -76,8 +76,8 @@ class Engine:
             arrays (seeds,). Otherwise there is one run with values () and keys ().
         devices: with several, the lanes are divided evenly between them, and each device runs the
             program that one of them alone would run with its lanes.
-        settle: the state that `begin` made → the state with the shardings that it is to keep; None
-            to leave them to the compiler.
+        settle: the shapes of the state, with the shardings that the compiler gives it → the
+            shardings that it is to have from `begin` on; None to leave them to the compiler.
         divide: a batch of `Task.batch` → the batch with the sharding that it is to have.
     """
 
@@ -106,23 +106,18 @@ class Engine:
 
     def begin(self, values: Tree, keys: Keys) -> Carry:
         """Return the runs before their first update, and room for records."""
-        carry = self.begin_program(values, keys)
-        if self._settle is None:
-            return carry
-        carry = self._settle(carry)
-        self._shardings = jax.tree.map(lambda leaf: leaf.sharding, carry)
-        return carry
+        if self._settle is not None and self._shardings is None:
+            # Compiled twice, so that no array is whole on a device that is to have a part of it.
+            self._shardings = self._settle(compiled_shapes(self.begin_program, values, keys))
+            self.begin_program = jax.jit(self._begin, out_shardings=self._shardings)
+        return self.begin_program(values, keys)
 
     def shapes(self, values: Tree, keys: Keys) -> Carry:
         """Return the shapes, types and shardings of what `begin` returns."""
         carry = jax.eval_shape(self.begin_program, values, keys)
         if self.mesh is None:
             return carry
-        return jax.tree.map(
-            lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
-            carry,
-            self._divided(carry),
-        )
+        return with_shardings(carry, self._divided(carry))
 
     def divided(self, carry: Carry) -> Carry:
         """Return a state in lanes divided over the devices as `begin` divides it."""
@@ -271,6 +266,21 @@ def _records(carry: Carry, count: int) -> dict[str, np.ndarray]:
     """Return the first of the records, with updates as the last axis."""
     records = jax.device_get(carry.records)
     return {name: np.moveaxis(record[:count], 0, -1) for name, record in records.items()}
+
+
+def compiled_shapes(program: Any, *args: Any) -> Tree:
+    """Return the shapes of what a jitted function returns, with the shardings of the compiler."""
+    where = program.lower(*args).compile().output_shardings
+    return with_shardings(jax.eval_shape(program, *args), where)
+
+
+def with_shardings(shapes: Tree, shardings: Tree) -> Tree:
+    """Return the shapes and types of a tree with these shardings."""
+    return jax.tree.map(
+        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+        shapes,
+        shardings,
+    )
 
 
 def _length(tree: Tree) -> int:

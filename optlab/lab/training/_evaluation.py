@@ -14,6 +14,7 @@ import math
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from functools import partial
 from itertools import chain, islice
 from mmap import mmap
@@ -24,6 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.experimental.multihost_utils import process_allgather
 
 from optlab import _checks
 from optlab._types import Array, Tree
@@ -146,11 +148,12 @@ class Evaluator:
         """
         runs = ((params, values) if self._in_lanes else params), model_state
         if split in self._streams:
-            return self._averaged(runs, split, self._read(split))
+            with closing(self._read(split)) as parts:  # its thread ends here, also at an error
+                return self._averaged(runs, split, parts)
         size = self._size(runs, split)
         if size is None:
             data = self._place(self._data(split))
-            return _as_floats(jax.device_get(dict(self._together(*runs, data))))
+            return _as_floats(_fetched(self._together(*runs, data)))
         return self._averaged(runs, split, self._parts(split, size))
 
     def lower(
@@ -254,7 +257,7 @@ class Evaluator:
 
         def add() -> None:
             metrics, count, is_full = pending.popleft()
-            for name, value in jax.device_get(dict(metrics)).items():
+            for name, value in _fetched(metrics).items():
                 value = np.asarray(value, np.float64)
                 with np.errstate(invalid="ignore"):  # ∞ − ∞
                     total = value * count if is_full else value[..., -count:].sum(-1)
@@ -283,9 +286,7 @@ class Evaluator:
         self._traced(self._singly, runs, split, data)
         if size == 1:
             return
-        batch, examples = jax.device_get(
-            (dict(self._together(*runs, rows)), dict(self._singly(*runs, rows)))
-        )
+        batch, examples = map(_fetched, (self._together(*runs, rows), self._singly(*runs, rows)))
         for name, value in batch.items():
             value, values = np.float64(value), np.float64(examples[name])
             # Without a finite number there is nothing to compare, as in a run that diverged.
@@ -431,6 +432,17 @@ def _tolerance(values: np.ndarray) -> np.ndarray:
     tolerance = TOLERANCE * np.sqrt((values**2).mean(-1))
     yes_or_no = ((values == 0) | (values == 1)).all(-1)
     return tolerance + yes_or_no / values.shape[-1]
+
+
+def _fetched(metrics: Mapping[str, Array]) -> dict[str, np.ndarray]:
+    """Return metrics on the host, also the parts that other processes have."""
+
+    def fetch(leaf: Array) -> np.ndarray:
+        if leaf.is_fully_addressable or leaf.is_fully_replicated:
+            return np.asarray(leaf)
+        return process_allgather(leaf, tiled=True)
+
+    return {name: fetch(leaf) for name, leaf in metrics.items()}
 
 
 def _as_floats(metrics: Mapping[str, Any]) -> dict[str, np.ndarray]:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from optlab import _checks
 from optlab._inspect import replace_hyperparams
 from optlab._types import ArrayLike, Tree
 from optlab.lab.training._history import History
@@ -20,11 +21,14 @@ class Control:
     Attributes:
         run: the run at this evaluation.
         reason: why the run shall stop; None if it shall go on.
+        is_over: whether the callbacks of this evaluation have ended; the memory of `run` may then
+            belong to later updates.
     """
 
     def __init__(self, run: TrainState):
         self.run = run
         self.reason: str | None = None
+        self.is_over = False
 
 
 @dataclass(frozen=True)
@@ -67,25 +71,30 @@ class Evaluation:
     @property
     def params(self) -> Tree:
         """A copy of the parameters; the run goes on in the memory of its own."""
-        return jax.tree.map(jnp.copy, self.control.run.params)
+        return jax.tree.map(jnp.copy, self._now.run.params)
 
     @property
     def model_state(self) -> Tree:
         """A copy of the rest of the model's state."""
-        return jax.tree.map(jnp.copy, self.control.run.model_state)
+        return jax.tree.map(jnp.copy, self._now.run.model_state)
 
     @property
     def opt_state(self) -> optax.OptState:
         """A copy of the optimizer's state."""
-        return jax.tree.map(jnp.copy, self.control.run.opt_state)
+        return jax.tree.map(jnp.copy, self._now.run.opt_state)
 
     def stop(self, reason: str = "a callback stopped the run") -> None:
         """End the run after the callbacks of this evaluation.
 
         Args:
             reason: what `Run.reason` shall say.
+
+        Raises:
+            ValueError: `reason` is no text.
         """
-        self.control.reason = reason
+        if not isinstance(reason, str) or not reason:
+            _checks.fail("Evaluation.stop", "reason must be a text", repr(reason))
+        self._now.reason = reason
 
     def replace_hyperparams(self, **values: ArrayLike) -> None:
         """Replace hyperparameters that are constant, from the next update on.
@@ -96,8 +105,20 @@ class Evaluation:
         Raises:
             ValueError: the optimizer has no such hyperparameter, or a schedule of it.
         """
-        run = self.control.run
-        self.control.run = run._replace(opt_state=replace_hyperparams(run.opt_state, **values))
+        run = self._now.run
+        self._now.run = run._replace(opt_state=replace_hyperparams(run.opt_state, **values))
+
+    @property
+    def _now(self) -> Control:
+        """What the callbacks may see and change while they are called."""
+        if self.control is None or self.control.is_over:
+            _checks.fail(
+                "Evaluation",
+                "the run must be read or changed while a callback is called",
+                f"an evaluation at update {self.step}, whose callbacks have ended",
+                "take what you need of it in the callback",
+            )
+        return self.control
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import optax
 
 from optlab._inspect import hyperparams
 from optlab._types import Array, Tree
-from optlab.lab.data import Batches, read_once
+from optlab.lab.data import Batches, DataError, read_once
 from optlab.lab.tasks._task import Task
 from optlab.lab.training import _loop
 from optlab.lab.training._early_stopping import EarlyStopping
@@ -22,6 +22,7 @@ from optlab.lab.training._interval import next_stop
 from optlab.lab.training._loop import Keys, TrainState
 from optlab.lab.training._results import Control, Evaluation, Run
 from optlab.lab.training._sharding import Sharding
+from optlab.lab.training._start import starting_from
 from optlab.wrappers._monitor import monitored
 
 
@@ -37,7 +38,7 @@ class Position(NamedTuple):
 
     The curves "loss", "learning_rate", "rates/…" and "monitored/…" have a number for each update;
     "steps", "train/…" and "validation/…" have one for each evaluation. Before the first evaluation
-    there are no curves.
+    there may be no curves.
     """
 
     step: int
@@ -56,6 +57,10 @@ class RunLoop:
         eval_every: updates between evaluations.
         source: the batches of the task's loader; None if it has none.
         sharding: how the run is divided over devices.
+
+    Attributes:
+        place: the last place of the loader that is known; None if there is none.
+        partial: the run as far as it came when its data failed; None before that.
     """
 
     def __init__(
@@ -69,21 +74,21 @@ class RunLoop:
         source: Batches | None,
         sharding: Sharding,
     ):
-        self._task, self._keys, self._every, self._source = task, keys, eval_every, source
-        self._sharding = sharding
+        self._who, self._task, self._keys = who, task, keys
+        self._every, self._source, self._sharding = eval_every, source, sharding
         self._engine = Engine(
-            lambda values: (task, tx),
+            lambda values: (starting_from(task, values), tx),
             observe=observe,
             size=eval_every,
             in_lanes=False,
-            settle=sharding.settler(tx),
+            settle=sharding.settler(task, tx),
             divide=sharding.divide,
         )
 
         def read(split: str) -> Iterator[tuple[Tree, int]]:
             return read_once(who, task.name, split, task.splits[split], timeout=task.timeout)
 
-        self._evaluator = Evaluator(who, task, batches=read)
+        self._evaluator = Evaluator(who, task, batches=read, place=sharding.place)
         # A task without data is validated on the objective itself.
         self._splits = [name for name in task.splits if name != "test"] or [None]
         self._judge = jax.jit(_judge)
@@ -91,11 +96,26 @@ class RunLoop:
         self.partial: Position | None = None
         self._stream: Iterator[Tree] | None = None
 
-    def start(self, early_stopping: EarlyStopping | None) -> Position:
-        """Return the position before the first evaluation."""
-        carry = self._engine.begin((), self._keys)
+    def start(
+        self, early_stopping: EarlyStopping | None, values: tuple[Tree, Tree] = (None, None)
+    ) -> Position:
+        """Return the position before the first evaluation.
+
+        Args:
+            early_stopping: the rule; None for none.
+            values: the parameters and the model's state to start from, as `checked_start` returns
+                them.
+        """
+        if any(tree is not None for tree in values):
+            values = self._sharding.place_start(self._task, self._keys.init, values)
+        carry = self._engine.begin(values, self._keys)
         self._records = carry.records
-        stopper = early_stopping and early_stopping.keeping(_params_and_state(carry.runs))
+        if early_stopping is None:
+            return Position(0, State(carry.runs, None), {})
+        stopper = self._sharding.on_mesh(early_stopping.keeping(_params_and_state(carry.runs)))
+        if self._sharding.mesh is not None:
+            places = jax.tree.map(lambda leaf: leaf.sharding, stopper)
+            self._judge = jax.jit(_judge, out_shardings=places)
         return Position(0, State(carry.runs, stopper), {})
 
     def finish(self, position: Position, steps: int, reason: str | None) -> Run:
@@ -117,9 +137,32 @@ class RunLoop:
         )
 
     def go_on(self, position: Position, steps: int) -> Position:
-        """Return the position at the next evaluation; the old position can no longer be used."""
+        """Return the position at the next evaluation; the old position can no longer be used.
+
+        Raises:
+            DataError: the data failed; `partial` is then the position until there.
+        """
+        position = self._advanced(position, steps)
+        stop, (run, stopper), curves = position
+        new = {"steps": np.array([stop])}
+        try:
+            for split in self._splits:
+                metrics = self._evaluate(run, split)
+                new |= {f"{split or 'validation'}/{k}": value[None] for k, value in metrics.items()}
+        except DataError:
+            self.partial = position
+            raise
+        if stopper is not None:
+            score = new[f"validation/{self._task.score}"][0]
+            stopper = self._judge(stopper, score, run)
+        return Position(stop, State(run, stopper), _joined(curves, new))
+
+    def _advanced(self, position: Position, steps: int) -> Position:
+        """Return the position before the next evaluation, which may be this one."""
         first, (run, stopper), curves = position
-        stop = next_stop(first, self._every, steps) if curves else 0
+        stop = first
+        if is_evaluated(position) or (first % self._every and first < steps):
+            stop = next_stop(first, self._every, steps)
         carry = Carry(run, self._records)
         try:
             carry, new = self._engine.advance(
@@ -132,13 +175,6 @@ class RunLoop:
             self.partial = Position(step, State(run, stopper), curves)
             raise error.__cause__ from error.__cause__.__cause__
         run, self._records = carry
-        new["steps"] = np.array([stop])
-        for split in self._splits:
-            metrics = self._evaluate(run, split)
-            new |= {f"{split or 'validation'}/{k}": value[None] for k, value in metrics.items()}
-        if stopper is not None:
-            score = new[f"validation/{self._task.score}"][0]
-            stopper = self._judge(stopper, score, run)
         return Position(stop, State(run, stopper), _joined(curves, new))
 
     def _evaluate(self, run: TrainState, split: str | None) -> dict[str, np.ndarray]:
@@ -147,9 +183,15 @@ class RunLoop:
     @contextmanager
     def batches(self, start: int, steps: int) -> Iterator[None]:
         """Read batches of the loader from an update on, if there is a loader, in this context."""
-        if self._source is None or start >= steps:
+        if self._source is None:
             yield
             return
+        if start >= steps:
+            self._stream = iter(())
+            yield
+            return
+        if start:
+            self._source.refuse_one_shot(self._who, "to continue a run")
         every = self._every
         stream = self._source.read(
             start=start,
@@ -164,7 +206,7 @@ class RunLoop:
 
     def _at_their_places(self, pairs: Iterator[tuple[Tree, bytes | None]]) -> Iterator[Tree]:
         for batch, place in pairs:
-            self.place = place
+            self.place = self.place if place is None else place
             yield batch
 
 
@@ -184,6 +226,12 @@ def evaluation_at(position: Position, steps: int, seconds: float, control: Contr
         seconds=seconds,
         control=control,
     )
+
+
+def is_evaluated(position: Position) -> bool:
+    """Return whether the run was evaluated at its last update."""
+    steps = position.curves.get("steps", ())
+    return len(steps) > 0 and int(steps[-1]) == position.step
 
 
 def _joined(curves: Mapping[str, np.ndarray], new: Mapping[str, np.ndarray]) -> dict[str, Any]:
@@ -255,7 +303,7 @@ def reason_to_end(position: Position, steps: int) -> str | None:
     stopper = position.state.stopper
     if stopper is not None and stopper.should_stop:
         return f"early stopping: {stopper.reason}"
-    return "all updates done" if position.curves and position.step >= steps else None
+    return "all updates done" if position.step >= steps and is_evaluated(position) else None
 
 
 def _under(prefix: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

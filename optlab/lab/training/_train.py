@@ -2,19 +2,18 @@
 
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
 
 from optlab import _checks
+from optlab._facts import described
 from optlab._identity import identity
 from optlab._types import Array, Tree
 from optlab.groups._assignment import Rules
@@ -26,10 +25,18 @@ from optlab.lab.training._checkpoints import Checkpoints, soundness
 from optlab.lab.training._early_stopping import EarlyStopping
 from optlab.lab.training._grouping import grouped
 from optlab.lab.training._interval import evaluation_interval
+from optlab.lab.training._processes import of_all, of_first
 from optlab.lab.training._progress import progress_bar
 from optlab.lab.training._results import Control, Evaluation, Run
-from optlab.lab.training._run import Position, RunLoop, evaluation_at, reason_to_end
+from optlab.lab.training._run import (
+    Position,
+    RunLoop,
+    evaluation_at,
+    is_evaluated,
+    reason_to_end,
+)
 from optlab.lab.training._sharding import Sharding
+from optlab.lab.training._start import checked_start
 
 _WHO = "train"
 
@@ -75,7 +82,8 @@ def train(
         groups: rules for groups of parameters, as `optlab.groups.partition` takes them, with
             `optimizer` as theirs; None for one group. For what acts on all groups together, such as
             a clip or a monitor, pass a partition as `optimizer`.
-        params: parameters to start from, such as pretrained ones; None for those of `Task.init`.
+        params: parameters to start from, such as pretrained ones: a tree with the names, shapes and
+            types of that of `Task.init`. None for those of `Task.init`.
         model_state: the rest of the model's state to start from, likewise.
         eval_every: updates between evaluations, ≥ 1; None for the task's own number, or else a
             thirtieth of the run, or as much longer as lets all evaluations take a fifth of the run
@@ -93,26 +101,29 @@ def train(
             may then be raised, which leaves an additional evaluation at the former end. The
             checkpoint of another run is refused: of another task, other data, another key or other
             arguments of the optimizer. A state with numbers that are not finite is never stored.
-            With a loader that cannot save its place, batches are read again to continue. A
-            checkpoint takes about a tenth of a second.
+            With a loader that cannot save its place, batches are read again to continue, and a
+            warning says how long that took. A checkpoint takes about a tenth of a second.
         keep: the number of checkpoints that are kept, ≥ 1.
         take_over: the names of what may differ from the checkpoint's run, as the error names them,
             such as ["learning_rate"]; True for all. The new values count from the next update on.
         resume_at: the updates done at the checkpoint to continue from; None for the newest one.
         mesh: the devices to train on, as `jax.make_mesh` returns them; None for one. Each batch is
             divided over one axis of it. Parameters and the model's state stay as `Task.init` makes
-            them under the mesh, replicated or divided.
+            them under the mesh, replicated or divided. With several processes
+            (`jax.distributed.initialize`), all make the same call, each with callbacks that do the
+            same; a loader yields the part of each batch that belongs to its process.
         data_axis: the name of that axis.
 
     Raises:
         ModuleNotFoundError: Orbax, for `checkpoints`, or rich, for `progress`, is not installed.
         ValueError: an argument is out of its range, `task` is not a valid task, the groups do not
             fit its parameters, the checkpoint is damaged or belongs to another run, or a loader
-            ends early, blocks, raises, or yields batches that differ from the first one; the run
-            until there is then in the checkpoint.
+            ends early, blocks, raises, or yields batches that differ from the first one. The run
+            until there is then in the checkpoint, except with several processes, which have that
+            of the last evaluation.
 
     Example:
-        >>> import optlab
+        >>> import jax.numpy as jnp, optlab
         >>> parabola = Task(
         ...     name="parabola",
         ...     init=lambda key: (jnp.array(2.0), ()),
@@ -126,27 +137,26 @@ def train(
     """
     began = time.perf_counter()
     key = jax.random.key(0) if key is None else key
-    given = {"keep": keep != 1, "take_over": take_over, "resume_at": resume_at is not None}
-    unused = {} if checkpoints is not None else {name: x for name, x in given.items() if x}
-    task = _started(task, params, model_state) if isinstance(task, Task) else task
-    source = check_task(_WHO, task)
-    steps = task.num_steps if steps is None else steps
-    _check_arguments(optimizer, steps, key)
-    _check_options(task, early_stopping, callbacks, unused)
-    if eval_every is None:
-        size = batch_size(task, source)
-        eval_every = evaluation_interval(task, steps, batch_size=size, most=EVALUATIONS)
-    _checks.check_integer(_WHO, "eval_every", eval_every, 1)
-    # Python integers, because NumPy integers would compile the program a second time.
-    steps, eval_every = int(steps), min(int(eval_every), int(steps))
     sharding = Sharding(mesh, data_axis)
-    local = jax.process_count() if source is not None else 1
-    sharding.check(_WHO, task.name, batch_of(task, source), local)
-    with (
-        sharding.context(),
-        progress_bar(_WHO, progress, steps) as show,
-    ):
+    sharding.check(_WHO)
+    with ExitStack() as contexts:
+        contexts.enter_context(sharding.context())
+        source = check_task(_WHO, task)
+        steps = task.num_steps if steps is None else steps
+        _check_arguments(optimizer, steps, key)
+        _check_options(task, early_stopping, callbacks)
+        _check_resuming(checkpoints, keep, take_over, resume_at)
+        batch, is_of_process = batch_of(task, source), source is not None
+        sharding.check_batch(_WHO, task.name, batch, is_of_process=is_of_process)
+        if eval_every is None:
+            size = batch_size(task, source)
+            eval_every = evaluation_interval(task, steps, batch_size=size, most=EVALUATIONS)
+        _checks.check_integer(_WHO, "eval_every", eval_every, 1)
+        # Python integers, because NumPy integers would compile the program a second time.
+        steps, eval_every = int(steps), min(int(eval_every), int(steps))
+        start = checked_start(_WHO, task, params, model_state)
         tx = grouped(task, optimizer, groups)
+        show = contexts.enter_context(progress_bar(_WHO, progress, steps))
         loop = RunLoop(
             _WHO,
             task,
@@ -156,65 +166,59 @@ def train(
             source=source,
             sharding=sharding,
         )
-        position = loop.start(early_stopping)
-        reason = None
+        facts = partial(_facts, task, tx, key, early_stopping, start)
+        store = contexts.enter_context(_checkpoints_in(checkpoints, keep, facts))
+        position = loop.start(early_stopping, start)
+        is_sound = soundness(position.state) if store else None
+        reason = saved = None
 
         def notify(position: Position) -> tuple[Position, str | None]:
             """Call the callbacks; return the run as they leave it, and why it shall stop."""
             control = Control(position.state.run)
             evaluation = evaluation_at(position, steps, time.perf_counter() - began, control)
-            for callback in callbacks:
-                callback(evaluation)
+            try:
+                for callback in callbacks:
+                    callback(evaluation)
+            finally:
+                control.is_over = True
             metrics = "  ".join(f"{k} {v:.3g}" for k, v in evaluation.validation.items())
             show(position.step, metrics)
             state = position.state._replace(run=control.run)
             return position._replace(state=state), control.reason
 
-        facts = partial(_facts, task, tx, key, early_stopping)
-        with _checkpoints_in(checkpoints, keep, facts) as store:
-            is_sound = soundness(position.state) if store else None
+        def save(position: Position) -> None:
+            nonlocal saved
+            # At an update whose evaluation failed there is a checkpoint already.
+            if store and position.step != saved:
+                places = {"places": of_all(loop.place and loop.place.decode())}
+                if store.save(*position, sound=is_sound(position.state), extra=places):
+                    saved = position.step
 
-            def save(position: Position) -> None:
-                if store:
-                    extra = {} if loop.place is None else {"place": loop.place}
-                    sound = is_sound(position.state)
-                    store.save(*position, sound=sound, extra=extra)
-
-            restored = store and store.restore(position.state, take_over=take_over, step=resume_at)
-            if restored:
-                position = Position(restored.step, restored.state, restored.curves)
-                _check_not_past(position.step, steps, store.folder)
-                loop.place = restored.extra.get("place")
-                # A run that ended between two evaluations has none to report.
-                if position.curves["steps"][-1] == position.step:
-                    position, reason = notify(position)
-            with loop.batches(position.step, steps):
-                while reason is None and reason_to_end(position, steps) is None:
-                    try:
-                        position = loop.go_on(position, steps)
-                    except DataError:
-                        if loop.partial is not None:
-                            save(loop.partial)
-                        raise
-                    save(position)
-                    position, reason = notify(position)
+        restored = store and store.restore(position.state, take_over=take_over, step=resume_at)
+        if restored:
+            position = Position(restored.step, restored.state, restored.curves)
+            saved = position.step
+            _check_not_past(position.step, steps, store.folder)
+            places = restored.extra["places"]
+            if len(places) == jax.process_count() and places[jax.process_index()] is not None:
+                loop.place = places[jax.process_index()].encode()
+            # A run whose data failed between two evaluations, or in one, has none to report.
+            if is_evaluated(position):
+                position, reason = notify(position)
+        elif resume_at is not None:
+            _fail_without(store.folder, resume_at)
+        with loop.batches(position.step, steps):
+            while reason is None and reason_to_end(position, steps) is None:
+                try:
+                    position = loop.go_on(position, steps)
+                except DataError:
+                    # Several processes save together, and the data of one alone may have failed.
+                    if loop.partial is not None and jax.process_count() == 1:
+                        save(loop.partial)
+                    raise
+                save(position)
+                position, reason = notify(position)
         return loop.finish(position, steps, reason)
-
-
-def _started(task: Task, params: Tree | None, model_state: Tree | None) -> Task:
-    """Return the task with these parameters and this state in place of those of `Task.init`."""
-    if params is None and model_state is None:
-        return task
-
-    def init(key: Array) -> tuple[Tree, Tree]:
-        fresh = task.init(key)
-        start = (params, model_state)
-        return tuple(
-            new if own is None else jax.tree.map(jnp.asarray, own)
-            for own, new in zip(start, fresh, strict=True)
-        )
-
-    return replace(task, init=init)
 
 
 def _facts(
@@ -222,10 +226,22 @@ def _facts(
     tx: optax.GradientTransformation,
     key: Array,
     early_stopping: EarlyStopping | None,
+    start: tuple[Tree | None, Tree | None],
 ) -> dict[str, Any]:
     rule = ("patience", "min_delta", "stop_on_nonfinite")
-    stops = early_stopping and {name: getattr(early_stopping, name) for name in rule}
-    return identity(task, tx, key, {"early_stopping": stops})
+    options = {"early_stopping": early_stopping and {n: getattr(early_stopping, n) for n in rule}}
+    for name, tree in zip(("params", "model_state"), start, strict=True):
+        leaves = jax.tree.leaves_with_path(_loop.without_keys(tree))
+        by_path = {_checks.path_text(path): _known(leaf) for path, leaf in leaves}
+        options[name] = None if tree is None else described(by_path)
+    # The loaders of several processes may differ in the part of the data that they read.
+    return of_first(identity(task, tx, key, options))
+
+
+def _known(leaf: Any) -> Any:
+    """Return an array, or only its shape where parts of it are known to other processes alone."""
+    whole = getattr(leaf, "is_fully_addressable", True)
+    return leaf if whole else jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
 
 
 @contextmanager
@@ -259,12 +275,9 @@ def _check_options(
     task: Task,
     early_stopping: EarlyStopping | None,
     callbacks: Sequence[Callable[[Evaluation], None]],
-    options: Mapping[str, Any],
 ) -> None:
     if not isinstance(callbacks, Sequence) or not all(map(callable, callbacks)):
         _checks.fail(_WHO, "callbacks must be a sequence of functions", repr(callbacks))
-    for name, value in options.items():
-        _checks.fail(_WHO, f"{name} must be left out without checkpoints", f"{name}={value!r}")
     if early_stopping is None:
         return
     if not isinstance(early_stopping, EarlyStopping):
@@ -284,6 +297,26 @@ def _check_options(
             f"num_checks={early_stopping.num_checks}",
             "pass EarlyStopping(patience=3), say",
         )
+
+
+def _check_resuming(
+    checkpoints: Any, keep: int, take_over: Collection[str] | bool, resume_at: int | None
+) -> None:
+    if not isinstance(take_over, bool | Collection):
+        required = "take_over must be True, False or a list of names"
+        _checks.fail(_WHO, required, f"take_over={take_over!r}")
+    if resume_at is not None:
+        _checks.check_integer(_WHO, "resume_at", resume_at, 0)
+    given = {"keep": (keep, 1), "take_over": (take_over, False), "resume_at": (resume_at, None)}
+    for name, (value, default) in given.items():
+        if checkpoints is None and value != default:
+            required = f"{name} must be left out without checkpoints"
+            _checks.fail(_WHO, required, f"{name}={value!r}", "pass a folder as checkpoints")
+
+
+def _fail_without(folder: Any, resume_at: int) -> None:
+    required = f"resume_at must be left out where there is no checkpoint, as in {folder}"
+    _checks.fail(_WHO, required, f"resume_at={resume_at}")
 
 
 def _check_not_past(done: int, steps: int, folder: str | Path | None) -> None:

@@ -453,6 +453,165 @@ def test_what_a_callback_raises_ends_the_run_and_loses_nothing(tmp_path):
     assert run_to_kill.result(run) == run_to_kill.result(fixed())
 
 
+def acting(at, act):
+    """Return a callback that acts at one update."""
+    return lambda evaluation: act(evaluation) if evaluation.step == at else None
+
+
+def test_a_callback_sees_the_run_as_it_is_in_memory_of_its_own():
+    seen = []
+
+    def look(evaluation):
+        seen.append((evaluation.params, evaluation.model_state, evaluation.opt_state))
+
+    run = fixed(task=leaves_of_all_kinds(), callbacks=[look])
+    assert len(seen) == 4
+    assert_same_bits(seen[-1], (run.params, run.model_state, run.opt_state))
+    assert not np.array_equal(seen[0][0]["complex"], seen[1][0]["complex"])  # not deleted either
+
+
+def test_an_evaluation_cannot_be_used_once_its_callbacks_have_ended():
+    evaluations = []
+    fixed(callbacks=[evaluations.append])
+    for use in (lambda e: e.params, lambda e: e.stop(), lambda e: e.replace_hyperparams()):
+        with pytest.raises(ValueError, match=r"while a callback is called, got .* update 2, "):
+            use(evaluations[1])
+    assert evaluations[1].step == 2
+    assert evaluations[1].validation["loss"] > 0
+
+
+def test_a_callback_may_stop_the_run():
+    told = []
+    callbacks = [acting(4, lambda e: e.stop("enough")), lambda e: told.append(e.step)]
+    run = fixed(callbacks=callbacks)
+    assert (run.reason, run.step, told) == ("enough", 4, [0, 2, 4])
+    assert_same_bits(run.params, fixed(steps=4).params)
+    assert fixed(callbacks=[lambda e: e.stop()]).reason == "a callback stopped the run"
+
+
+def test_a_run_that_a_callback_stopped_goes_on_without_it(tmp_path):
+    fixed(callbacks=[lambda e: e.stop()], checkpoints=tmp_path)
+    stopped = fixed(callbacks=[acting(4, lambda e: e.stop())], checkpoints=tmp_path)
+    again = fixed(callbacks=[acting(4, lambda e: e.stop("again"))], checkpoints=tmp_path)
+    assert (stopped.step, again.step, again.reason) == (4, 4, "again")
+    last = fixed(checkpoints=tmp_path)
+    assert run_to_kill.result(last) == run_to_kill.result(fixed())
+
+
+def test_the_reason_of_a_callback_must_be_a_text():
+    with pytest.raises(ValueError, match=r"^Evaluation\.stop: reason must be a text, got 3"):
+        fixed(callbacks=[lambda e: e.stop(3)])
+
+
+def test_a_rate_that_a_callback_replaces_is_in_force_from_the_next_update_on():
+    run = fixed(callbacks=[acting(2, lambda e: e.replace_hyperparams(learning_rate=0.05))])
+    np.testing.assert_array_equal(run.history.learning_rate, np.float32([0.1] * 2 + [0.05] * 4))
+
+
+def test_a_rate_that_a_callback_replaced_is_in_force_after_an_interruption(tmp_path):
+    def halve(evaluation):
+        if evaluation.step == 2:
+            evaluation.replace_hyperparams(learning_rate=evaluation.learning_rate / 2)
+
+    def fail(evaluation):
+        if evaluation.step == failing[0]:
+            raise OSError("no space left on device")
+
+    # At the update itself, where the checkpoint does not have it yet, and at the next one.
+    failing = [2]
+    whole = run_to_kill.result(fixed(callbacks=[halve]))
+    for failing[0] in (2, 4):
+        with pytest.raises(OSError, match="no space left"):
+            fixed(callbacks=[halve, fail], checkpoints=tmp_path)
+    assert run_to_kill.result(fixed(callbacks=[halve], checkpoints=tmp_path)) == whole
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"rate": 1.0}, "names must be those of hyperparameters in the state, got rate"),
+        ({"learning_rate": -1.0}, "learning_rate must be finite and >= 0, got learning_rate=-1.0"),
+    ],
+)
+def test_what_a_callback_cannot_replace_is_named(values, message):
+    with pytest.raises(ValueError, match=f"^replace_hyperparams: {message}"):
+        fixed(callbacks=[lambda e: e.replace_hyperparams(**values)])
+
+
+# Where a run starts
+
+
+def test_a_run_starts_from_parameters_that_it_is_given():
+    first = fixed()
+    given = np.asarray(first.params)
+    run = fixed(params=given)
+    np.testing.assert_array_equal(given, first.params)
+    start = quiet(init=lambda key: (jnp.asarray(given), ()))
+    assert_same_bits(run.params, fixed(task=start).params)
+
+
+def test_of_parameters_and_state_each_may_be_given_alone():
+    task = noisy(
+        init=lambda key: ({"x": noise_of(key, width=3)}, {"n": jnp.int32(0), "key": key}),
+        loss=lambda p, s, batch, key: (jnp.sum((p["x"] + batch) ** 2), {**s, "n": s["n"] + 1}),
+        evaluate=lambda p, s, data: {"loss": jnp.sum(p["x"] ** 2)},
+    )
+    params, state = {"x": jnp.ones(3)}, {"n": jnp.int32(10), "key": jax.random.key(7)}
+    drawn, with_params, with_state = (
+        fixed(task=task, **start) for start in ({}, {"params": params}, {"model_state": state})
+    )
+    assert_same_bits(with_state.params, drawn.params)
+    assert with_state.model_state["n"] == 16
+    assert_same_bits(with_state.model_state["key"], state["key"])
+    assert_same_bits(with_params.model_state, drawn.model_state)
+    assert with_params.history.validation["loss"][0] == 3
+
+
+def test_parameters_are_no_constants_of_the_programs():
+    large = np.zeros((1000, 1000), np.float32)
+    task = quiet(
+        init=lambda key: (jnp.ones((1000, 1000)), ()),
+        evaluate=lambda x, state, data: {"loss": x[0, 0]},
+        loss=lambda x, state, batch, key: (x[0, 0], state),
+    )
+    options = {"eval_every": 2, "source": None, "sharding": Sharding(None, "data")}
+    loop = RunLoop("train", task, sgd(), run_keys(KEY), **options)
+    loop.start(None, (large, None))
+    text = loop._engine.begin_program.lower((large, None), run_keys(KEY)).as_text()
+    assert len(text) < 10_000
+
+
+@pytest.mark.parametrize(
+    ("start", "message"),
+    [
+        (
+            {"params": jnp.ones(4)},
+            r"params must .* Task.init, got float32\[4\] for float32\[3\]",
+        ),
+        ({"params": jnp.ones(3, jnp.bfloat16)}, r"params .* got bfloat16\[3\] .*; convert it with"),
+        (
+            {"params": {"x": jnp.ones(3)}},
+            r"params .* nothing at the root, something new at \['x'",
+        ),
+        ({"params": "weights.npz"}, "params .* got str at the root; pass trees of arrays"),
+        (
+            {"model_state": jnp.ones(3)},
+            "model_state .* that of Task.init, got something new at",
+        ),
+    ],
+)
+def test_a_start_that_is_not_like_that_of_the_task_is_refused(start, message):
+    with pytest.raises(ValueError, match=f"^train: {message}"):
+        fixed(**start)
+
+
+def test_a_run_from_other_parameters_is_another_run(tmp_path):
+    fixed(params=jnp.ones(3), checkpoints=tmp_path)
+    with pytest.raises(ValueError, match=r"^train: params must be that of .*, got params=.*float"):
+        fixed(params=jnp.zeros(3), checkpoints=tmp_path)
+    fixed(params=np.ones(3), checkpoints=tmp_path)
+
+
 # Progress
 
 
@@ -633,6 +792,16 @@ def test_a_run_killed_again_and_again_ends_as_one_that_never_was(tmp_path):
     assert [path.name for path in (tmp_path / "kept").iterdir()] == ["60"]
 
 
+def test_a_checkpoint_to_go_on_from_must_be_there(tmp_path):
+    with pytest.raises(ValueError, match=r"^train: resume_at must be left out where there is no"):
+        fixed(checkpoints=tmp_path, resume_at=4)
+    fixed(checkpoints=tmp_path, keep=2)
+    with pytest.raises(ValueError, match=r"must be one of a checkpoint in .*, 4, 6, got 2"):
+        fixed(checkpoints=tmp_path, resume_at=2)
+    again = fixed(checkpoints=tmp_path, resume_at=4)
+    assert run_to_kill.result(again) == run_to_kill.result(fixed())
+
+
 # A process of its own
 
 
@@ -719,6 +888,11 @@ def test_what_is_not_installed_is_named_with_its_extra(monkeypatch, tmp_path, mo
         ({"callbacks": print}, "callbacks must be a sequence of functions, got <built-in"),
         ({"callbacks": [None]}, r"callbacks must be a sequence of functions, got \[None\]"),
         ({"checkpoints": 3}, "checkpoints must be a folder, got 3"),
+        ({"keep": 3}, "keep must be left out without checkpoints, got keep=3; pass a folder"),
+        ({"resume_at": 3}, "resume_at must be left out without checkpoints, got resume_at=3"),
+        ({"take_over": ["key"]}, r"take_over must be left out .*, got take_over=\['key'\]"),
+        ({"take_over": 3}, "take_over must be True, False or a list of names, got take_over=3"),
+        ({"resume_at": "last"}, "resume_at must be an integer >= 0, got resume_at='last'"),
         ({"checkpoints": __file__}, "checkpoints must be a folder that can be written, got .*py: "),
         ({"checkpoints": "/proc/run"}, "checkpoints must be a folder that .*, got /proc/run: No "),
     ],

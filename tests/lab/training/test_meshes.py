@@ -1,0 +1,230 @@
+"""`train` on several devices: the run of one, where its arrays lie, and what moves between them."""
+
+import socket
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import on_meshes
+import optlab
+from on_meshes import GATHERS, KINDS, SOURCES, assert_alike, mesh_of, numbers_of, run, task
+from optlab.lab import train
+
+BOTH_KINDS = pytest.mark.parametrize("kind", KINDS)
+
+
+@pytest.fixture(scope="module")
+def alone():
+    """The runs of one device, by their source of batches."""
+    return {name: run(task(**changes)) for name, changes in SOURCES.items()}
+
+
+def divided(mesh):
+    """Return a function that divides one parameter over the devices."""
+    return lambda params: {
+        **params,
+        "w": jax.device_put(params["w"], NamedSharding(mesh, P(None, "data"))),
+    }
+
+
+@BOTH_KINDS
+@pytest.mark.parametrize("source", SOURCES)
+def test_a_run_on_two_devices_is_that_of_one(alone, kind, source):
+    result = run(task(**SOURCES[source]), mesh=mesh_of((2,), kind))
+    assert_alike(numbers_of(result), numbers_of(alone[source]))
+    assert result.model_state["seen"] == 6
+    on_meshes.assert_slots_lie_with_parameters(result)
+    assert all(
+        leaf.sharding.is_fully_replicated and len(leaf.devices()) == 2
+        for leaf in jax.tree.leaves((result.params, result.model_state))
+    )
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        lambda mesh, w: jax.device_put(w, NamedSharding(mesh, P(None, "data"))),
+        lambda mesh, w: jax.jit(divided(mesh))({"w": w})["w"],
+        lambda mesh, w: jax.lax.with_sharding_constraint(w, NamedSharding(mesh, P(None, "data"))),
+        lambda mesh, w: jax.lax.with_sharding_constraint(w, P(None, "data")),
+    ],
+    ids=["device_put", "device_put in jit", "constraint", "constraint of a spec"],
+)
+def test_parameters_and_slots_stay_divided_as_the_task_divides_them(alone, place):
+    mesh = mesh_of((2,), "auto")
+    result = run(task(lambda params: {**params, "w": place(mesh, params["w"])}), mesh=mesh)
+    assert result.params["w"].sharding.spec == P(None, "data")
+    assert result.params["b"].sharding.is_fully_replicated
+    on_meshes.assert_slots_lie_with_parameters(result)
+    assert_alike(numbers_of(result), numbers_of(alone["traced"]))
+
+
+def test_a_module_that_names_axes_is_divided_by_them():
+    mesh = mesh_of((2,), "auto")
+
+    def init(key):
+        by_axis = nnx.with_partitioning(nnx.initializers.ones, (None, "data"))
+        layer = nnx.Linear(4, 16, kernel_init=by_axis, rngs=nnx.Rngs(key))
+        return nnx.to_pure_dict(nnx.state(layer, nnx.Param)), ()
+
+    def loss(params, state, batch, key):
+        return jnp.mean((batch[0] @ params["kernel"] + params["bias"]) ** 2), state
+
+    layer = (
+        task(init=init)
+        if False
+        else on_meshes.Task(
+            "layer",
+            init,
+            loss,
+            batch=task().batch,
+            evaluate=lambda params, state, data: {"loss": jnp.sum(params["bias"])},
+        )
+    )
+    result = train(layer, optlab.adam(0.01), steps=2, key=on_meshes.key(), mesh=mesh)
+    assert result.params["kernel"].sharding.spec == P(None, "data")
+
+
+def test_a_run_goes_on_with_another_number_of_devices(tmp_path, alone):
+    for steps, mesh in ((2, None), (4, mesh_of((2,), "auto")), (5, mesh_of((2,), "explicit"))):
+        run(task(), steps=steps, mesh=mesh, checkpoints=tmp_path)
+    result = run(task(), checkpoints=tmp_path)
+    assert len(result.params["w"].devices()) == 1
+    np.testing.assert_allclose(result.params["w"], alone["traced"].params["w"], rtol=2e-5)
+    np.testing.assert_allclose(result.history.loss, alone["traced"].history.loss, rtol=2e-5)
+
+
+def test_a_divided_run_goes_on_on_one_device(tmp_path, alone):
+    def placed_on(mesh):
+        def place(params):
+            return params if mesh is None else divided(mesh)(params)
+
+        return task(place)
+
+    mesh = mesh_of((2,), "auto")
+    run(placed_on(mesh), steps=4, mesh=mesh, checkpoints=tmp_path)
+    result = run(placed_on(None), checkpoints=tmp_path)
+    assert_alike(numbers_of(result), numbers_of(alone["traced"]))
+
+
+@BOTH_KINDS
+def test_given_parameters_lie_where_those_of_the_task_would(kind):
+    mesh = mesh_of((2,), kind)
+    place = divided(mesh) if kind == "auto" else lambda params: params
+    start = jax.tree.map(lambda x: np.asarray(x) / 2, task().init(on_meshes.key())[0])
+    one, two = run(task(), params=start), run(task(place), params=start, mesh=mesh)
+    assert_alike(numbers_of(one), numbers_of(two))
+    assert two.params["w"].sharding.spec == P(None, "data" if kind == "auto" else None)
+    on_meshes.assert_slots_lie_with_parameters(two)
+
+
+@BOTH_KINDS
+def test_callbacks_act_on_several_devices_without_another_compilation(kind):
+    compiled = []
+
+    def listen(event, duration, **kwargs):
+        if event.endswith("backend_compile_duration"):
+            compiled.append(event)
+
+    def act(evaluation):
+        seen.append((evaluation.params["w"].shape, evaluation.model_state["key"].dtype))
+        counts.append(len(compiled))
+        if evaluation.step == 2:
+            evaluation.replace_hyperparams(learning_rate=0.02)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        seen, counts = [], []
+        result = run(task(), mesh=mesh_of((2,), kind), callbacks=[act])
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+    np.testing.assert_array_equal(result.history.learning_rate, np.float32([0.01] * 2 + [0.02] * 4))
+    assert seen == [((4, 16), on_meshes.key().dtype)] * 4
+    assert counts[2] == counts[3]
+
+
+@BOTH_KINDS
+def test_no_update_gathers_what_its_arithmetic_does_not_need(kind):
+    text = on_meshes.update_text(task(), mesh_of((2,), kind))
+    assert "all-reduce" in text
+    assert not GATHERS.findall(text)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"mesh": 2}, "mesh must be a jax.sharding.Mesh, got 2; pass jax.make_mesh"),
+        (
+            {"mesh": mesh_of((2,), "auto").abstract_mesh},
+            "mesh must be a jax.sharding.Mesh, got A",
+        ),
+        (
+            {"mesh": mesh_of((2,), "auto"), "data_axis": "batch"},
+            "data_axis must be an axis of the mesh, which has 'data', got data_axis='batch'",
+        ),
+    ],
+)
+def test_what_is_no_mesh_or_has_not_the_axis_is_refused(options, message):
+    with pytest.raises(ValueError, match=f"^train: {message}"):
+        run(task(), **options)
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_batches_that_the_devices_cannot_divide_are_refused(monkeypatch, source):
+    monkeypatch.setattr(on_meshes, "SIZE", 3)
+    with pytest.raises(
+        ValueError,
+        match=r"^train: the 2 devices of axis 'data' must divide .*"
+        r"'small', got 3 examples at \[0\]; take a multiple of 2",
+    ):
+        run(task(**SOURCES[source]), mesh=mesh_of((2,), "auto"))
+
+
+# Programs of their own
+
+
+@pytest.mark.slow
+def test_runs_on_eight_devices_are_those_of_one():
+    ended = subprocess.run(
+        [sys.executable, on_meshes.__file__, "eight"], capture_output=True, text=True
+    )
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+
+
+@pytest.mark.slow
+def test_two_processes_train_the_same_run_as_one(tmp_path, alone):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    both = [
+        subprocess.Popen(
+            [sys.executable, on_meshes.__file__, "process", str(rank), port, str(tmp_path)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in (0, 1)
+    ]
+    try:
+        said = [one.communicate(timeout=300)[0] for one in both]
+    finally:
+        for one in both:
+            one.kill()
+    assert [one.returncode for one in both] == [0, 0], said
+    for kind in KINDS:
+        for source in SOURCES:
+            stored = np.load(tmp_path / f"{kind}-{source}.npz")
+            expected = jax.tree.leaves(numbers_of(alone[source]))
+            assert_alike([stored[str(i)] for i in range(len(expected))], expected)
+    # One process can go on with their checkpoint.
+    options = {"checkpoints": tmp_path / "auto-traced", "take_over": ["init"]}
+    result = run(task(), steps=8, **options)
+    assert result.reason == "all updates done"
+    np.testing.assert_allclose(result.history.loss[:6], alone["traced"].history.loss, rtol=2e-5)
