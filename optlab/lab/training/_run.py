@@ -81,7 +81,7 @@ class RunLoop:
             observe=observe,
             size=eval_every,
             in_lanes=False,
-            settle=sharding.settler(task, tx),
+            settle=sharding.settler(task),
             divide=sharding.divide,
         )
 

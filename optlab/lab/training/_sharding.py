@@ -13,7 +13,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import optax
 from jax import lax
 from jax.extend.core import Jaxpr, Literal
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -75,9 +74,7 @@ class Sharding:
         """Return the context in which the run is traced and called."""
         return nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
 
-    def settler(
-        self, task: Task, tx: optax.GradientTransformation
-    ) -> Callable[[Carry], Carry] | None:
+    def settler(self, task: Task) -> Callable[[Carry], Carry] | None:
         """Return a function that says where a run is to stay; None without a mesh.
 
         Returns:
@@ -87,9 +84,6 @@ class Sharding:
         if self.mesh is None:
             return None
 
-        def place_slot(slot: jax.ShapeDtypeStruct, param: jax.ShapeDtypeStruct) -> NamedSharding:
-            return param.sharding if slot.shape == param.shape else self._everywhere
-
         def settle(carry: Carry) -> Carry:
             params, model_state, opt_state = carry.runs
             params, model_state = self._as_asked(task, (params, model_state))
@@ -97,13 +91,7 @@ class Sharding:
             shardings = _shardings(Carry(runs, carry.records))
             if self._is_explicit:
                 return shardings
-            opt_state = optax.tree_utils.tree_map_params(
-                tx,
-                place_slot,
-                opt_state,
-                params,
-                transform_non_params=lambda leaf: self._everywhere,
-            )
+            opt_state = _with_params(opt_state, params, self._everywhere)
             records = jax.tree.map(lambda leaf: self._everywhere, carry.records)
             return Carry(shardings.runs._replace(opt_state=opt_state), records)
 
@@ -208,6 +196,28 @@ class Sharding:
             for leaf, asked in zip(leaves, _asked(closed.jaxpr), strict=True)
         ]
         return jax.tree.unflatten(structure, leaves)
+
+
+def _with_params(opt_state: Tree, params: Tree, otherwise: NamedSharding) -> Tree:
+    """Return for each array of an optimizer's state the sharding of the parameter that it is for.
+
+    It is the one of the same shape whose path ends the array's own path, as in `mu['head']`: the
+    states of groups have only a part of the tree.
+    """
+    by_path = {_names(path): leaf for path, leaf in jax.tree.leaves_with_path(params)}
+
+    def place(path: Any, leaf: jax.ShapeDtypeStruct) -> NamedSharding:
+        names = _names(path)
+        ends = (by_path.get(names[start:]) for start in range(len(names) + 1))
+        alike = (param for param in ends if param is not None and param.shape == leaf.shape)
+        param = next(alike, None)
+        return otherwise if param is None else param.sharding
+
+    return jax.tree.map_with_path(place, opt_state)
+
+
+def _names(path: Any) -> tuple[str, ...]:
+    return tuple(jax.tree_util.keystr((key,)) for key in path)
 
 
 def _asked(jaxpr: Jaxpr) -> list[NamedSharding | None]:

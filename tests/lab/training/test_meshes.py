@@ -7,6 +7,7 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 from jax.sharding import NamedSharding
@@ -15,6 +16,7 @@ from jax.sharding import PartitionSpec as P
 import on_meshes
 import optlab
 from on_meshes import GATHERS, KINDS, SOURCES, assert_alike, mesh_of, numbers_of, run, task
+from optlab.groups import group
 from optlab.lab import train
 
 BOTH_KINDS = pytest.mark.parametrize("kind", KINDS)
@@ -64,6 +66,21 @@ def test_parameters_and_slots_stay_divided_as_the_task_divides_them(alone, place
     assert result.params["b"].sharding.is_fully_replicated
     on_meshes.assert_slots_lie_with_parameters(result)
     assert_alike(numbers_of(result), numbers_of(alone["traced"]))
+
+
+def test_slots_of_groups_lie_with_their_parameters(alone):
+    mesh = mesh_of((2,), "auto")
+    labels = {"w": "of w", "b": "others", "head": "others"}
+    tx = optax.partition({"of w": optlab.adam(0.01), "others": optlab.sgd(0.01, 0.9)}, labels)
+    for options in (
+        {"tx": tx},
+        {"tx": optlab.adam(0.01), "groups": {"w": group(), "b|head": group()}},
+    ):
+        one = run(task(), **options)
+        two = run(task(divided(mesh)), mesh=mesh, **options)
+        assert_alike(numbers_of(two), numbers_of(one))
+        slots = [x for x in jax.tree.leaves(two.opt_state) if x.shape == two.params["w"].shape]
+        assert [slot.sharding.spec for slot in slots] == [P(None, "data")] * 2
 
 
 def test_a_module_that_names_axes_is_divided_by_them():
