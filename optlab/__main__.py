@@ -1,37 +1,132 @@
-"""`python -m optlab` and the console script `optlab`."""
+"""`python -m optlab` and the console script `optlab`.
 
+An interruption (Ctrl-C) ends them at any moment with one line and status 130. Loading JAX takes
+seconds, so what answers an interruption is there before anything else of optlab is imported.
+"""
+
+import os
 import signal
 import sys
-from typing import Any
+import threading
+import time
+from contextlib import suppress
+from typing import Any, NoReturn
 
-from optlab import cli
+INTERRUPTED = 130
+"""The exit status, which shells report after SIGINT."""
 
 PAUSE = 0.1
-"""Seconds after which a dropped interruption comes again: what has dropped it is short."""
+"""Seconds after which an interruption is raised again, if it is no longer on its way."""
+
+PATIENCE = 2.0
+"""Seconds that compiled code has to return to Python after an interruption."""
+
+TOGETHER = 0.5
+"""Seconds within which two interruptions are one: a launcher may pass on what we get, too."""
 
 
 def main() -> int:
-    """Run the command line of the process and return its exit status.
-
-    Python drops what is raised in a destructor, in a weak reference's callback, and in one of the
-    garbage collector's, which JAX has. An interruption that came there is raised again a moment
-    later, so that one Ctrl-C is enough; one that was raised is never repeated, so that nothing
-    disturbs what is written before the end.
-    """
-    if not hasattr(signal, "setitimer"):  # Windows
-        return cli.main()
-    signal.signal(signal.SIGALRM, signal.default_int_handler)
-    sys.unraisablehook = _raise_interruptions_again
+    """Run the command line of the process and return its exit status."""
+    interruptions = Interruptions()
+    interruptions.install()
     try:
-        return cli.main()
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        from optlab import cli
+
+        try:
+            interruptions.are_raised = True
+            return cli.main()
+        finally:
+            interruptions.are_raised = False
+    except KeyboardInterrupt:
+        interruptions.end()
 
 
-def _raise_interruptions_again(dropped: Any) -> None:
-    if issubclass(dropped.exc_type, KeyboardInterrupt):
-        signal.setitimer(signal.ITIMER_REAL, PAUSE)  # what is raised here would be dropped, too
-    else:
+class Interruptions:
+    """What interruptions do: while optlab is loaded they end the process, and later they are raised.
+
+    Where they are raised (`are_raised`), the first one is a `KeyboardInterrupt`, so that files are
+    closed and the terminal is left as it was. The process ends at once if another one comes, or if
+    the first one is not seen in `PATIENCE` seconds, because compiled code does not look for it.
+
+    The process ends without the end of the interpreter. XLA's threads may still compute, and crash
+    when the interpreter is taken down under them.
+    """
+
+    def __init__(self) -> None:
+        self.are_raised = False
+        self._was_raised = False
+        self._was_written = False
+        self._seen_at = -float("inf")
+        self._process = os.getpid()
+
+    def install(self) -> None:
+        """Answer the interruptions of this process, unless they are ignored, as under `nohup`."""
+        if not hasattr(signal, "setitimer"):  # Windows
+            return
+        if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+            return
+        signal.signal(signal.SIGINT, self._interrupt)
+        reader, writer = os.pipe()
+        os.set_blocking(writer, False)
+        threading.Thread(target=self._watch, args=[reader], daemon=True).start()
+        signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+        os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))
+        signal.signal(signal.SIGALRM, self._raise_again)
+        sys.unraisablehook = _show_unless_interruption
+
+    def end(self) -> NoReturn:
+        """End the process after an interruption that was raised; what was printed is shown."""
+        with suppress(OSError, ValueError, AttributeError):  # stdout is full, or closed
+            sys.stdout.flush()
+        self._end_now()
+
+    def _interrupt(self, signum: int, frame: Any) -> None:
+        """Handle SIGINT, in the main thread."""
+        if os.getpid() != self._process:  # a loader's worker
+            raise KeyboardInterrupt
+        before, self._seen_at = self._seen_at, time.monotonic()
+        if self.are_raised and not self._was_raised:
+            self._was_raised = True
+            signal.setitimer(signal.ITIMER_REAL, PAUSE, PAUSE)
+            raise KeyboardInterrupt
+        if self._seen_at - before > TOGETHER:
+            self._end_now()
+
+    def _watch(self, reader: int) -> None:
+        """End the process if the main thread does not see an interruption."""
+        while number := os.read(reader, 1):
+            if number[0] == signal.SIGINT:
+                received_at = time.monotonic()
+                time.sleep(PATIENCE)
+                if self._seen_at < received_at - TOGETHER:
+                    self._end_now()
+
+    def _raise_again(self, signum: int, frame: Any) -> None:
+        """Raise an interruption again that was dropped, in the main thread, at every SIGALRM.
+
+        Python drops what is raised in a destructor, in a weak reference's callback, and in one of
+        the garbage collector's, which JAX has; compiled code drops what it does not expect. While
+        files are closed because of the interruption, it is still on its way.
+        """
+        handled = sys.exception()
+        while handled is not None and not isinstance(handled, KeyboardInterrupt):
+            handled = handled.__context__
+        if self.are_raised and handled is None:
+            raise KeyboardInterrupt
+
+    def _end_now(self) -> NoReturn:
+        if not self._was_written:
+            self._was_written = True
+            line = b"optlab: interrupted\n"
+            if "rich" in sys.modules and os.isatty(2):
+                line = b"\r\x1b[2K\x1b[?25h" + line  # in place of a bar, which hides the cursor
+            with suppress(OSError):
+                os.write(2, line)
+        os._exit(INTERRUPTED)
+
+
+def _show_unless_interruption(dropped: Any) -> None:
+    if not issubclass(dropped.exc_type, KeyboardInterrupt):
         sys.__unraisablehook__(dropped)
 
 

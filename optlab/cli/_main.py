@@ -22,8 +22,8 @@ COMMANDS = (
     _dialects,
 )
 
-OK, USAGE_ERROR, INTERRUPTED, BROKEN_PIPE = 0, 2, 130, 141
-"""Exit statuses; the last two are those that shells report after SIGINT and SIGPIPE."""
+OK, USAGE_ERROR, BROKEN_PIPE = 0, 2, 141
+"""Exit statuses; the last one is that which shells report after SIGPIPE."""
 
 EPILOG = f"""\
 a task of your own:
@@ -61,9 +61,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         _print_traceback(error)
         print("optlab:", " ".join(str(error).split()), file=sys.stderr)
         return USAGE_ERROR
-    except KeyboardInterrupt:
-        print("optlab: interrupted", file=sys.stderr)
-        return INTERRUPTED
     except BrokenPipeError:
         _give_up_stdout()
         return BROKEN_PIPE
