@@ -1,5 +1,7 @@
 """A generator that runs on a thread, ahead of who takes its items."""
 
+import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -94,6 +96,7 @@ class Ahead:
         self.close()
 
     def _run(self, make: Callable[[Callable[[], None]], Iterator[Any]], x64: bool, device: Any):
+        _shield_workers()
         items = make(self._beat)
         try:
             with ExitStack() as settings:
@@ -119,3 +122,16 @@ class Ahead:
         if not self._ended:
             self._items.put((item, error))
         return not self._ended
+
+
+def _shield_workers() -> None:
+    """Block interruptions on this thread, and so in the workers that a loader starts on it.
+
+    A terminal interrupts them together with this process, which ends them, and each of them would
+    print a traceback.
+    """
+    if hasattr(signal, "pthread_sigmask"):  # not on Windows
+        tracker = sys.modules.get("multiprocessing.resource_tracker")
+        if tracker is not None:  # the first worker would start it, which ends the block
+            tracker.ensure_running()
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})

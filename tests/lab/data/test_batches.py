@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import signal
 import threading
 from collections import OrderedDict, UserDict
 from typing import NamedTuple
@@ -44,6 +45,16 @@ def taken_until_error(batches, **options):
 
 def threads():
     return [thread for thread in threading.enumerate() if thread.name == "optlab-loader"]
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="not on Windows")
+def test_interruptions_do_not_reach_what_a_loader_starts():
+    def loader():
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [])  # threads and processes inherit it
+        yield {"y": np.array([signal.SIGINT in blocked])}
+
+    assert take(source(loader), stop=1) == [True]
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
 
 
 # Order
