@@ -7,7 +7,10 @@ not sound (`soundness`) is never written, so that the newest checkpoint can alwa
 
 import base64
 import re
-from collections.abc import Callable, Container, Mapping
+import signal
+import threading
+from collections.abc import Callable, Container, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -78,7 +81,8 @@ class Checkpoints:
         if isinstance(self.folder, Path):
             _paths.make_folder(who, "checkpoints", self.folder)
         try:
-            self._manager = ocp.CheckpointManager(self.folder, options=options)
+            with _interrupted_after():
+                self._manager = ocp.CheckpointManager(self.folder, options=options)
         except OSError as error:
             required = "checkpoints must be a folder that can be written"
             _checks.fail(who, required, f"{self.folder}: {error.strerror or _line(error)}")
@@ -120,8 +124,6 @@ class Checkpoints:
         """
         if not sound:
             return False
-        while self._abandoned:
-            self._manager.delete(self._abandoned.pop())
         args = self._args
         about = {
             "format": FORMAT,
@@ -136,7 +138,11 @@ class Checkpoints:
         }
         arrays = {name: args.StandardSave(item) for name, item in items.items() if item}
         about["items"] = [*arrays]
-        return self._manager.save(step, args=args.Composite(about=args.JsonSave(about), **arrays))
+        composite = args.Composite(about=args.JsonSave(about), **arrays)
+        with _interrupted_after():
+            while self._abandoned:
+                self._manager.delete(self._abandoned.pop())
+            return self._manager.save(step, args=composite)
 
     def restore(
         self, like: Tree, *, take_over: Container[str] | bool = False, step: int | None = None
@@ -190,11 +196,13 @@ class Checkpoints:
 
     def close(self) -> None:
         """Wait until everything is written."""
-        self._manager.close()
+        with _interrupted_after():
+            self._manager.close()
 
     def _read(self, step: int, **items: Any) -> Mapping[str, Any]:
         try:
-            return self._manager.restore(step, args=self._args.Composite(**items))
+            with _interrupted_after():
+                return self._manager.restore(step, args=self._args.Composite(**items))
         # Orbax and the libraries below it raise many kinds of errors for damaged files.
         except Exception as error:
             required = f"the checkpoint {self.folder}/{step} must be a whole one of a run"
@@ -253,6 +261,34 @@ _REMEDY = "pass another folder, the arguments of that run, or what may be taken 
 
 _ABSENT = ("not there",)
 """Stands for a fact that one of two runs does not have; no JSON equals it."""
+
+
+@contextmanager
+def _interrupted_after() -> Iterator[None]:
+    """Handle an interruption (Ctrl-C) after this block, but a second one at once.
+
+    Orbax would otherwise leave a checkpoint half written or half removed, and complain about its
+    coroutines.
+    """
+    handler = signal.getsignal(signal.SIGINT)
+    in_main = threading.current_thread() is threading.main_thread()
+    if not (in_main and callable(handler)):  # only the main thread is interrupted, if it is
+        yield
+        return
+    arrived: list[Any] = []
+
+    def remember(*arguments: Any) -> None:
+        arrived.append(arguments)
+        if len(arrived) > 1:
+            handler(*arguments)
+
+    signal.signal(signal.SIGINT, remember)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        if len(arrived) == 1:
+            handler(*arrived[0])
 
 
 def soundness(initial: Tree) -> Callable[[Tree], bool]:

@@ -5,6 +5,7 @@ import functools
 import gc
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -450,6 +451,27 @@ def test_an_interruption_while_one_is_written_leaves_the_last_one(
     assert_same_bits(checkpoints.restore(LIKE).state, state_at(1))
     save(checkpoints, 2)
     assert checkpoints.steps == [2]
+
+
+@pytest.mark.parametrize(("signals", "steps"), [(1, [2]), (2, [1])])
+def test_a_signal_waits_until_one_is_written_but_not_a_second_one(
+    open_in, monkeypatch, signals, steps
+):
+    checkpoints = open_in()
+    save(checkpoints, 1)
+    finalize = ocp.JsonCheckpointHandler.finalize
+
+    def interrupted(*args):
+        for _ in range(signals):
+            signal.raise_signal(signal.SIGINT)
+        finalize(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ocp.JsonCheckpointHandler, "finalize", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            save(checkpoints, 2)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert open_in().steps == steps
 
 
 def test_a_damaged_one_says_from_where_to_go_on_without_it(open_in, tmp_path):
