@@ -32,28 +32,24 @@ def main() -> int:
     try:
         from optlab import cli
 
-        try:
-            interruptions.are_raised = True
-            return cli.main()
-        finally:
-            interruptions.are_raised = False
+        return cli.main(within=interruptions)
     except KeyboardInterrupt:
         interruptions.end()
 
 
 class Interruptions:
-    """What interruptions do: while optlab is loaded they end the process, and later they are raised.
+    """What interruptions do: they are raised within this context, and end the process outside.
 
-    Where they are raised (`are_raised`), the first one is a `KeyboardInterrupt`, so that files are
-    closed and the terminal is left as it was. The process ends at once if another one comes, or if
-    the first one is not seen in `PATIENCE` seconds, because compiled code does not look for it.
+    Within, the first one is a `KeyboardInterrupt`, so that files are closed and the terminal is
+    left as it was. The process ends at once if another one comes, or if the first one is not seen
+    in `PATIENCE` seconds, because compiled code does not look for it.
 
     The process ends without the end of the interpreter. XLA's threads may still compute, and crash
     when the interpreter is taken down under them.
     """
 
     def __init__(self) -> None:
-        self.are_raised = False
+        self._are_raised = False
         self._was_raised = False
         self._was_written = False
         self._seen_at = -float("inf")
@@ -74,6 +70,16 @@ class Interruptions:
         signal.signal(signal.SIGALRM, self._raise_again)
         sys.unraisablehook = _show_unless_interruption
 
+    def __enter__(self) -> None:
+        self._are_raised = True
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._are_raised = False
+        if self._was_raised:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            if kind is not None:  # such as JAX's error of a callback that was interrupted
+                raise KeyboardInterrupt
+
     def end(self) -> NoReturn:
         """End the process after an interruption that was raised; what was printed is shown."""
         with suppress(OSError, ValueError, AttributeError):  # stdout is full, or closed
@@ -85,7 +91,7 @@ class Interruptions:
         if os.getpid() != self._process:  # a loader's worker
             raise KeyboardInterrupt
         before, self._seen_at = self._seen_at, time.monotonic()
-        if self.are_raised and not self._was_raised:
+        if self._are_raised and not self._was_raised:
             self._was_raised = True
             signal.setitimer(signal.ITIMER_REAL, PAUSE, PAUSE)
             raise KeyboardInterrupt
@@ -111,7 +117,7 @@ class Interruptions:
         handled = sys.exception()
         while handled is not None and not isinstance(handled, KeyboardInterrupt):
             handled = handled.__context__
-        if self.are_raised and handled is None:
+        if self._are_raised and handled is None:
             raise KeyboardInterrupt
 
     def _end_now(self) -> NoReturn:
@@ -122,6 +128,9 @@ class Interruptions:
                 line = b"\r\x1b[2K\x1b[?25h" + line  # in place of a bar, which hides the cursor
             with suppress(OSError):
                 os.write(2, line)
+        if "multiprocessing" in sys.modules:
+            for worker in sys.modules["multiprocessing"].active_children():
+                worker.terminate()
         os._exit(INTERRUPTED)
 
 

@@ -1,6 +1,6 @@
 """The `optlab` command: the tools of the lab from a shell.
 
-Each command is a file of this package: `add` declares its name and options, `run` executes it.
+Each command is a file of this package: `add` declares its options, `run` executes it.
 """
 
 from optlab.cli._main import main

@@ -12,14 +12,13 @@ import jax
 from optlab import plots
 from optlab.cli._errors import look_up, value_errors
 from optlab.cli._options import (
-    Commands,
     add_batch_size,
-    add_command,
     add_json,
     add_out_folder,
     add_seeds,
     add_steps,
     add_task,
+    declare,
     names,
     number,
     optimizer_list,
@@ -33,13 +32,11 @@ from optlab.lab.tasks import valley_height
 from optlab.registry import BY_NAME, OPTIMIZERS
 
 
-def add(commands: Commands) -> None:
+def add(parser: argparse.ArgumentParser) -> None:
     """Declare the command."""
-    parser = add_command(
-        commands,
-        "compare",
+    declare(
+        parser,
         run,
-        summary="train with several optimizers over a grid of learning rates and compare them",
         description="Train a model with each optimizer, at every learning rate and from every\n"
         "seed, all runs of an optimizer in one compiled program. The best rate is\n"
         "chosen on validation; the test score is only reported.",

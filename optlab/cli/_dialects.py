@@ -5,17 +5,15 @@ import shutil
 import sys
 
 from optlab.cli._errors import check_known
-from optlab.cli._options import Commands, add_command
+from optlab.cli._options import declare
 from optlab.dialects._table import TABLES, table
 
 
-def add(commands: Commands) -> None:
+def add(parser: argparse.ArgumentParser) -> None:
     """Declare the command."""
-    parser = add_command(
-        commands,
-        "dialects",
+    declare(
+        parser,
         run,
-        summary="show how the frameworks differ in one rule",
         description="Show rules as PyTorch, Keras 3, TensorFlow 1, Optax and optlab write them,\n"
         "with the names and defaults of their arguments. The functions are in\n"
         "optlab.dialects.",

@@ -9,6 +9,8 @@ from optlab.cli._expressions import suggestions
 
 Value = TypeVar("Value")
 
+TRACEBACK = "OPTLAB_TRACEBACK"
+"""The environment variable that asks for whole tracebacks."""
 
 REFUSAL = re.compile(r"[A-Za-z_.]+: .*, got ", re.DOTALL)
 """The form of the errors of optlab's own checks."""

@@ -5,14 +5,13 @@ import sys
 
 from optlab.cli._errors import UsageError, check_known, look_up, value_errors
 from optlab.cli._options import (
-    Commands,
-    add_command,
     add_json,
     add_optimizer,
     add_out_plot,
     add_seeds,
     add_steps,
     add_task,
+    declare,
     optimizer_list,
     rate,
 )
@@ -24,13 +23,11 @@ from optlab.lab.rates._range_test import LEAST_STEPS, MODES
 from optlab.registry import BY_NAME
 
 
-def add(commands: Commands) -> None:
+def add(parser: argparse.ArgumentParser) -> None:
     """Declare the command."""
-    parser = add_command(
-        commands,
-        "lr-range",
+    declare(
+        parser,
         run,
-        summary="raise the learning rate over a short run and suggest where to train",
         description="Raise the learning rate over a short run, from several seeds in one compiled\n"
         "program, and suggest a range of rates by where the loss falls. If the curves\n"
         "allow no reliable suggestion, the reason is printed instead. The numbers go beside the\n"

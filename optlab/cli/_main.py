@@ -6,21 +6,22 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from importlib import import_module
 from typing import NoReturn
 
 from optlab import __version__
-from optlab.cli import _compare, _dialects, _lr_range, _plot_schedule, _sweep, _train
-from optlab.cli._errors import UsageError
-from optlab.cli._task_errors import TRACEBACK
+from optlab.cli._errors import TRACEBACK, UsageError
 
-COMMANDS = (
-    _compare,
-    _lr_range,
-    _sweep,
-    _train,
-    _plot_schedule,
-    _dialects,
-)
+COMMANDS = {
+    "compare": "train with several optimizers over a grid of learning rates and compare them",
+    "lr-range": "raise the learning rate over a short run and suggest where to train",
+    "sweep": "search hyperparameters: rates, decays, batch sizes, arguments of a task",
+    "train": "train once, draw the curves, and say what they show",
+    "plot-schedule": "draw schedules and print their values at the knots",
+    "dialects": "show how the frameworks differ in one rule",
+}
+"""The commands, each with one line for `optlab --help`."""
 
 OK, USAGE_ERROR, BROKEN_PIPE = 0, 2, 141
 """Exit statuses; the last one is that which shells report after SIGPIPE."""
@@ -38,25 +39,30 @@ environment:
   own; without it there is one line, with the file and the line number."""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(
+    argv: Sequence[str] | None = None, within: AbstractContextManager[None] | None = None
+) -> int:
     """Run the command line and return its exit status.
 
     Args:
         argv: the arguments; None for those of the process.
+        within: the context in which the command runs; it is not yet there while JAX is loaded.
 
     Raises:
         SystemExit: after --help and --version, with status 0.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # some terminals have no “±”
+    arguments = sys.argv[1:] if argv is None else argv
     try:
-        parser = _parser()
-        options = parser.parse_args(argv)
+        parser = _parser(arguments)
+        options = parser.parse_args(arguments)
         if options.run is None:
             parser.print_help(sys.stderr)
             return USAGE_ERROR
-        options.run(options)
-        sys.stdout.flush()
+        with within or nullcontext():
+            options.run(options)
+            sys.stdout.flush()
     except (UsageError, ModuleNotFoundError) as error:
         _print_traceback(error)
         print("optlab:", " ".join(str(error).split()), file=sys.stderr)
@@ -71,7 +77,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     return OK
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
+    """Return a parser that knows the options of the commands among the arguments.
+
+    Those of others stay unknown, because the file of a command imports JAX, which takes seconds.
+    """
     parser = _Parser(
         prog="optlab",
         description="Choose and debug optimizers for JAX models.",
@@ -82,8 +92,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"optlab {__version__}")
     parser.set_defaults(run=None)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
-    for command in COMMANDS:
-        command.add(commands)
+    for name, summary in COMMANDS.items():
+        own = commands.add_parser(
+            name,
+            help=summary,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        if name in arguments:
+            import_module(f"optlab.cli._{name.replace('-', '_')}").add(own)
     return parser
 
 

@@ -13,41 +13,26 @@ from optlab.cli._output import PLOT_FORMATS
 from optlab.cli._tasks import FORM, TASKS
 from optlab.registry import BY_NAME
 
-Commands = Any
-"""The object to which argparse adds commands; its type is not public."""
-
 LEAST_RATE, LARGEST_RATE = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
 
 
-def add_command(
-    commands: Commands,
-    name: str,
+def declare(
+    parser: argparse.ArgumentParser,
     run: Callable[[argparse.Namespace], None],
     *,
-    summary: str,
     description: str,
     epilog: str,
-) -> argparse.ArgumentParser:
-    """Add a command, and return its parser.
+) -> None:
+    """Say what a command does.
 
     Args:
-        commands: the object to add it to.
-        name: the name that the user writes.
+        parser: the parser of the command.
         run: called with the parsed options.
-        summary: one line for `optlab --help`.
         description: lines at the beginning of the command's own help, printed unchanged.
         epilog: lines at the end of the command's own help, printed unchanged.
     """
-    parser = commands.add_parser(
-        name,
-        help=summary,
-        description=description,
-        epilog=epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser.description, parser.epilog = description, epilog
     parser.set_defaults(run=run)
-    return parser
 
 
 def optimizer_list() -> str:

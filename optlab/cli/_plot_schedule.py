@@ -9,7 +9,7 @@ from optlab import plots, schedules
 from optlab._types import Schedule
 from optlab.cli._errors import UsageError
 from optlab.cli._expressions import evaluate
-from optlab.cli._options import Commands, add_command, add_out_plot, add_steps
+from optlab.cli._options import add_out_plot, add_steps, declare
 from optlab.cli._output import check_plot_format, check_writable_file, require, write_errors
 from optlab.registry import SCHEDULES
 from optlab.schedules import OneCycle
@@ -20,13 +20,11 @@ SCHEDULE_FUNCTIONS: Mapping[str, Callable[..., Schedule | OneCycle]] = {
 """The functions that an expression may call; one-cycle has two rows, but one function."""
 
 
-def add(commands: Commands) -> None:
+def add(parser: argparse.ArgumentParser) -> None:
     """Declare the command."""
-    parser = add_command(
-        commands,
-        "plot-schedule",
+    declare(
+        parser,
         run,
-        summary="draw schedules and print their values at the knots",
         description="Draw schedules, one or several, each written as a call in quotes:\n\n"
         '  optlab plot-schedule "warmup_cosine(1e-3, warmup_steps=100, decay_steps=1000)"\n'
         '  optlab plot-schedule "warmup(inverse_sqrt(1e-3), 100)" "one_cycle(1e-2, 500)"\n\n'

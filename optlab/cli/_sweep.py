@@ -11,8 +11,6 @@ import optax
 from optlab.cli._errors import UsageError, check_known, look_up, value_errors
 from optlab.cli._groups import add_groups, group_rules
 from optlab.cli._options import (
-    Commands,
-    add_command,
     add_json,
     add_optimizer,
     add_out_folder,
@@ -20,6 +18,7 @@ from optlab.cli._options import (
     add_steps,
     add_task,
     count,
+    declare,
     named,
     optimizer_list,
     scalar,
@@ -45,13 +44,11 @@ RATES = "learning_rate=1e-4:1e-1:log"
 """The default space."""
 
 
-def add(commands: Commands) -> None:
+def add(parser: argparse.ArgumentParser) -> None:
     """Declare the command."""
-    parser = add_command(
-        commands,
-        "sweep",
+    declare(
+        parser,
         run,
-        summary="search hyperparameters: rates, decays, batch sizes, arguments of a task",
         description="Search hyperparameters of an optimizer and a task for the best validation\n"
         "score, many trials in one compiled program:\n\n"
         f"  optlab sweep --space {RATES} \\\n"

@@ -14,10 +14,7 @@ import jax
 
 from optlab import _checks
 from optlab._extras import needs_extra
-from optlab.cli._errors import UsageError
-
-TRACEBACK = "OPTLAB_TRACEBACK"
-"""The environment variable that asks for whole tracebacks."""
+from optlab.cli._errors import TRACEBACK, UsageError
 
 PLAIN = (_checks.fail.__code__, needs_extra.__wrapped__.__code__)
 """Functions whose errors already say everything in one line."""

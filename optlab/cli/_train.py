@@ -27,9 +27,7 @@ from optlab.cli._many_weights import (
     run_many,
 )
 from optlab.cli._options import (
-    Commands,
     add_batch_size,
-    add_command,
     add_json,
     add_optimizer,
     add_out_folder,
@@ -37,6 +35,7 @@ from optlab.cli._options import (
     add_steps,
     add_task,
     count,
+    declare,
     named,
     optimizer_list,
     rate,
@@ -60,13 +59,11 @@ from optlab.lab.training._grouping import params_of
 from optlab.registry import BY_NAME
 
 
-def add(commands: Commands) -> None:
+def add(parser: argparse.ArgumentParser) -> None:
     """Declare the command."""
-    parser = add_command(
-        commands,
-        "train",
+    declare(
+        parser,
         run,
-        summary="train once, draw the curves, and say what they show",
         description="Train once, evaluate on the way, draw the curves, and say what they show:\n"
         "divergence, a plateau, overfitting, and what to try; or that nothing stands out.",
         epilog=optimizer_list(),

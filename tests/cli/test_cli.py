@@ -4,9 +4,11 @@ import contextlib
 import importlib.metadata
 import io
 import json
+import os
 import signal
 import subprocess
 import sys
+import textwrap
 
 import pytest
 
@@ -185,70 +187,142 @@ def test_a_missing_extra_is_one_line_and_status_2(run, tmp_path, monkeypatch, mo
     assert err.endswith('run pip install "optlab[lab]"\n')
 
 
-def test_an_interruption_is_one_line_and_status_130(run, tmp_path, monkeypatch):
+def test_an_interruption_in_python_is_raised(run, tmp_path, monkeypatch):
     def interrupt(*args, **options):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(_compare, "compare", interrupt)
-    status, out, err = run(*QUICK, "--out", tmp_path)
-    assert (status, out) == (130, "")
-    assert err.splitlines()[1:] == ["optlab: interrupted"]
+    with pytest.raises(KeyboardInterrupt):
+        run(*QUICK, "--out", tmp_path)
 
 
-def test_a_signal_interrupts_a_run(tmp_path):
-    command = [sys.executable, "-m", "optlab", *QUICK[:5], "--steps", "1000000"]
+def interrupt_at(line, command, **environment):
+    """Interrupt a command once it writes this line on stderr; return how it ends."""
     with subprocess.Popen(
-        [*command, "--out", tmp_path], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | environment,
     ) as process:
-        first = process.stderr.readline()
+        assert line in process.stderr.readline()
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=60)
-    assert first.startswith("valley: 2 optimizers")
-    assert (process.returncode, out, err) == (130, "", "optlab: interrupted\n")
+    return process.returncode, out, err
 
 
-DROPPING = """
-import gc, os, signal, sys, time, weakref
-from optlab import __main__, cli
+ENDED = (130, "", "optlab: interrupted\n")
 
-def interrupt(where):
-    if where not in seen:
-        seen.append(where)
+
+@pytest.fixture
+def slow_jax(tmp_path):
+    """A path for modules with a jax that takes a minute to load."""
+    text = "import sys, time\nprint('loading', file=sys.stderr, flush=True)\ntime.sleep(60)\n"
+    (tmp_path / "jax.py").write_text(text)
+    return os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+
+
+def test_a_signal_ends_a_command_that_still_loads(slow_jax):
+    command = [sys.executable, "-m", "optlab", *QUICK]
+    assert interrupt_at("loading", command, PYTHONPATH=slow_jax) == ENDED
+
+
+@pytest.mark.parametrize("option", ["--version", "--help"])
+def test_help_and_version_do_not_load_jax(slow_jax, option):
+    command = [sys.executable, "-m", "optlab", option]
+    environment = os.environ | {"PYTHONPATH": slow_jax}
+    ended = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=30)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert "optlab" in ended.stdout
+
+
+def test_a_signal_ends_a_run(tmp_path):
+    command = [sys.executable, "-m", "optlab", *QUICK[:5], "--steps", "1000000"]
+    assert interrupt_at("valley: 2 optimizers", [*command, "--out", tmp_path]) == ENDED
+
+
+PROCESS = """
+import gc, hashlib, os, signal, sys, time, types, weakref
+from optlab import __main__
+
+def interrupt(*_):
+    if not sent:
+        sent.append(True)
         os.kill(os.getpid(), signal.SIGINT)
-        time.sleep(1)  # raised here at the latest
+        time.sleep(0.01)  # the signal is handled here at the latest
 
 class Thing:
     def __del__(self):
-        interrupt("destructor")
+        interrupt()
 
-def run():
-    try:
-        thing = Thing()
-        reference = weakref.ref(thing, lambda _: interrupt("weak reference"))
-        del thing
-        gc.callbacks.append(lambda phase, info: interrupt("collection"))
-        gc.collect()
-        print(*seen)
-        time.sleep(10)
-    except KeyboardInterrupt:
-        time.sleep(0.8)  # would be interrupted if it came once more
-        print("written")
-        return 130
+def main(within):
+    with within:
+        work()
+    return 0
 
-seen = []
-__main__.PAUSE = 0.5  # past the last of the three
-cli.main = run
-sys.exit(__main__.main())
+sent = []
+sys.modules["optlab.cli"] = types.SimpleNamespace(main=main)  # JAX is not loaded
 """
 
 
-@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="the system has no such timer")
-def test_an_interruption_where_nothing_can_be_raised_is_raised_later_and_once():
-    ended = subprocess.run(
-        [sys.executable, "-c", DROPPING], capture_output=True, text=True, timeout=60
-    )
-    assert ended.stdout == "destructor weak reference collection\nwritten\n"
-    assert (ended.returncode, ended.stderr) == (130, "")
+def end_of(work):
+    """Return how a process of optlab ends whose command is this body of a function."""
+    script = f"{PROCESS}def work():\n{textwrap.indent(work, '    ')}\nsys.exit(__main__.main())"
+    command = [sys.executable, "-c", script]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    return ended.returncode, ended.stdout, ended.stderr
+
+
+posix = pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="only systems with SIGALRM")
+
+
+@posix
+@pytest.mark.parametrize(
+    "dropped",
+    [
+        "thing = Thing()\ndel thing",
+        "thing = set()\nreference = weakref.ref(thing, interrupt)\ndel thing",
+        "gc.callbacks.append(interrupt)\ngc.collect()",
+        "try:\n    interrupt()\nexcept KeyboardInterrupt:\n    pass",
+    ],
+    ids=["destructor", "weak reference", "collection", "code that swallows it"],
+)
+def test_an_interruption_that_was_dropped_is_raised_again(dropped):
+    rest = "time.sleep(60)"
+    assert end_of(f"{dropped}\n{rest}") == ENDED
+
+
+@posix
+def test_an_interruption_that_becomes_another_error_is_still_one():
+    work = "try:\n    interrupt()\nexcept KeyboardInterrupt:\n    raise ValueError"
+    assert end_of(work) == ENDED
+
+
+@posix
+def test_an_interruption_lets_a_command_close_its_files():
+    closing = "try:\n    interrupt()\nfinally:\n    time.sleep(0.3)\n    print('closed')"
+    assert end_of(closing) == (130, "closed\n", "optlab: interrupted\n")
+
+
+@posix
+def test_a_second_interruption_ends_a_command_that_closes_its_files():
+    closing = "__main__.TOGETHER = 0\ntry:\n    interrupt()\nfinally:\n    sent.clear()\n"
+    assert end_of(f"{closing}    interrupt()\n    time.sleep(60)") == ENDED
+
+
+@posix
+def test_an_interruption_does_not_wait_for_compiled_code():
+    send = "os.system(f'(sleep 0.1; kill -INT {os.getpid()}) &')"
+    work = "hashlib.pbkdf2_hmac('sha256', b'', b'', 2**31 - 1)"  # it does not look for signals
+    assert end_of(f"__main__.PATIENCE = 0.2\n{send}\n{work}") == ENDED
+
+
+@posix
+def test_an_interruption_of_a_worker_process_is_its_own():
+    fork = "worker = os.fork()\nif not worker:\n    try:\n        interrupt()\n"
+    fork += "    except KeyboardInterrupt:\n        os._exit(3)\n"
+    wait = "print(os.waitstatus_to_exitcode(os.waitpid(worker, 0)[1]))\ntime.sleep(0.2)"
+    assert end_of(f"__main__.PATIENCE = 0.1\n{fork}{wait}") == (0, "3\n", "")
 
 
 def test_a_reader_that_leaves_early_causes_no_traceback(tmp_path):
