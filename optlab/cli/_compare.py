@@ -19,6 +19,7 @@ from optlab.cli._options import (
     add_steps,
     add_task,
     declare,
+    file,
     names,
     number,
     optimizer_list,
@@ -69,7 +70,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--results",
-        type=Path,
+        type=file,
         metavar="FILE",
         help="store trials in this SQLite file as they end, and continue from it (default: none)",
     )

@@ -52,4 +52,10 @@ def value_errors() -> Iterator[None]:
     except ValueError as error:
         if not REFUSAL.match(str(error)):
             raise
-        raise UsageError(str(error)) from error
+        raise in_a_shell(error) from error
+
+
+def in_a_shell(error: ValueError) -> UsageError:
+    """Return an error of optlab's own checks in the words of a shell."""
+    shown = f"{TRACEBACK}=1 shows its own error"
+    return UsageError(str(error).replace("its own error stands above", shown))

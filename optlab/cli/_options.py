@@ -4,11 +4,13 @@ import argparse
 import math
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from optlab._paths import file_of, folder_of
 from optlab.cli._output import PLOT_FORMATS
 from optlab.cli._tasks import FORM, TASKS
 from optlab.registry import BY_NAME
@@ -99,7 +101,7 @@ def add_out_folder(parser: argparse.ArgumentParser, default: str, files: str) ->
     """Add --out, a folder for `files`."""
     parser.add_argument(
         "--out",
-        type=Path,
+        type=folder,
         default=Path(default),
         metavar="FOLDER",
         help=f"where to write {files} (default: %(default)s)",
@@ -110,7 +112,7 @@ def add_out_plot(parser: argparse.ArgumentParser, default: str) -> None:
     """Add --out, the file of a plot."""
     parser.add_argument(
         "--out",
-        type=Path,
+        type=file,
         default=Path(default),
         metavar="FILE",
         help=f"the file of the plot, in {', '.join(PLOT_FORMATS)} (default: %(default)s)",
@@ -183,6 +185,21 @@ def natural(text: str) -> int:
     return 0 if text == "0" else count(text)
 
 
+def folder(text: str) -> Path:
+    """Read a folder on this machine."""
+    return Path(_place(folder_of, text))
+
+
+def folder_or_bucket(text: str) -> Path | str:
+    """Read a folder on this machine, or an address that begins with gs://."""
+    return _place(partial(folder_of, addresses=["gs://"]), text)
+
+
+def file(text: str) -> Path:
+    """Read a file on this machine."""
+    return Path(_place(file_of, text))
+
+
 def scalar(text: str) -> float | int | bool | str | None:
     """Read a number, true, false or none; anything else is a string."""
     words = {"true": True, "false": False, "none": None}
@@ -204,6 +221,15 @@ def named(read: Callable[[str], Any]) -> Callable[[str], tuple[str, Any]]:
         return name, read(value)
 
     return read_named
+
+
+def _place(read: Callable[[str, str, str], Path | str], text: str) -> Path | str:
+    """Return the place that `read` returns, but a relative path as it was written."""
+    try:
+        place = read("optlab", "the path", text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error).removeprefix("optlab: ")) from error
+    return place if isinstance(place, str) or text.startswith("~") else Path(text)
 
 
 def _once(values: list[Any]) -> list[Any]:

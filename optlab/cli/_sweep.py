@@ -19,6 +19,7 @@ from optlab.cli._options import (
     add_task,
     count,
     declare,
+    file,
     named,
     optimizer_list,
     scalar,
@@ -106,7 +107,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     add_seed(parser, "seed of the search and the runs")
     parser.add_argument(
         "--results",
-        type=Path,
+        type=file,
         metavar="FILE",
         help="store results in this SQLite file as they arrive, and continue from those in it; "
         "with --refine, the results of the second search are in FILE.refined",

@@ -15,8 +15,9 @@ import jax
 from optlab import _checks
 from optlab._extras import needs_extra
 from optlab.cli._errors import TRACEBACK, UsageError
+from optlab.lab.data._errors import Source
 
-PLAIN = (_checks.fail.__code__, needs_extra.__wrapped__.__code__)
+PLAIN = (_checks.fail.__code__, Source.fail.__code__, needs_extra.__wrapped__.__code__)
 """Functions whose errors already say everything in one line."""
 
 OTHERS = (Path(__file__).parents[1], Path(sysconfig.get_path("stdlib")))

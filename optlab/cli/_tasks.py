@@ -13,7 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from optlab.cli._errors import UsageError, check_known
+from optlab.cli._errors import UsageError, check_known, in_a_shell
 from optlab.cli._expressions import suggestions
 from optlab.cli._task_errors import task_errors
 from optlab.lab import Task, tasks
@@ -99,7 +99,7 @@ def _load(name: str, options: Mapping[str, Any]) -> Task:
         with task_errors(name, "checking the task"):
             check_task(who, task)
     except ValueError as error:
-        raise UsageError(str(error)) from error
+        raise in_a_shell(error) from error
     return task
 
 

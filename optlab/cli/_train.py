@@ -3,8 +3,8 @@
 import argparse
 import inspect
 import sys
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import jax
@@ -36,6 +36,8 @@ from optlab.cli._options import (
     add_task,
     count,
     declare,
+    folder,
+    folder_or_bucket,
     named,
     optimizer_list,
     rate,
@@ -55,6 +57,7 @@ from optlab.lab import (
     tensorboard,
     train,
 )
+from optlab.lab.training._checkpoints import REMEDY
 from optlab.lab.training._grouping import params_of
 from optlab.registry import BY_NAME
 
@@ -101,13 +104,28 @@ def add(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--checkpoints",
-        type=Path,
+        type=folder_or_bucket,
         metavar="FOLDER",
-        help="store the run in this folder, and continue from a checkpoint in it",
+        help="store the run in this folder, or at an address that begins with gs://, and continue "
+        "from a checkpoint in it",
+    )
+    parser.add_argument(
+        "--keep",
+        type=count,
+        metavar="N",
+        help="the number of checkpoints that are kept (default: 1)",
+    )
+    parser.add_argument(
+        "--take-over",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="continue although this differs from the run of the checkpoint, such as "
+        "learning_rate, with what this command says; may be repeated",
     )
     parser.add_argument(
         "--tensorboard",
-        type=Path,
+        type=folder,
         metavar="FOLDER",
         help="write the curves for TensorBoard into this folder",
     )
@@ -122,6 +140,7 @@ def run(options: argparse.Namespace) -> None:
     """Train, print the scores and the diagnosis or the JSON, write the curves."""
     task = make_task(options.task, batch_size=options.batch_size)
     steps = options.steps or task.num_steps
+    _check_checkpoints(options)
     check_many_weights(options, task, steps)
     check_starts(options, steps)
     optimizer = _optimizer(options, task, steps)
@@ -132,7 +151,7 @@ def run(options: argparse.Namespace) -> None:
         return
     terminal = sys.stderr.isatty()
     callbacks = [] if terminal else [_log_evaluation]
-    with task_errors(options.task), value_errors():
+    with task_errors(options.task), value_errors(), _refusals_of_checkpoints():
         if options.tensorboard:
             callbacks.append(tensorboard(options.tensorboard))
         result = train(
@@ -144,10 +163,31 @@ def run(options: argparse.Namespace) -> None:
             callbacks=callbacks,
             progress=terminal,
             checkpoints=options.checkpoints,
+            keep=options.keep or 1,
+            take_over=options.take_over,
         )
         ended = result.reason == "all updates done"
         averaged = average_scores(options, task, result) if options.average and ended else {}
     _show(options, task, result, averaged)
+
+
+def _check_checkpoints(options: argparse.Namespace) -> None:
+    for name in ("keep", "take_over"):
+        if getattr(options, name) and options.checkpoints is None:
+            raise UsageError(f"--{name.replace('_', '-')} needs --checkpoints")
+
+
+@contextmanager
+def _refusals_of_checkpoints() -> Iterator[None]:
+    """Say in this block with options what may be done about a checkpoint of another run."""
+    try:
+        yield
+    except ValueError as error:
+        message = str(error)
+        if not message.endswith(REMEDY):
+            raise
+        remedy = "pass another folder, the options of that run, or --take-over NAME for each"
+        raise UsageError(message.removesuffix(REMEDY) + remedy) from error
 
 
 def _optimizer(options: argparse.Namespace, task: Task, steps: int) -> optax.GradientTransformation:

@@ -153,6 +153,14 @@ def loss_with_while(params, state, batch, key):
 no_gradient = dataclasses.replace(task, loss=loss_without_gradient)
 callback = dataclasses.replace(task, loss=loss_with_callback)
 no_reverse = dataclasses.replace(task, loss=loss_with_while)
+
+
+def broken():
+    raise OSError("the disk is gone")
+    yield
+
+
+broken_loader = dataclasses.replace(task, batch=None, loader=broken)
 """
 
 FILES = {
@@ -345,6 +353,11 @@ def test_the_help_tells_of_it(capsys, arguments):
         (
             "wrong:no_scalar",
             "--task wrong:no_scalar: Task.loss must return a real floating-point scalar as the",
+        ),
+        (
+            "wrong:broken_loader",
+            "--task wrong:broken_loader: the loader of task 'linear-8' must yield batches, got "
+            "OSError at batch 0: the disk is gone; OPTLAB_TRACEBACK=1 shows its own error\n",
         ),
     ],
 )

@@ -67,6 +67,23 @@ def test_a_run_goes_on_from_its_checkpoints(run, tmp_path):
     assert "key must be that of the checkpoint" in err
 
 
+def test_another_rate_may_be_taken_over_from_a_checkpoint(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    kept = ["--checkpoints", "~/kept", "--keep", "2", "--out", "~/out", "--json"]
+    first = json.loads(run(*QUICK, "--steps", "4", *kept)[1])
+    assert {path.name for path in (tmp_path / "home" / "kept").iterdir()} == {"3", "4"}
+    status, _, err = run(*QUICK, "--steps", "6", *kept, "--rate", "0.01")
+    assert (status, err.count("\n")) == (2, 1)
+    assert err.endswith(
+        "; pass another folder, the options of that run, or --take-over NAME for each\n"
+    )
+    other = ["--rate", "0.01", "--take-over", "learning_rate"]
+    status, out, _ = run(*QUICK, "--steps", "6", *kept, *other)
+    assert status == 0
+    assert json.loads(out)["learning_rate"] == [*first["learning_rate"], 0.01, 0.01]
+    assert (tmp_path / "home" / "out" / "history.png").exists()
+
+
 def test_patience_ends_the_run_and_the_best_parameters_are_scored(run):
     status, out, _ = run(*QUICK, "--rate", "1e-20", "--steps", "100", "--patience", "2")
     assert status == 0
@@ -87,6 +104,11 @@ def test_patience_ends_the_run_and_the_best_parameters_are_scored(run):
             "argument --set: names must differ, got one of them twice",
         ),
         (["--batch-size", "3"], "the task 'valley' has no batches; leave out --batch-size"),
+        (["--keep", "2"], "--keep needs --checkpoints"),
+        (["--take-over", "learning_rate"], "--take-over needs --checkpoints"),
+        (["--out", "gs://b/run"], "argument --out: the path must be a folder on this machine, got"),
+        (["--tensorboard", "s3://b/run"], "argument --tensorboard: the path must be a folder on"),
+        (["--checkpoints", "s3://b"], "folder on this machine or an address that begins with gs:"),
         (["--patience", "0"], "argument --patience: expected a whole number >= 1"),
     ],
 )

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from optlab import _checks
+from optlab._paths import file_of
 from optlab.lab.sweeps._trial import Trial
 
 _TABLES = """
@@ -43,24 +44,26 @@ class Store:
 
     Args:
         who: the public name that errors begin with.
-        file: an SQLite file, created if it does not exist; None to hold everything in memory.
+        file: an SQLite file on this machine, created if it does not exist; `~` is the home folder.
+            None to hold everything in memory.
         about: the facts that identify the sweep, as JSON. The file of another sweep is refused.
         what: the word for it in errors.
 
     Raises:
-        ValueError: the file is not of this kind, cannot be written, or belongs to another sweep;
-            or, in any method, it can no longer be written.
+        ValueError: the file is not on this machine or not of this kind, cannot be written, or
+            belongs to another sweep; or, in any method, it can no longer be written.
     """
 
     def __init__(
         self, who: str, file: str | Path | None, about: Mapping[str, Any], what: str = "sweep"
     ):
-        self._who, self._file, self._what = who, file, what
+        self._file = None if file is None else file_of(who, "results", file)
+        self._who, self._what = who, what
         about = json.loads(json.dumps(about))
         with self._errors():
             # Transactions are begun by hand, because the module begins none for `create table`.
             self._connection = sqlite3.connect(
-                ":memory:" if file is None else file, timeout=_PATIENCE, isolation_level=None
+                ":memory:" if file is None else self._file, timeout=_PATIENCE, isolation_level=None
             )
         try:
             with self._writing():  # if two processes start together, only one creates the tables

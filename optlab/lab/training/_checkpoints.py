@@ -246,7 +246,7 @@ class Checkpoints:
         required = f"{name} must be that of the checkpoint in {self.folder}, {_shown(was)}"
         others = ", ".join(other for other in refused if other != name)
         got = f"{name}={_shown(now)}" + (f" (and others: {others})" if others else "")
-        _checks.fail(self._who, required, got, _REMEDY)
+        _checks.fail(self._who, required, got, REMEDY)
 
     def _check_layout(self, layout: list[list[str]], like: Tree) -> None:
         saved, current = dict(layout), dict(_layout(like))
@@ -257,7 +257,8 @@ class Checkpoints:
                 _checks.fail(self._who, required, now, "pass another folder, or that model")
 
 
-_REMEDY = "pass another folder, the arguments of that run, or what may be taken over"
+REMEDY = "pass another folder, the arguments of that run, or what may be taken over"
+"""How errors about the checkpoint of another run end."""
 
 _ABSENT = ("not there",)
 """Stands for a fact that one of two runs does not have; no JSON equals it."""
