@@ -82,7 +82,7 @@ def function(name, height, init, noise=0.0):
         loss=loss,
         batch=lambda key, step: (),
         evaluate=lambda point, state, data: {"loss": height(point)},
-        num_steps=500,
+        steps=500,
     )
 
 
@@ -135,7 +135,7 @@ def suggestions(task, make):
 def judge(task, make, **options):
     """Return the best rate of the grid, and method → (rate, loss ratio, decades)."""
     suggested_rates = suggestions(task, make)
-    options = {"rates": GRID, "seeds": 3, "steps": task.num_steps, **options}
+    options = {"rates": GRID, "seeds": 3, "steps": task.steps, **options}
     grid = options.pop("rates")
     extra_rates = [rate for rate in suggested_rates.values() if rate is not None]
     runs = compare(

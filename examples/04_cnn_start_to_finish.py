@@ -75,7 +75,7 @@ def digits_task(dropout: float = 0.25) -> lab.Task:
         lambda rngs: CNN(dropout, rngs),
         **SPLITS,
         batch_size=BATCH_SIZE,
-        num_steps=TRIAL_STEPS,
+        steps=TRIAL_STEPS,
         eval_every=25,
     )
 

@@ -95,7 +95,7 @@ def text_task() -> lab.Task:
         return windows_at(part, starts)
 
     splits = {"train": spread(train), "validation": spread(validation), "test": spread(test)}
-    lengths = {"num_steps": TRIAL_STEPS, "eval_every": 50}
+    lengths = {"steps": TRIAL_STEPS, "eval_every": 50}
     return lab.Task("topics", init, loss, batch, evaluate, splits, **lengths)
 
 

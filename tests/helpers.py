@@ -111,7 +111,7 @@ def bowl(steepness=1.0, noise=0.1, width=2, **changes):
         loss=lambda x, state, batch, key: (height(x + noise * batch), state),
         batch=lambda key, step: noise_of(key, step, width),
         evaluate=lambda x, state, data: {"loss": height(x)},
-        num_steps=12,
+        steps=12,
         eval_every=4,
     )
     return dataclasses.replace(task, **changes)

@@ -86,7 +86,7 @@ def run(options: argparse.Namespace) -> None:
     with task_errors(options.task), value_errors():
         optimizers = _that_fit(task, optimizers, all_must=bool(options.optimizers))
     options.optimizers = list(optimizers)
-    steps = options.steps or task.num_steps
+    steps = options.steps or task.steps
     require("compare", "matplotlib", "rich")
     check_writable_folder(options.out)
     log(

@@ -139,7 +139,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     """Train, print the scores and the diagnosis or the JSON, write the curves."""
     task = make_task(options.task, batch_size=options.batch_size)
-    steps = options.steps or task.num_steps
+    steps = options.steps or task.steps
     _check_checkpoints(options)
     check_many_weights(options, task, steps)
     check_starts(options, steps)

@@ -48,7 +48,7 @@ def linear(batch_size=8) -> Task:
         batch=shuffled_batches(TRAIN, batch_size),
         evaluate=lambda params, state, data: {"loss": error(params, data)},
         splits={"validation": HELD_OUT},
-        num_steps=20,
+        steps=20,
     )
 
 

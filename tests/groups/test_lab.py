@@ -17,7 +17,7 @@ TASK = lab.Task(
     loss=lambda params, state, batch, key: (sum(jnp.sum(x**2) for x in params.values()), state),
     batch=lambda key, step: (),
     evaluate=lambda params, state, data: {"loss": sum(jnp.sum(x**2) for x in params.values())},
-    num_steps=6,
+    steps=6,
     eval_every=3,
 )
 RULES = [

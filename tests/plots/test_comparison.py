@@ -11,12 +11,12 @@ from optlab.lab import Comparison, Runs
 from optlab.lab.tasks import valley_height
 
 
-def descent(rates, num_steps):
+def descent(rates, steps):
     """Return runs of gradient descent in the valley from two starts; high rates diverge to NaN."""
     rates = np.array(rates, np.float32)
     points = [np.broadcast_to(np.float32([[4.0, 0.7], [5.0, 1.0]]), (len(rates), 2, 2))]
     with np.errstate(over="ignore", invalid="ignore"):
-        for _ in range(num_steps):
+        for _ in range(steps):
             step = rates[:, None, None] * np.float32([2.0, 100.0]) * points[-1]
             points.append(points[-1] - step)
         x, y = np.moveaxis(points, 0, -2).transpose(3, 0, 1, 2)
@@ -25,7 +25,7 @@ def descent(rates, num_steps):
     return Runs(
         rates=rates,
         seeds=np.arange(2),
-        steps=np.arange(num_steps + 1),
+        steps=np.arange(steps + 1),
         train_loss=loss,
         validation={"loss": loss, "x": x, "y": y, "accuracy": accuracy},
         test={},

@@ -233,7 +233,7 @@ def compare(
     """
     source = check_task(_WHO, task)
     seeds, rates = checked_seeds(_WHO, seeds), _checked_rates(rates)
-    steps = task.num_steps if steps is None else steps
+    steps = task.steps if steps is None else steps
     _checks.check_integer(_WHO, "steps", steps, 1)
     if eval_every is None:
         size = batch_size(task, source)

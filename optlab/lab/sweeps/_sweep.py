@@ -353,7 +353,7 @@ def _checked_plan(
     first = recipe.make_task(example)
     source = check_task(_WHO, first)
     table = None if groups is None else group_table(*recipe.make(example))
-    steps = first.num_steps if steps is None else steps
+    steps = first.steps if steps is None else steps
     _checks.check_integer(_WHO, "steps", steps, 1)
     if eval_every is None:
         evaluations = EVALUATIONS if halving else FEW_EVALUATIONS

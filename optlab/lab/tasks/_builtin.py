@@ -51,7 +51,7 @@ def digits_mlp(batch_size: int = 32, *, width: int = 128, dropout: ArrayLike | N
         lambda rngs: MLP(64, width, 10, dropout=dropout, rngs=rngs),
         splits,
         batch_size=batch_size,
-        num_steps=300,
+        steps=300,
     )
 
 
@@ -73,7 +73,7 @@ def digits_cnn(batch_size: int = 32) -> Task:
         lambda rngs: CNN(8, 8, 10, rngs=rngs),
         _digits("digits_cnn"),
         batch_size=batch_size,
-        num_steps=200,
+        steps=200,
         eval_every=10,
     )
 
@@ -100,7 +100,7 @@ def valley() -> Task:
         batch=lambda key, step: (),
         evaluate=evaluate,
         target=0.01,
-        num_steps=100,
+        steps=100,
         eval_every=1,
     )
 

@@ -95,7 +95,7 @@ def _check_fields(who: str, task: Task) -> None:
         if getattr(task, name) is not None and not callable(getattr(task, name)):
             got = repr(getattr(task, name))
             _checks.fail(who, f"Task.{name} must be a function or None", got)
-    _checks.check_integer(who, "Task.num_steps", task.num_steps, 1)
+    _checks.check_integer(who, "Task.steps", task.steps, 1)
     if task.eval_every is not None:
         _checks.check_integer(who, "Task.eval_every", task.eval_every, 1)
     if task.target is not None:

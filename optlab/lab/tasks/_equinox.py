@@ -32,7 +32,7 @@ def equinox_classifier(
     inputs: str | int = 0,
     labels: str | int = 1,
     target: float | None = None,
-    num_steps: int = 300,
+    steps: int = 300,
     eval_every: int | None = None,
 ) -> Task:
     """Return the task of training an Equinox model to classify, judged by accuracy.
@@ -61,7 +61,7 @@ def equinox_classifier(
             dictionaries or dataclasses, or a place in a tuple. What is there may be a tree.
         labels: the field with the labels, integers from 0 on.
         target: an accuracy worth reaching, in (0, 1].
-        num_steps: updates of a usual run, ≥ 1.
+        steps: updates of a usual run, ≥ 1.
         eval_every: updates between evaluations, ≥ 1; None for a thirtieth of the run.
 
     Raises:
@@ -80,7 +80,7 @@ def equinox_classifier(
         inputs=inputs,
         labels=labels,
         target=target,
-        num_steps=num_steps,
+        steps=steps,
         eval_every=eval_every,
     )
 
@@ -96,7 +96,7 @@ def equinox_regressor(
     inputs: str | int = 0,
     labels: str | int = 1,
     target: float | None = None,
-    num_steps: int = 300,
+    steps: int = 300,
     eval_every: int | None = None,
 ) -> Task:
     """Return the task of training an Equinox model to predict numbers.
@@ -115,7 +115,7 @@ def equinox_regressor(
         inputs: the field of a batch with the inputs, as in `equinox_classifier`.
         labels: the field with the labels, real numbers.
         target: a mean squared error worth reaching.
-        num_steps: updates of a usual run, ≥ 1.
+        steps: updates of a usual run, ≥ 1.
         eval_every: updates between evaluations, ≥ 1; None for a thirtieth of the run.
 
     Raises:
@@ -134,7 +134,7 @@ def equinox_regressor(
         inputs=inputs,
         labels=labels,
         target=target,
-        num_steps=num_steps,
+        steps=steps,
         eval_every=eval_every,
     )
 

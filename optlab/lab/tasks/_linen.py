@@ -43,7 +43,7 @@ def linen_classifier(
     labels: str | int = 1,
     mode: Callable[[bool], dict[str, Any]] | None = None,
     target: float | None = None,
-    num_steps: int = 300,
+    steps: int = 300,
     eval_every: int | None = None,
 ) -> Task:
     """Return the task of training a Flax Linen model to classify, judged by accuracy.
@@ -74,7 +74,7 @@ def linen_classifier(
             training, is_training, deterministic, inference or use_running_average, as arguments of
             the call or as fields of the model.
         target: an accuracy worth reaching, in (0, 1].
-        num_steps: updates of a usual run, ≥ 1.
+        steps: updates of a usual run, ≥ 1.
         eval_every: updates between evaluations, ≥ 1; None for a thirtieth of the run.
 
     Raises:
@@ -93,7 +93,7 @@ def linen_classifier(
         inputs=inputs,
         labels=labels,
         target=target,
-        num_steps=num_steps,
+        steps=steps,
         eval_every=eval_every,
     )
 
@@ -110,7 +110,7 @@ def linen_regressor(
     labels: str | int = 1,
     mode: Callable[[bool], dict[str, Any]] | None = None,
     target: float | None = None,
-    num_steps: int = 300,
+    steps: int = 300,
     eval_every: int | None = None,
 ) -> Task:
     """Return the task of training a Flax Linen model to predict numbers.
@@ -132,7 +132,7 @@ def linen_regressor(
             training, is_training, deterministic, inference or use_running_average, as arguments of
             the call or as fields of the model.
         target: a mean squared error worth reaching.
-        num_steps: updates of a usual run, ≥ 1.
+        steps: updates of a usual run, ≥ 1.
         eval_every: updates between evaluations, ≥ 1; None for a thirtieth of the run.
 
     Raises:
@@ -151,7 +151,7 @@ def linen_regressor(
         inputs=inputs,
         labels=labels,
         target=target,
-        num_steps=num_steps,
+        steps=steps,
         eval_every=eval_every,
     )
 

@@ -25,7 +25,7 @@ def nnx_classifier(
     inputs: str | int = 0,
     labels: str | int = 1,
     target: float | None = None,
-    num_steps: int = 300,
+    steps: int = 300,
     eval_every: int | None = None,
 ) -> Task:
     """Return the task of training a Flax NNX model to classify, judged by accuracy.
@@ -51,7 +51,7 @@ def nnx_classifier(
             dictionaries or dataclasses, or a place in a tuple. What is there may be a tree.
         labels: the field with the labels, integers from 0 on.
         target: an accuracy worth reaching, in (0, 1].
-        num_steps: updates of a usual run, ≥ 1.
+        steps: updates of a usual run, ≥ 1.
         eval_every: updates between evaluations, ≥ 1; None for a thirtieth of the run.
 
     Raises:
@@ -70,7 +70,7 @@ def nnx_classifier(
         inputs=inputs,
         labels=labels,
         target=target,
-        num_steps=num_steps,
+        steps=steps,
         eval_every=eval_every,
     )
 
@@ -86,7 +86,7 @@ def nnx_regressor(
     inputs: str | int = 0,
     labels: str | int = 1,
     target: float | None = None,
-    num_steps: int = 300,
+    steps: int = 300,
     eval_every: int | None = None,
 ) -> Task:
     """Return the task of training a Flax NNX model to predict numbers.
@@ -104,7 +104,7 @@ def nnx_regressor(
         inputs: the field of a batch with the inputs, as in `nnx_classifier`.
         labels: the field with the labels, real numbers.
         target: a mean squared error worth reaching.
-        num_steps: updates of a usual run, ≥ 1.
+        steps: updates of a usual run, ≥ 1.
         eval_every: updates between evaluations, ≥ 1; None for a thirtieth of the run.
 
     Raises:
@@ -123,7 +123,7 @@ def nnx_regressor(
         inputs=inputs,
         labels=labels,
         target=target,
-        num_steps=num_steps,
+        steps=steps,
         eval_every=eval_every,
     )
 

@@ -46,7 +46,7 @@ def supervised_task(
     inputs: Field = 0,
     labels: Field = 1,
     target: float | None = None,
-    num_steps: int = 300,
+    steps: int = 300,
     eval_every: int | None = None,
     whole_train: bool = False,
 ) -> Task:
@@ -65,7 +65,7 @@ def supervised_task(
         inputs: the field of a batch with the inputs.
         labels: the field of a batch with the labels.
         target: a score worth reaching.
-        num_steps: updates of a usual run, ≥ 1.
+        steps: updates of a usual run, ≥ 1.
         eval_every: updates between evaluations, ≥ 1, or None.
         whole_train: whether all training examples are evaluated.
     """
@@ -100,7 +100,7 @@ def supervised_task(
         score=objective.score,
         maximize=objective.maximize,
         target=target,
-        num_steps=num_steps,
+        steps=steps,
         eval_every=eval_every,
         predict=predict if kind is Classification else None,
         observe=None if model.observe is None else observe,

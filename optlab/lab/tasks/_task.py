@@ -40,7 +40,7 @@ class Task:
         score: the metric by which runs are judged.
         maximize: whether a higher score is better.
         target: a score worth reaching; None if none is known.
-        num_steps: updates of a usual run, ≥ 1.
+        steps: updates of a usual run, ≥ 1.
         eval_every: updates between evaluations, ≥ 1; None for a thirtieth of the run.
         predict: (params, model_state, data) → (logits (n, classes) float, labels (n,) int), where
             the model is in evaluation mode, and data is one of `splits`. Ensembles need it. None if
@@ -79,7 +79,7 @@ class Task:
         ...     batch=lambda key, step: (),
         ...     evaluate=lambda x, state, data: {"loss": x**2},
         ... )
-        >>> parabola.num_steps
+        >>> parabola.steps
         300
     """
 
@@ -92,7 +92,7 @@ class Task:
     score: str = "loss"
     maximize: bool = False
     target: float | None = None
-    num_steps: int = 300
+    steps: int = 300
     eval_every: int | None = None
     predict: Callable[[Tree, Tree, Any], tuple[Array, Array]] | None = None
     observe: Callable[[Tree, Tree, Batch], Tree] | None = None

@@ -142,7 +142,7 @@ def train(
     with ExitStack() as contexts:
         contexts.enter_context(sharding.context())
         source = check_task(_WHO, task)
-        steps = task.num_steps if steps is None else steps
+        steps = task.steps if steps is None else steps
         _check_arguments(optimizer, steps, key)
         _check_options(task, early_stopping, callbacks)
         _check_resuming(checkpoints, keep, take_over, resume_at)

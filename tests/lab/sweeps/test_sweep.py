@@ -61,7 +61,7 @@ def network(width=130, batch_size=16):
         splits={"validation": (inputs[32:], labels[32:])},
         score="accuracy",
         maximize=True,
-        num_steps=9,
+        steps=9,
         eval_every=2,
     )
 
@@ -352,9 +352,7 @@ def test_a_linen_model_with_batch_statistics_is_swept():
         out = model.apply({"params": params, **stats}, data, train=False)
         return {"loss": jnp.mean((out - data[:, 0]) ** 2)}
 
-    task = Task(
-        "linen", init, loss, lambda key, step: x[:8], evaluate, {"validation": x}, num_steps=6
-    )
+    task = Task("linen", init, loss, lambda key, step: x[:8], evaluate, {"validation": x}, steps=6)
     options = {"trials": 4, "lanes": 2, "halving": 2, "eval_every": 1}
     found = sweep(task, optlab.adam, {"learning_rate": LogUniform(1e-3, 0.1)}, **options)
     assert found.best.loss < found.best.validation["loss"][0, 0]
@@ -373,7 +371,7 @@ def dropout_task(rate):
         return nnx.Sequential(nnx.Dropout(rate, rngs=rngs), nnx.Linear(4, 2, rngs=rngs))
 
     splits = dict.fromkeys(("train", "validation", "test"), examples)
-    task = tasks.nnx_classifier("dropout", make_model, **splits, batch_size=8, num_steps=4)
+    task = tasks.nnx_classifier("dropout", make_model, **splits, batch_size=8, steps=4)
     return dataclasses.replace(task, batch=lambda key, step: examples)
 
 
@@ -481,7 +479,7 @@ def line(start, slope, bad=np.inf, **changes):
         loss=lambda t, state, batch, key: (-t, state),
         batch=lambda key, step: (),
         evaluate=evaluate,
-        num_steps=32,
+        steps=32,
         **changes,
     )
 
@@ -1063,7 +1061,7 @@ def test_float64_is_swept_in_float64(tmp_path):
         task = Task(
             name="bowl", init=lambda key: (jnp.ones(2), ()),
             loss=lambda x, state, batch, key: (jnp.sum(x**2), state), batch=lambda key, step: (),
-            evaluate=lambda x, state, data: {"loss": jnp.sum(x**2)}, num_steps=6, eval_every=2)
+            evaluate=lambda x, state, data: {"loss": jnp.sum(x**2)}, steps=6, eval_every=2)
         space = {"learning_rate": LogUniform(1e-3, 0.1), "often": Integer(1, 2, traced=True)}
         make = lambda learning_rate, often: optlab.sgd(learning_rate * often)
         options = dict(trials=6, halving=2, lanes=2, results="r.db")

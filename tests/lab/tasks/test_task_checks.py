@@ -97,7 +97,7 @@ def test_nothing_is_computed():
     [
         ("digits-mlp", "task must be an optlab.lab.Task, got str 'digits-mlp'; see optlab.lab."),
         (changed(init=None), "Task.init must be a function, got None"),
-        (changed(num_steps=0), "Task.num_steps must be an integer >= 1, got Task.num_steps=0"),
+        (changed(steps=0), "Task.steps must be an integer >= 1, got Task.steps=0"),
         (changed(eval_every=0.5), "Task.eval_every must be an integer >= 1, got"),
         (changed(target=float("nan")), "Task.target must be finite, got"),
         (changed(splits=[1]), "Task.splits must map names to data, got list"),
