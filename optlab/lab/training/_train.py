@@ -307,9 +307,10 @@ def _check_resuming(
         _checks.fail(_WHO, required, f"take_over={take_over!r}")
     if resume_at is not None:
         _checks.check_integer(_WHO, "resume_at", resume_at, 0)
-    given = {"keep": (keep, 1), "take_over": (take_over, False), "resume_at": (resume_at, None)}
-    for name, (value, default) in given.items():
-        if checkpoints is None and value != default:
+    settings = {"keep": keep != 1, "take_over": bool(take_over), "resume_at": resume_at is not None}
+    given = {"keep": keep, "take_over": take_over, "resume_at": resume_at}
+    for name, value in given.items():
+        if checkpoints is None and settings[name]:
             required = f"{name} must be left out without checkpoints"
             _checks.fail(_WHO, required, f"{name}={value!r}", "pass a folder as checkpoints")
 
