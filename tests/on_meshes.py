@@ -2,7 +2,8 @@
 
     python on_meshes.py eight
 
-trains on eight devices in many layouts, compares with one device, and exits with 1 if any differs.
+trains on eight devices in many layouts and in lanes, compares with one device, and exits with 1 if
+any differs.
 
     python on_meshes.py process RANK PORT FOLDER
 
@@ -12,6 +13,7 @@ is one of two processes that train together, which go on once from the checkpoin
 import dataclasses
 import re
 import sys
+from unittest.mock import patch
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +24,7 @@ from jax.sharding import PartitionSpec as P
 
 import optlab
 from helpers import numbers
-from optlab.lab import EarlyStopping, Task, shuffled_batches, train
+from optlab.lab import EarlyStopping, LogUniform, Task, compare, shuffled_batches, sweep, train
 from optlab.lab.training._loop import run_keys
 from optlab.lab.training._run import RunLoop
 from optlab.lab.training._sharding import Sharding
@@ -148,6 +150,28 @@ def eight():
                     assert_slots_lie_with_parameters(result)
                 if layout != "data":  # where the arithmetic needs whole weights
                     assert not GATHERS.findall(update_text(task(place), mesh))
+    lanes_on_all_devices()
+
+
+def lanes_on_all_devices():
+    """Compare lanes on eight devices with the same lanes on one, bit for bit."""
+    for source, changes in SOURCES.items():
+        print("lanes", source, flush=True)
+        everywhere = lanes(task(**changes))
+        with patch("optlab.lab.training._runner._devices", return_value=[]):
+            alone = lanes(task(**changes))
+        jax.tree.map(np.testing.assert_array_equal, everywhere, alone)
+
+
+def lanes(task):
+    """Return the curves of a sweep and of a comparison, two lanes a device."""
+    options = {"lanes": 2, "steps": 6, "eval_every": 3, "seeds": 2}
+    space = {"learning_rate": LogUniform(1e-3, 1e-1)}
+    found = sweep(task, optlab.adam, space, trials=21, **options)
+    rates = np.geomspace(1e-3, 1e-1, 17)
+    compared = compare(task, {"adam": optlab.adam}, rates=rates, **options).runs["adam"]
+    curves = [(trial.train_loss, dict(trial.validation)) for trial in found.trials]
+    return curves, compared.train_loss, dict(compared.validation), dict(compared.test)
 
 
 SOURCES = {"traced": {}, "loader": {"loader": loader}}
