@@ -25,7 +25,7 @@ from optlab.lab.tasks._check_task import batch_size, check_task
 from optlab.lab.tasks._task import Task
 from optlab.lab.training._interval import evaluation_interval
 from optlab.lab.training._loop import checked_seeds, seed_keys
-from optlab.lab.training._progress import Show, progress_bar
+from optlab.lab.training._progress import count_updates, progress_bar
 from optlab.lab.training._runner import Curves, Fixed, TrialRuns, default_lanes
 
 if TYPE_CHECKING:
@@ -268,7 +268,6 @@ def compare(
         runs = {}
         for index, (label, make_optimizer) in enumerate(optimizers.items()):
             began = time.perf_counter()
-            bar = _Bar(show, label, index * len(rates) * steps)
             trials = TrialRuns(
                 _WHO,
                 Fixed(task, make_optimizer),
@@ -277,7 +276,7 @@ def compare(
                 eval_every=eval_every,
                 lanes=lanes,
                 memory=memory,
-                on_updates=bar.on_updates,
+                on_updates=count_updates(show, label, index * len(rates) * steps),
                 tests=True,
             )
             first = index * len(rates)
@@ -302,18 +301,6 @@ def compare(
         target=task.target if target is None else target,
         runs=runs,
     )
-
-
-class _Bar:
-    """What the progress bar of a comparison shows: the optimizer whose trials run."""
-
-    def __init__(self, show: Show, label: str, done: int):
-        self._show, self._label, self._done = show, label, done
-
-    def on_updates(self, updates: int) -> None:
-        """Count the updates of some trials."""
-        self._done += updates
-        self._show(self._done, self._label)
 
 
 def _trial(task: Task, label: str, number: int, rate: float, curves: Curves) -> Trial:

@@ -25,6 +25,7 @@ from optlab.lab.tasks._check_task import check_task
 from optlab.lab.tasks._task import Batch, Task
 from optlab.lab.training import _loop
 from optlab.lab.training._loop import Keys, checked_seeds
+from optlab.lab.training._progress import Show, count_updates, progress_bar
 from optlab.lab.training._runner import Fixed, TrialRuns
 from optlab.optimizers import adam
 
@@ -44,6 +45,9 @@ RATES = (1e-4, 1e-3, 1e-2, 1e-1)
 
 MEMORIZED = 0.99
 """The accuracy at which a batch counts as memorized; about 1% of labels are often wrong."""
+
+PARTS = 20
+"""The parts of the training between which the progress bar moves."""
 
 FALLEN = 0.05
 """A batch also counts as memorized if its loss falls below this share of the initial loss."""
@@ -178,6 +182,7 @@ def check_overfits_small_batch(
     *,
     steps: int = 300,
     key: Array | None = None,
+    progress: bool = False,
 ) -> Check:
     """Train on the first batch repeatedly, and report whether the model memorizes it.
 
@@ -193,8 +198,10 @@ def check_overfits_small_batch(
             four times the memory.
         steps: updates, ≥ 1.
         key: the random key of the run; None for `jax.random.key(0)`.
+        progress: whether to show a progress bar on stderr.
 
     Raises:
+        ModuleNotFoundError: rich, for `progress`, is not installed.
         ValueError: an argument is out of its range, or the task is not one.
     """
     who = "check_overfits_small_batch"
@@ -206,7 +213,8 @@ def check_overfits_small_batch(
     key = jax.random.key(0) if key is None else key
     _loop.check_key(who, key)
     example = None if source is None else source.example
-    memory = _memorize(task, optimizer, steps, _loop.run_keys(key), example)
+    with progress_bar(who, progress, steps * len(rates)) as show:
+        memory = _memorize(task, optimizer, steps, _loop.run_keys(key), example, show)
     return _judge(memory, rates, steps)
 
 
@@ -216,6 +224,7 @@ def _memorize(
     steps: int,
     keys: Keys,
     example: Batch | None,
+    show: Show,
 ) -> _Memory:
     """Train on the first batch, with Adam at all rates, or with `tx`."""
     batch = example
@@ -228,9 +237,10 @@ def _memorize(
         Fixed(alone, adam if tx is None else lambda rate: tx),
         {"rate": float},
         keys=jax.tree.map(lambda key: key[None], keys),
-        eval_every=steps,
+        eval_every=max(1, steps // PARTS),
         lanes=len(rates),
         evaluates=False,
+        on_updates=count_updates(show, "memorizing a batch"),
     )
     points = [(trial, {"rate": rate}) for trial, rate in enumerate(rates)]
     with closing(runs.run(points, steps, keep=True)) as running:

@@ -35,3 +35,20 @@ def progress_bar(who: str, wanted: bool, total: int) -> Iterator[Show]:
     with Progress(console=console, transient=True, redirect_stdout=redirect) as bar:
         row = bar.add_task("compiling", total=total)
         yield lambda done, text: bar.update(row, completed=done, description=text)
+
+
+def count_updates(show: Show, text: str, done: int = 0) -> Callable[[int], None]:
+    """Return a function that counts updates, and moves a bar by them.
+
+    Args:
+        show: moves the bar.
+        text: stands beside the bar.
+        done: updates before the first call.
+    """
+
+    def count(updates: int) -> None:
+        nonlocal done
+        done += updates
+        show(done, text)
+
+    return count

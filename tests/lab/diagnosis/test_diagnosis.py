@@ -1,6 +1,7 @@
 """Diagnosis: what curves of each kind are said to show, and the checks before training."""
 
 import dataclasses
+from contextlib import contextmanager
 
 import jax
 import jax.numpy as jnp
@@ -548,6 +549,19 @@ def test_without_accuracy_the_loss_is_looked_at():
     assert check
     assert "accuracy" not in check.evidence
     assert check_overfits_small_batch(regression(), optlab.sgd(0.1))
+
+
+def test_a_bar_shows_the_updates_of_all_rates_that_are_tried(monkeypatch):
+    shown = []
+
+    @contextmanager
+    def bar(who, wanted, total):
+        yield lambda done, text: shown.append((done, total))
+
+    monkeypatch.setattr("optlab.lab.diagnosis._model_checks.progress_bar", bar)
+    check_overfits_small_batch(regression(), optlab.sgd(0.1), progress=True)
+    assert len(shown) == 20
+    assert shown[-1] == (300, 300)
 
 
 @pytest.mark.parametrize(
