@@ -25,7 +25,7 @@ from optlab.lab.training import _loop
 from optlab.lab.training._convolutions import with_fast_convolutions
 from optlab.lab.training._loop import Keys, TrainState
 
-LANES, ALL = PartitionSpec("lanes"), PartitionSpec()
+LANES, SEEDS, ALL = PartitionSpec("lanes"), PartitionSpec(None, "lanes"), PartitionSpec()
 
 MakeRun = Callable[[Tree], tuple[Task, optax.GradientTransformation]]
 """A function from one lane's values, () arrays that may be traced, to the task and optimizer."""
@@ -62,7 +62,22 @@ class Unfinished(Exception):
         self.carry, self.records = carry, records
 
 
-CARRY = Carry(LANES, PartitionSpec(None, "lanes"))
+class Division(NamedTuple):
+    """What of the runs each device has, as the axes of arrays that are divided.
+
+    Attributes:
+        values: of the values of each lane.
+        keys: of the keys of each seed.
+        carry: of the state, and of its records.
+    """
+
+    values: PartitionSpec
+    keys: PartitionSpec
+    carry: Carry
+
+
+BY_LANES = Division(LANES, ALL, Carry(LANES, PartitionSpec(None, "lanes")))
+BY_SEEDS = Division(ALL, LANES, Carry(SEEDS, PartitionSpec(None, None, "lanes")))
 
 
 class Engine:
@@ -74,8 +89,9 @@ class Engine:
         size: the most updates that one call of `advance` makes, ≥ 1.
         in_lanes: whether the runs are in lanes; `values` then has arrays (lanes,) and `keys` has
             arrays (seeds,). Otherwise there is one run with values () and keys ().
-        devices: with several, the lanes are divided evenly between them, and each device runs the
-            program that one of them alone would run with its lanes.
+        devices: with several, the runs are divided evenly between them, and each device runs the
+            program that one of them alone would run with its part.
+        division: whether each device has some of the lanes, or all lanes of some seeds.
         settle: the shapes of the state, with the shardings that the compiler gives it → the
             shardings that it is to have from `begin` on; None to leave them to the compiler.
         divide: a batch of `Task.batch` → the batch with the sharding that it is to have.
@@ -89,19 +105,21 @@ class Engine:
         size: int,
         in_lanes: bool,
         devices: Sequence[jax.Device] = (),
+        division: Division = BY_LANES,
         settle: Callable[[Carry], Carry] | None = None,
         divide: Callable[[Batch], Batch] = lambda batch: batch,
     ):
         self._make_run, self._observe, self._size = make_run, observe, size
         self._in_lanes, self._settle, self._divide = in_lanes, settle, divide
         self.mesh = Mesh(np.array(devices), ("lanes",)) if len(devices) > 1 else None
+        self._division = division
         begin, self._update = self._begin_one, self._update_one
         if in_lanes:
             begin = _over_lanes_and_seeds(begin, (0, None), (None, 0))
             axes = (0, None, 0, None, None), (None, 0, 0, None, None)
             self._update = _over_lanes_and_seeds(self._update, *axes)
         self._begin_all = begin
-        self.begin_program = jax.jit(self._spread(self._begin, (LANES, ALL)))
+        self.begin_program = jax.jit(self._spread(self._begin, 0))
         self._shardings: Carry | None = None
 
     def begin(self, values: Tree, keys: Keys) -> Carry:
@@ -127,19 +145,19 @@ class Engine:
         return Carry(
             *(
                 jax.tree.map(lambda leaf, spec=spec: NamedSharding(self.mesh, spec), part)
-                for part, spec in zip(carry, CARRY, strict=True)
+                for part, spec in zip(carry, self._division.carry, strict=True)
             )
         )
 
     @cached_property
     def loop_program(self) -> Any:
         """The program that makes some updates with batches of `Task.batch`."""
-        return self._compiled(self._loop, (LANES, ALL, CARRY, ALL, ALL))
+        return self._compiled(self._loop, 2)
 
     @cached_property
     def call_program(self) -> Any:
         """The program that makes one update with a batch that it is given."""
-        return self._compiled(self._call, (LANES, ALL, CARRY, ALL, ALL, ALL))
+        return self._compiled(self._call, 3)
 
     def advance(
         self,
@@ -210,16 +228,23 @@ class Engine:
                 jax.block_until_ready(carries)
         return [(carry, _records(carry, stop - first)) for carry in carries]
 
-    def _compiled(self, function: Callable, in_specs: tuple) -> Any:
+    def _compiled(self, function: Callable, shared: int) -> Any:
         options = {} if self._shardings is None else {"out_shardings": self._shardings}
-        return jax.jit(self._spread(function, in_specs), donate_argnums=2, **options)
+        return jax.jit(self._spread(function, shared), donate_argnums=2, **options)
 
-    def _spread(self, function: Callable, in_specs: tuple) -> Callable:
-        """Divide the lanes of a function between the devices."""
+    def _spread(self, function: Callable, shared: int) -> Callable:
+        """Divide the runs of a function between the devices.
+
+        Args:
+            function: takes the values, the keys and, unless it begins the runs, the state.
+            shared: the further arguments, which all devices share.
+        """
         if self.mesh is None:
             return function
+        values, keys, carry = self._division
+        in_specs = (values, keys, carry, *[ALL] * shared) if shared else (values, keys)
         # No check of what is alike on all devices, because tasks may call what it cannot trace.
-        options = {"in_specs": in_specs, "out_specs": CARRY, "check_vma": False}
+        options = {"in_specs": in_specs, "out_specs": carry, "check_vma": False}
         return jax.shard_map(function, mesh=self.mesh, **options)
 
     def _begin(self, values: Tree, keys: Keys) -> Carry:

@@ -21,7 +21,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from optlab._types import Array, Tree
 from optlab.lab.tasks._task import Batch, Task
 from optlab.lab.training import _loop
-from optlab.lab.training._engine import Carry, Engine, MakeRun
+from optlab.lab.training._engine import BY_LANES, Carry, Division, Engine, MakeRun
 from optlab.lab.training._evaluation import Evaluator, ReadOnce
 from optlab.lab.training._loop import Keys, TrainState
 from optlab.lab.training._threads import settings
@@ -76,7 +76,8 @@ class Together:
         lanes: the lanes of one device.
         size: the most updates of one call of `advance`.
         read: the batches of splits that are streams.
-        devices: the devices that the lanes are divided between.
+        devices: the devices that the runs are divided between.
+        division: whether each device has some of the lanes, or all lanes of some seeds.
     """
 
     def __init__(
@@ -90,12 +91,12 @@ class Together:
         size: int,
         read: ReadOnce,
         devices: Sequence[jax.Device],
+        division: Division,
     ):
         self._keys, self._task, self._size = keys, task, size
-        self.lanes = lanes * max(1, len(devices))
-        self._engine = Engine(
-            make_run, observe=observe_loss, size=size, in_lanes=True, devices=devices
-        )
+        self.lanes = lanes * max(1, len(devices)) if division is BY_LANES else lanes
+        options = {"devices": devices, "division": division}
+        self._engine = Engine(make_run, observe=observe_loss, size=size, in_lanes=True, **options)
         self._evaluator = Evaluator(who, task, over=lambda lane: make_run(lane)[0], batches=read)
         self.turn = Lock() if task.loader is not None else nullcontext()
         self.move = jax.device_put

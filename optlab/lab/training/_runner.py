@@ -34,6 +34,7 @@ import optax
 from optlab._types import Tree
 from optlab.lab.data import Batches, read_once
 from optlab.lab.tasks._task import Task
+from optlab.lab.training._engine import BY_LANES, BY_SEEDS, Division
 from optlab.lab.training._interval import next_stop
 from optlab.lab.training._lanes import Apart, Together, apart_is_faster
 from optlab.lab.training._loop import Keys, TrainState
@@ -326,9 +327,11 @@ class _Group:
         def read(split: str) -> Iterator[tuple[Tree, int]]:
             return read_once(who, task.name, split, task.splits[split], timeout=task.timeout)
 
-        devices = _devices(members, lanes)
+        devices, division = _devices(members, lanes, len(keys.init))
         options = {"keys": keys, "size": size, "read": read}
-        self._together = partial(Together, who, make_run, task, devices=devices, **options)
+        self._together = partial(
+            Together, who, make_run, task, devices=devices, division=division, **options
+        )
         self._apart = partial(Apart, who, make_run, task, threads=threads, **options)
         example_batch = None if self._source is None else self._source.example
         is_apart = apart_is_faster(make_run, self.values([example]), keys, example_batch)
@@ -463,10 +466,21 @@ def default_lanes() -> int:
     return LANES.get(jax.default_backend(), LANES_ELSEWHERE)
 
 
-def _devices(members: int, lanes: int) -> list[jax.Device]:
-    """Return the devices between which the lanes of some trials are divided; none for one."""
-    devices = jax.local_devices()[: -(-members // lanes)]
-    return devices if len(devices) > 1 else []
+def _devices(members: int, lanes: int, seeds: int) -> tuple[list[jax.Device], Division]:
+    """Return the devices between which some trials are divided, none for one, and how.
+
+    Args:
+        members: the trials.
+        lanes: the lanes of a device.
+        seeds: the runs of each trial.
+    """
+    devices = jax.local_devices()
+    used, division = -(-members // lanes), BY_LANES
+    if used == 1:  # one device has room for all trials; a single trial is divided by its seeds
+        used, division = (seeds if members == 1 else 1), BY_SEEDS
+        while used > len(devices) or seeds % used:
+            used -= 1
+    return (devices[:used] if used > 1 else []), division
 
 
 def available_memory() -> float:
