@@ -15,6 +15,9 @@ from typing import Any, NoReturn
 INTERRUPTED = 130
 """The exit status, which shells report after SIGINT."""
 
+CLOSED = 2
+"""The exit status where stdout is closed, so that no result could be printed."""
+
 PAUSE = 0.1
 """Seconds after which an interruption is raised again, if it is no longer on its way."""
 
@@ -27,6 +30,8 @@ TOGETHER = 0.5
 
 def main() -> int:
     """Run the command line of the process and return its exit status."""
+    if not open_streams():
+        return CLOSED
     interruptions = Interruptions()
     interruptions.install()
     try:
@@ -35,6 +40,26 @@ def main() -> int:
         return cli.main(within=interruptions)
     except KeyboardInterrupt:
         interruptions.end()
+
+
+def open_streams() -> bool:
+    """Open closed standard streams on the null device; return whether stdout was open.
+
+    The files that a command opens would take their numbers, and what is printed would go there.
+    """
+    stdout = sys.stdout is not None
+    null = os.open(os.devnull, os.O_RDWR)
+    while null <= 2:
+        null = os.dup(null)
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            mode = "r" if number == 0 else "w"
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
+    os.close(null)
+    if not stdout:
+        line = "optlab: cannot write the output: stdout is closed; redirect it to a file"
+        print(line, file=sys.stderr)
+    return stdout
 
 
 class Interruptions:

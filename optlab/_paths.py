@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from optlab import _checks
+from optlab._domains import fail
 
 # Two letters at least: one is a drive of Windows.
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]+://")
@@ -60,7 +60,7 @@ def make_folder(who: str, argument: str, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         required = f"{argument} must be a folder that can be written"
-        _checks.fail(who, required, f"{folder}: {error.strerror}")
+        fail(who, required, f"{folder}: {error.strerror}")
 
 
 def _place_of(
@@ -68,18 +68,18 @@ def _place_of(
 ) -> Path | str:
     text = os.fspath(path) if isinstance(path, str | os.PathLike) else ""
     if not isinstance(text, str) or not text or "\0" in text:
-        _checks.fail(who, f"{argument} must be a {kind}", repr(path), "pass a str or pathlib.Path")
+        fail(who, f"{argument} must be a {kind}", repr(path), "pass a str or pathlib.Path")
     required = f"{argument} must be a {kind} on this machine"
     if addresses:
         required += f" or an address that begins with {' or '.join(addresses)}"
     if _BROKEN_ADDRESS.match(text):
         remedy = "an address has two slashes, which a pathlib.Path loses: pass a str"
-        _checks.fail(who, required, repr(text), remedy)
+        fail(who, required, repr(text), remedy)
     if _ADDRESS.match(text):
         if not text.startswith(tuple(addresses)):
-            _checks.fail(who, required, repr(text))
+            fail(who, required, repr(text))
         return text
     try:
         return Path(text).expanduser().absolute()
     except RuntimeError:  # there is no such user, or a user without a home
-        _checks.fail(who, required, f"{text!r}, whose home folder is not known")
+        fail(who, required, f"{text!r}, whose home folder is not known")

@@ -22,9 +22,10 @@ FILES = {
 # Each room may import from itself, from the rooms named here, and from what those may import.
 ROOMS = {
     "_types": [],
-    "_checks": ["_types"],
+    "_domains": [],
+    "_checks": ["_types", "_domains"],
     "_facts": [],
-    "_paths": ["_checks"],
+    "_paths": ["_domains"],
     "_tree": ["_checks"],
     "rules": ["_tree"],
     "_inspect": ["rules"],
@@ -70,7 +71,7 @@ ROOMS = {
     ],
 }
 CORE = {"jax", "numpy", "optax"}
-EXTRAS = {"equinox", "flax", "matplotlib", "rich", "scipy", "sklearn"}
+EXTRAS = {"argcomplete", "equinox", "flax", "matplotlib", "rich", "scipy", "sklearn"}
 EXTRAS |= {"mlflow", "optuna", "orbax", "tensorboardX", "wandb"}
 # Layers are classes, so a file of models needs Flax at its top; it is imported within functions.
 LAZY = {"optlab.lab.tasks._models"}

@@ -1,6 +1,7 @@
 """The `optlab` command: the tools of the lab from a shell.
 
-Each command is a file of this package: `add` declares its options, `run` executes it.
+The options of each command are a file of `arguments`, which needs no JAX; a file of this package
+with the same name has its `run`.
 """
 
 from optlab.cli._main import main

@@ -10,85 +10,33 @@ from typing import Any
 import jax
 
 from optlab import plots
-from optlab.cli._errors import look_up, value_errors
-from optlab.cli._options import (
-    add_batch_size,
-    add_json,
-    add_out_folder,
-    add_seeds,
-    add_steps,
-    add_task,
-    declare,
-    file,
-    names,
-    number,
-    optimizer_list,
-    rates,
-)
+from optlab.cli._errors import DIVERGED, value_errors
+from optlab.cli._optimizers import clipped
+from optlab.cli._options import optimizers_of, seeds_of
 from optlab.cli._output import check_writable_folder, log, require, write_errors
 from optlab.cli._task_errors import task_errors
 from optlab.cli._tasks import make_task
 from optlab.lab import Comparison, Task, Trial, compare
 from optlab.lab.tasks import valley_height
-from optlab.registry import BY_NAME, OPTIMIZERS
+
+WORDS = ("task", "set", "clip", "schedule")
+"""Options that results.json repeats, in addition to those of a comparison alone."""
 
 
-def add(parser: argparse.ArgumentParser) -> None:
-    """Declare the command."""
-    declare(
-        parser,
-        run,
-        description="Train a model with each optimizer, at every learning rate and from every\n"
-        "seed, all runs of an optimizer in one compiled program. The best rate is\n"
-        "chosen on validation; the test score is only reported.",
-        epilog=optimizer_list(),
-    )
-    add_task(parser)
-    parser.add_argument(
-        "--optimizers",
-        type=names,
-        metavar="NAMES",
-        help="names of optimizers, separated by commas (default: those of "
-        f"{', '.join(OPTIMIZERS)} that can train the task)",
-    )
-    parser.add_argument(
-        "--rates",
-        type=rates,
-        default="1e-4:10:11",
-        metavar="RATES",
-        help="learning rates separated by commas, such as 1e-3,1e-2, or LOW:HIGH:COUNT for COUNT "
-        "rates evenly spaced on a log scale, both ends included (default: %(default)s)",
-    )
-    add_seeds(parser, default=3, runs="runs at each rate")
-    add_steps(parser, "optimizer updates per run (default: the task's)")
-    add_batch_size(parser)
-    parser.add_argument(
-        "--target",
-        type=number,
-        metavar="SCORE",
-        help="report how many updates it takes to reach this score (default: the task's)",
-    )
-    parser.add_argument(
-        "--results",
-        type=file,
-        metavar="FILE",
-        help="store trials in this SQLite file as they end, and continue from it (default: none)",
-    )
-    add_out_folder(parser, "optlab-compare", "results.json and the plots")
-    add_json(parser)
+def run(options: argparse.Namespace) -> int | None:
+    """Compare, print the table or the JSON, write the results and the plots.
 
-
-def run(options: argparse.Namespace) -> None:
-    """Compare, print the table or the JSON, write the results and the plots."""
-    asked = options.optimizers or list(OPTIMIZERS)
-    optimizers = {name: look_up("optimizer", name, BY_NAME).make for name in asked}
-    task = make_task(options.task, batch_size=options.batch_size)
+    Returns:
+        The exit status; None for that of success.
+    """
+    require("compare", "matplotlib", "rich")
+    check_writable_folder(options.out)
+    task = make_task(options)
+    optimizers = {name: clipped(options, name) for name in optimizers_of(options)}
     with task_errors(options.task), value_errors():
         optimizers = _that_fit(task, optimizers, all_must=bool(options.optimizers))
     options.optimizers = list(optimizers)
     steps = options.steps or task.steps
-    require("compare", "matplotlib", "rich")
-    check_writable_folder(options.out)
     log(
         f"{task.name}: {len(optimizers)} optimizers × {len(options.rates)} rates × "
         f"{options.seeds} seeds, {steps} updates each"
@@ -99,7 +47,7 @@ def run(options: argparse.Namespace) -> None:
             task,
             optimizers,
             rates=options.rates,
-            seeds=options.seeds,
+            seeds=seeds_of(options),
             steps=steps,
             target=options.target,
             results=options.results,
@@ -108,7 +56,7 @@ def run(options: argparse.Namespace) -> None:
         )
     arguments = {
         name: getattr(options, name)
-        for name in ("task", "optimizers", "rates", "seeds", "batch_size", "target")
+        for name in (*WORDS, "rates", "optimizers", "batch_size", "target", "seeds", "seed")
     }
     results = comparison.to_json(options={**arguments, "steps": steps})
     if options.json:
@@ -118,6 +66,8 @@ def run(options: argparse.Namespace) -> None:
     files = write(comparison, results, options.out, paths=options.task == "valley")
     if not options.json:
         print("", f"Wrote {files}", sep="\n")
+    rows = comparison.rows()
+    return DIVERGED if all(row.num_diverged == row.num_runs for row in rows) else None
 
 
 def _that_fit(task: Task, optimizers: dict[str, Any], all_must: bool) -> dict[str, Any]:

@@ -9,10 +9,13 @@ from optlab.cli._expressions import suggestions
 
 Value = TypeVar("Value")
 
+OK, USAGE_ERROR, DIVERGED, BROKEN_PIPE = 0, 2, 3, 141
+"""Exit statuses; the last one is that which shells report after SIGPIPE."""
+
 TRACEBACK = "OPTLAB_TRACEBACK"
 """The environment variable that asks for whole tracebacks."""
 
-REFUSAL = re.compile(r"[A-Za-z_.]+: .*, got ", re.DOTALL)
+REFUSAL = re.compile(r"[A-Za-z_.\-]+: .*, got ", re.DOTALL)
 """The form of the errors of optlab's own checks."""
 
 

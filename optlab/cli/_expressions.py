@@ -27,7 +27,13 @@ class ExpressionError(ValueError):
     """An expression cannot be read; the message gives the reason in one line."""
 
 
-def evaluate(text: str, functions: Functions, kind: str) -> Any:
+def evaluate(
+    text: str,
+    functions: Functions,
+    kind: str,
+    names: Mapping[str, Any] | None = None,
+    used: set[str] | None = None,
+) -> Any:
     """Return the value of an expression, which must be a call.
 
     A field of a named tuple that a call returns can be selected: `one_cycle(0.1, 100).momentum`.
@@ -36,6 +42,8 @@ def evaluate(text: str, functions: Functions, kind: str) -> Any:
         text: the expression.
         functions: the functions that it may call. Their ValueErrors are passed on unchanged.
         kind: what the functions make, for messages: "schedule".
+        names: names that may stand for a number, with their values.
+        used: a set to which those of `names` are added that the expression uses.
 
     Raises:
         ValueError: the text is not such an expression, or a function refuses its arguments.
@@ -51,7 +59,7 @@ def evaluate(text: str, functions: Functions, kind: str) -> Any:
         optlab.cli._expressions.ExpressionError: only numbers, strings, lists and calls of \
 numbers are understood, got '2 + 3'
     """
-    reader = _Reader(text, functions, kind)
+    reader = _Reader(text, functions, kind, names or {}, set() if used is None else used)
     tree = _parse(text)
     if not isinstance(tree, ast.Call | ast.Attribute):
         if isinstance(tree, ast.Name):
@@ -87,10 +95,14 @@ def _parse(text: str) -> ast.expr:
 class _Reader:
     """Turns nodes of an expression's tree into values."""
 
-    def __init__(self, text: str, functions: Functions, kind: str):
+    def __init__(
+        self, text: str, functions: Functions, kind: str, names: Mapping[str, Any], used: set[str]
+    ):
         self.text = text.strip()
         self.functions = functions
         self.kind = kind
+        self.names = names
+        self.used = used
 
     def value(self, node: ast.expr) -> Any:
         match node:
@@ -100,6 +112,9 @@ class _Reader:
                 type(number) in (int, float)
             ):
                 return -number if isinstance(node.op, ast.USub) else number
+            case ast.Name(id=name) if name in self.names:
+                self.used.add(name)
+                return self.names[name]
             case ast.List():
                 return [self.value(element) for element in node.elts]
             case ast.Tuple():

@@ -1,4 +1,8 @@
-"""The parser, and how errors are reported: one line on stderr, and an exit status."""
+"""The parser, and how errors are reported: one line on stderr, and an exit status.
+
+Help, and whatever is wrong with the options themselves, is said before JAX is loaded, which takes
+seconds: the files in `arguments` need none of it.
+"""
 
 import argparse
 import io
@@ -6,12 +10,12 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from importlib import import_module
 from typing import NoReturn
 
 from optlab import __version__
-from optlab.cli._errors import TRACEBACK, UsageError
+from optlab.cli._errors import BROKEN_PIPE, OK, TRACEBACK, USAGE_ERROR, UsageError
 
 COMMANDS = {
     "compare": "train with several optimizers over a grid of learning rates and compare them",
@@ -20,13 +24,19 @@ COMMANDS = {
     "train": "train once, draw the curves, and say what they show",
     "plot-schedule": "draw schedules and print their values at the knots",
     "dialects": "show how the frameworks differ in one rule",
+    "completion": "print lines that teach a shell to complete all this",
 }
 """The commands, each with one line for `optlab --help`."""
 
-OK, USAGE_ERROR, BROKEN_PIPE = 0, 2, 141
-"""Exit statuses; the last one is that which shells report after SIGPIPE."""
-
 EPILOG = f"""\
+exit status:
+  0    done
+  2    the command cannot be carried out; one line on stderr says why
+  3    training ended in losses or parameters that are not finite: that of
+       train, or all runs of compare or sweep; the results are written
+  130  interrupted
+  141  the reader of the output has left
+
 a task of your own:
   Every --task also takes MODULE:ATTRIBUTE, such as mypackage.mymodule:task. The
   module is imported with the current folder on the path, as python -m does, and
@@ -55,33 +65,72 @@ def main(
         sys.stdout.reconfigure(errors="replace")  # some terminals have no “±”
     arguments = sys.argv[1:] if argv is None else argv
     try:
-        parser = _parser(arguments)
-        options = parser.parse_args(arguments)
-        if options.run is None:
-            parser.print_help(sys.stderr)
+        options = _options(_joined(arguments))
+        if options is None:
             return USAGE_ERROR
+        run = import_module(f"optlab.cli.{_file(options.command)}").run
         with within or nullcontext():
-            options.run(options)
+            status = run(options)
             sys.stdout.flush()
     except (UsageError, ModuleNotFoundError) as error:
         _print_traceback(error)
-        print("optlab:", " ".join(str(error).split()), file=sys.stderr)
+        _complain(" ".join(str(error).split()))
         return USAGE_ERROR
     except BrokenPipeError:
-        _give_up_stdout()
+        _give_up_output()
         return BROKEN_PIPE
     except OSError as error:
-        print(f"optlab: cannot write the output: {error.strerror}", file=sys.stderr)
-        _give_up_stdout()
+        _complain(f"cannot write the output: {error.strerror or error}")
+        _give_up_output()
         return USAGE_ERROR
-    return OK
+    return status or OK
 
 
-def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
-    """Return a parser that knows the options of the commands among the arguments.
+def _options(arguments: Sequence[str]) -> argparse.Namespace | None:
+    """Return options that are right as far as can be seen without JAX; None without a command."""
+    parser = make_parser()
+    if "_ARGCOMPLETE" in os.environ:
+        import argcomplete
 
-    Those of others stay unknown, because the file of a command imports JAX, which takes seconds.
-    """
+        argcomplete.autocomplete(parser)
+    try:
+        options = parser.parse_args(arguments)
+    except SystemExit:  # after --help and --version
+        sys.stdout.flush()
+        raise
+    if options.command is None:
+        parser.print_help(sys.stderr)
+        return None
+    options.check(options)
+    return options
+
+
+def _joined(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments with `--rate -1e-3` as `--rate=-1e-3`: argparse takes it for options."""
+    joined: list[str] = []
+    for argument in arguments:
+        before = joined[-1] if joined else ""
+        if _is_negative(argument) and before.startswith("--") and "=" not in before[2:]:
+            joined[-1] = f"{before}={argument}"
+        else:
+            joined.append(argument)
+    return joined
+
+
+def _is_negative(text: str) -> bool:
+    try:
+        float(text.split(":")[0].split(",")[0])
+    except ValueError:
+        return False
+    return text.startswith("-")
+
+
+def _file(command: str) -> str:
+    return f"_{command.replace('-', '_')}"
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands."""
     parser = _Parser(
         prog="optlab",
         description="Choose and debug optimizers for JAX models.",
@@ -90,8 +139,8 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"optlab {__version__}")
-    parser.set_defaults(run=None)
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+    parser.set_defaults(command=None)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command")
     for name, summary in COMMANDS.items():
         own = commands.add_parser(
             name,
@@ -99,8 +148,7 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
-        if name in arguments:
-            import_module(f"optlab.cli._{name.replace('-', '_')}").add(own)
+        import_module(f"optlab.cli.arguments.{_file(name)}").add(own)
     return parser
 
 
@@ -116,6 +164,12 @@ def _print_traceback(error: Exception) -> None:
         traceback.print_exception(error.__cause__)
 
 
-def _give_up_stdout() -> None:
+def _complain(line: str) -> None:
+    with suppress(OSError):  # nobody reads it
+        print("optlab:", line, file=sys.stderr)
+
+
+def _give_up_output() -> None:
     """Redirect stdout, because the interpreter flushes it once more at its end and would fail."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -3,7 +3,6 @@
 import argparse
 import math
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
 
 import jax
 import optax
@@ -13,93 +12,18 @@ from optlab._report import aligned
 from optlab._report import number as short
 from optlab._types import Schedule
 from optlab.cli._errors import UsageError, value_errors
-from optlab.cli._options import count, natural, number
 from optlab.cli._output import write_errors
 from optlab.cli._task_errors import task_errors
+from optlab.cli.arguments._train import Average
 from optlab.lab import Ensemble, Run, Task, ensemble, refresh_batch_stats, snapshots
 from optlab.lab.ensembles._batch_stats import places_of_statistics
 from optlab.lab.training._train import EVALUATIONS
 
-FORMS = {
-    "ema": ("DECAY", number),
-    "uniform": ("START", natural),
-    "power": ("WIDTH", number),
-    "lawa": ("K", count),
-}
-"""The averages by name, each with the name and the reader of its number."""
 
-WITHOUT = ("patience", "checkpoints", "tensorboard", "average")
-"""Options of a single run, which an ensemble cannot have."""
-
-
-class Average(NamedTuple):
-    """The value of --average.
-
-    Attributes:
-        name: a name of `FORMS`.
-        value: its number.
-    """
-
-    name: str
-    value: float
-
-    def __str__(self) -> str:
-        return f"{self.name}:{self.value:g}"
-
-
-def add_many_weights(parser: argparse.ArgumentParser) -> None:
-    """Add --ensemble, --snapshots and --average."""
-    parser.add_argument(
-        "--ensemble",
-        type=count,
-        metavar="N",
-        help="train N models from the seeds --seed, --seed + 1, … at once, and judge their "
-        "combined predictions",
-    )
-    parser.add_argument(
-        "--snapshots",
-        type=count,
-        metavar="N",
-        help="take N models from one run, each before the rate restarts, and judge their combined "
-        "predictions; a --rate without a schedule falls on a cosine N times",
-    )
-    forms = ", ".join(f"{name}:{value}" for name, (value, _) in FORMS.items())
-    parser.add_argument(
-        "--average",
-        type=average,
-        metavar="HOW",
-        help="average the parameters as well, and score the average beside the last ones; one of "
-        f"{forms}: exponential, uniform from update START on, by a power of the update with this "
-        "relative width, or over the last K evaluations",
-    )
-
-
-def average(text: str) -> Average:
-    """Read NAME:NUMBER, an average."""
-    name, colon, value = text.partition(":")
-    if not colon or name not in FORMS:
-        forms = ", ".join(f"{name}:{value}" for name, (value, _) in FORMS.items())
-        raise argparse.ArgumentTypeError(f"expected one of {forms}, got {text!r}")
-    return Average(name, FORMS[name][1](value))
-
-
-def check_many_weights(options: argparse.Namespace, task: Task, steps: int) -> None:
-    """Require options that go together; nothing has been computed yet."""
-    if options.ensemble and options.snapshots:
-        raise UsageError("--ensemble and --snapshots exclude each other; leave out one of them")
-    for name in ("ensemble", "snapshots"):
-        for other in WITHOUT:
-            if getattr(options, name) and getattr(options, other) is not None:
-                raise UsageError(
-                    f"--{name} cannot go with --{other}, which is for a single run; leave it out"
-                )
+def check_average(options: argparse.Namespace, task: Task, steps: int) -> None:
+    """Require an average that this task and this run can have; nothing has been computed yet."""
     if options.average is None:
         return
-    if options.patience:
-        raise UsageError(
-            "--average cannot go with --patience: the average is that of the last update, and "
-            "--patience returns to an earlier one; leave out one of them"
-        )
     if options.average.name == "uniform" and options.average.value >= steps:
         raise UsageError(
             f"argument --average: START must be below the {steps} updates of the run, got "

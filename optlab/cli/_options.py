@@ -1,26 +1,38 @@
-"""Options that several commands share, and functions that read their values."""
+"""Options that several commands share, functions that read their values, and what they must be.
+
+One word has one meaning in all commands. Nothing here needs JAX.
+"""
 
 import argparse
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from optlab._paths import file_of, folder_of
+from optlab.cli._errors import UsageError, check_known, value_errors
+from optlab.cli._expressions import evaluate
+from optlab.cli._known import COMPARED, OPTIMIZERS, SCHEDULE_FORMS, TASKS, Argument
 from optlab.cli._output import PLOT_FORMATS
-from optlab.cli._tasks import FORM, TASKS
-from optlab.registry import BY_NAME
 
-LEAST_RATE, LARGEST_RATE = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
+LEAST_RATE, LARGEST_RATE = 2.0**-126, (2 - 2.0**-23) * 2.0**127
+"""The least and the largest normal number of float32."""
+
+FORM = "module:attribute"
+"""How --task names a task of the user's own."""
+
+RATE = "learning_rate"
+"""The name that stands for the rate in --schedule."""
+
+FLAGS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+"""What may be written for a value that is true or false."""
 
 
 def declare(
     parser: argparse.ArgumentParser,
-    run: Callable[[argparse.Namespace], None],
+    check: Callable[[argparse.Namespace], None],
     *,
     description: str,
     epilog: str,
@@ -29,43 +41,76 @@ def declare(
 
     Args:
         parser: the parser of the command.
-        run: called with the parsed options.
+        check: refuses options that do not fit, without JAX, before the command runs.
         description: lines at the beginning of the command's own help, printed unchanged.
         epilog: lines at the end of the command's own help, printed unchanged.
     """
     parser.description, parser.epilog = description, epilog
-    parser.set_defaults(run=run)
+    parser.set_defaults(check=check)
+
+
+def complete_with(action: argparse.Action, values: Iterable[str]) -> None:
+    """Offer values of an option where a shell completes it."""
+    action.completer = lambda **_: list(values)
 
 
 def optimizer_list() -> str:
     """Return the optimizers with their formulas, for the end of a help."""
-    rows = (f"  {name:<14}{row.summary}" for name, row in BY_NAME.items())
+    rows = (f"  {name:<14}{known.summary}" for name, known in OPTIMIZERS.items())
     return "optimizers:\n" + "\n".join(rows)
 
 
 def add_task(parser: argparse.ArgumentParser) -> None:
-    """Add --task, for `make_task`."""
-    parser.add_argument(
+    """Add --task and --batch-size."""
+    action = parser.add_argument(
         "--task",
         default="digits-mlp",
         metavar="NAME",
         help=f"the task to train: {', '.join(TASKS)}, or {FORM} for your own, which is a Task "
         "or a function that returns one (default: %(default)s)",
     )
-
-
-def add_batch_size(parser: argparse.ArgumentParser) -> None:
-    """Add --batch-size, for `make_task`."""
+    complete_with(action, TASKS)
     parser.add_argument(
         "--batch-size", type=count, metavar="N", help="examples per batch (default: the task's)"
     )
 
 
 def add_optimizer(parser: argparse.ArgumentParser) -> None:
-    """Add --optimizer, a name in `BY_NAME`."""
-    parser.add_argument(
+    """Add --optimizer, a name in `OPTIMIZERS`."""
+    action = parser.add_argument(
         "--optimizer", default="adam", metavar="NAME", help="the optimizer (default: %(default)s)"
     )
+    complete_with(action, OPTIMIZERS)
+
+
+def add_updates(parser: argparse.ArgumentParser, *, schedule: bool = True) -> None:
+    """Add --set, --clip and, where the rate may change during a run, --schedule."""
+    action = parser.add_argument(
+        "--set",
+        type=named(str),
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="another hyperparameter of the optimizer, or an argument of the function that makes "
+        "the task, such as weight_decay=1e-4; may be repeated",
+    )
+    action.completer = _names_to_set
+    parser.add_argument(
+        "--clip", type=norm, metavar="NORM", help="clip gradients to this norm (default: off)"
+    )
+    if schedule:
+        parser.add_argument(
+            "--schedule",
+            metavar="CALL",
+            help=f"the course of the rate, as a call in quotes in which {RATE} stands for the "
+            f'rate: "warmup_cosine({RATE}, warmup_steps=30, decay_steps=300)"; see '
+            "optlab plot-schedule (default: constant)",
+        )
+
+
+def _names_to_set(parsed_args: argparse.Namespace, **_: Any) -> list[str]:
+    known = arguments_of(parsed_args)
+    return [f"{name}=" for name in known if name != RATE]
 
 
 def add_seeds(parser: argparse.ArgumentParser, default: int, runs: str = "runs") -> None:
@@ -135,6 +180,8 @@ def names(text: str) -> list[str]:
 
 def rates(text: str) -> list[float]:
     """Read learning rates separated by commas, or LOW:HIGH:COUNT."""
+    import numpy as np
+
     if ":" not in text:
         return _once([rate(part) for part in text.split(",")])
     match text.split(":"):
@@ -152,10 +199,19 @@ def rates(text: str) -> list[float]:
 
 def rate(text: str) -> float:
     """Read a learning rate, a normal number of float32."""
+    return _normal("a rate", text)
+
+
+def norm(text: str) -> float:
+    """Read the norm to which gradients are clipped, a normal number of float32."""
+    return _normal("a norm", text)
+
+
+def _normal(what: str, text: str) -> float:
     value = number(text)
     if not LEAST_RATE <= value <= LARGEST_RATE:
         raise argparse.ArgumentTypeError(
-            f"a rate must be from {LEAST_RATE:.2g} to {LARGEST_RATE:.2g}, got {text!r}"
+            f"{what} must be from {LEAST_RATE:.2g} to {LARGEST_RATE:.2g}, got {text!r}"
         )
     return value
 
@@ -173,16 +229,25 @@ def number(text: str) -> float:
 
 def count(text: str) -> int:
     """Read a whole number, ≥ 1 and below 2**31."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number >= 1, got {text!r}")
-    if int(text) >= 2**31:
-        raise argparse.ArgumentTypeError(f"expected a whole number below 2**31, got {text!r}")
-    return int(text)
+    return _whole(text, 1)
+
+
+def several(text: str) -> int:
+    """Read a whole number, ≥ 2 and below 2**31."""
+    return _whole(text, 2)
 
 
 def natural(text: str) -> int:
     """Read a whole number, ≥ 0 and below 2**31."""
-    return 0 if text == "0" else count(text)
+    return _whole(text, 0)
+
+
+def _whole(text: str, least: int) -> int:
+    if not (text.isascii() and text.isdecimal()) or (len(text) < 12 and int(text) < least):
+        raise argparse.ArgumentTypeError(f"expected a whole number >= {least}, got {text!r}")
+    if len(text) >= 12 or int(text) >= 2**31:
+        raise argparse.ArgumentTypeError(f"expected a whole number below 2**31, got {text!r}")
+    return int(text)
 
 
 def folder(text: str) -> Path:
@@ -223,6 +288,131 @@ def named(read: Callable[[str], Any]) -> Callable[[str], tuple[str, Any]]:
     return read_named
 
 
+def value_of(argument: Argument | None, text: str) -> Any:
+    """Read the value of an argument; where it is true or false, also yes, no, on and off."""
+    if argument is not None and argument.is_flag:
+        return FLAGS.get(text.lower(), text)
+    return scalar(text)
+
+
+def arguments_of(options: argparse.Namespace) -> dict[str, Argument | None]:
+    """Return the arguments of the optimizers and of a built-in task, by name.
+
+    Of optimizers that differ in an argument's limits, the first one counts.
+    """
+    known: dict[str, Argument | None] = {}
+    for name in reversed(optimizers_of(options)):
+        known |= OPTIMIZERS[name].arguments if name in OPTIMIZERS else {}
+    if options.task in TASKS:
+        known = {**TASKS[options.task].arguments, **known}
+    return known
+
+
+def optimizers_of(options: argparse.Namespace) -> Sequence[str]:
+    """Return the names of the optimizers that a command trains with."""
+    one = getattr(options, "optimizer", None)
+    return [one] if one is not None else options.optimizers or COMPARED
+
+
+def settings_of(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the values of --set, by name."""
+    known = arguments_of(options)
+    return {name: value_of(known.get(name), text) for name, text in options.set}
+
+
+def check_task_name(options: argparse.Namespace) -> None:
+    """Require the form of a task's name, and a batch size that a built-in task allows."""
+    if ":" in options.task:
+        return
+    check_known("task", options.task, TASKS, also=f"; {FORM} is a task of your own")
+    if options.batch_size is None:
+        return
+    argument = TASKS[options.task].arguments.get("batch_size")
+    if argument is None:
+        raise UsageError(f"the task {options.task!r} has no batches; leave out --batch-size")
+    with value_errors():
+        argument.check(options.task, options.batch_size)
+
+
+def check_settings(options: argparse.Namespace) -> None:
+    """Require names of arguments in --set, each once, and values within their limits."""
+    names = [name for name, _ in options.set]
+    for name in names:
+        if names.count(name) > 1:
+            raise UsageError(f"argument --set: names must differ, got {name} twice")
+    known = arguments_of(options)
+    for name, value in settings_of(options).items():
+        check_argument_name("argument --set", options, name, known)
+        if name == RATE:
+            raise UsageError(f"argument --set: {_rate_has_its_own(options)}")
+        if name == "batch_size" and options.batch_size is not None:
+            raise UsageError("batch_size is in --set and in --batch-size; leave out one of them")
+        for who, argument in owners_of(options, name):
+            with value_errors():
+                argument.check(who, value)
+
+
+def _rate_has_its_own(options: argparse.Namespace) -> str:
+    for word in ("rate", "rates", "min_lr"):
+        if hasattr(options, word):
+            return f"the learning rate has an option of its own, --{word.replace('_', '-')}"
+    raise AssertionError(options)
+
+
+def check_argument_name(
+    where: str, options: argparse.Namespace, name: str, known: Mapping[str, Argument | None]
+) -> None:
+    """Require a name of an argument; a task of the user's own may have any."""
+    if name in known or ":" in options.task:
+        return
+    whose = ", ".join(optimizers_of(options))
+    try:
+        check_known(f"hyperparameter of {whose}", name, [*known])
+    except UsageError as error:
+        raise UsageError(f"{where}: {error}") from error
+
+
+def owners_of(options: argparse.Namespace, name: str) -> list[tuple[str, Argument]]:
+    """Return the optimizers and the built-in task that have an argument of this name."""
+    functions = {name: OPTIMIZERS[name] for name in optimizers_of(options)}
+    functions |= {name: TASKS[name] for name in [options.task] if name in TASKS}
+    return [(who, f.arguments[name]) for who, f in functions.items() if name in f.arguments]
+
+
+def check_schedule(options: argparse.Namespace, names: Mapping[str, Any] | None = None) -> set[str]:
+    """Require a schedule of the rate in --schedule; return which names it uses.
+
+    Args:
+        options: the options.
+        names: further names that the schedule may use, each with a value.
+    """
+    if options.schedule is None:
+        return set()
+    used = check_call("--schedule", options.schedule, {RATE: 1e-3, **(names or {})})
+    if RATE not in used:
+        raise UsageError(
+            f"argument --schedule: {RATE} must stand in it for the rate, got {options.schedule!r}"
+        )
+    return used
+
+
+def check_call(option: str, text: str, names: Mapping[str, Any] | None = None) -> set[str]:
+    """Require the call of a schedule; return which of the names it uses."""
+    used: set[str] = set()
+    try:
+        result = evaluate(text, SCHEDULE_FORMS, "schedule", names, used)
+    except (ValueError, RecursionError, OverflowError) as error:
+        raise UsageError(f"argument {option}: {error}") from error
+    if result._fields and RATE not in result._fields:
+        raise UsageError(f"argument {option}: expected a schedule, got {text!r}")
+    return used
+
+
+def seeds_of(options: argparse.Namespace) -> list[int]:
+    """Return the seeds --seed, --seed + 1, …, as many as --seeds."""
+    return list(range(options.seed, options.seed + options.seeds))
+
+
 def _place(read: Callable[[str, str, str], Path | str], text: str) -> Path | str:
     """Return the place that `read` returns, but a relative path as it was written."""
     try:
@@ -234,6 +424,8 @@ def _place(read: Callable[[str, str, str], Path | str], text: str) -> Path | str
 
 def _once(values: list[Any]) -> list[Any]:
     for value in values:
+        if value == "":
+            raise argparse.ArgumentTypeError("expected names separated by commas, got an empty one")
         if values.count(value) > 1:
             raise argparse.ArgumentTypeError(f"values must differ, got {value} twice")
     return values

@@ -4,6 +4,7 @@ Everything that can fail is checked before the work begins, so that no result is
 """
 
 import importlib
+import os
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -28,6 +29,24 @@ def check_plot_format(file: Path) -> None:
     if file.suffix not in PLOT_FORMATS:
         raise UsageError(
             f"argument --out: expected a file in {', '.join(PLOT_FORMATS)}, got '{file}'"
+        )
+
+
+def check_place(path: Path, what: str = "folder") -> None:
+    """Require a folder or a file that seems writable, and create nothing."""
+    if what == "file" and path.exists():
+        wrong = "Is a directory" if path.is_dir() else None
+        writable = os.access(path, os.W_OK)
+    else:
+        folder = path if what == "folder" else path.parent
+        while not folder.exists() and folder != folder.parent:
+            folder = folder.parent
+        wrong = None if folder.is_dir() else "Not a directory"
+        writable = os.access(folder, os.W_OK | os.X_OK)
+    if wrong or not writable:
+        raise UsageError(
+            f"cannot write to '{path}': {wrong or 'Permission denied'}; "
+            f"choose another {what} with --out"
         )
 
 
@@ -65,3 +84,25 @@ def write_errors(path: Path, what: str = "folder") -> Iterator[None]:
 def log(line: str) -> None:
     """Print a line on stderr without delay."""
     print(line, file=sys.stderr, flush=True)
+
+
+class Progress:
+    """Which of many reports are shown as lines, where no bar can be drawn: a few, evenly spread.
+
+    The first report in each part of the run is shown, and the last one, so that a log stays short
+    however long the run is.
+
+    Args:
+        total: the number of updates or trials of the run.
+        lines: the number of parts.
+    """
+
+    def __init__(self, total: int, lines: int = 20):
+        self._total, self._lines = max(total, 1), lines
+        self._part = -1
+
+    def shows(self, done: int) -> bool:
+        """Whether the report of this many updates or trials is shown."""
+        part = self._lines * done // self._total
+        before, self._part = self._part, max(part, self._part)
+        return part > before

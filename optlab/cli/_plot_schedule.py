@@ -1,49 +1,20 @@
 """`optlab plot-schedule`: draw schedules and print their values at the knots."""
 
 import argparse
-import inspect
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 
-from optlab import plots, schedules
+from optlab import plots
 from optlab._types import Schedule
 from optlab.cli._errors import UsageError
 from optlab.cli._expressions import evaluate
-from optlab.cli._options import add_out_plot, add_steps, declare
-from optlab.cli._output import check_plot_format, check_writable_file, require, write_errors
-from optlab.registry import SCHEDULES
+from optlab.cli._optimizers import SCHEDULE_FUNCTIONS
+from optlab.cli._output import check_writable_file, require, write_errors
 from optlab.schedules import OneCycle
-
-SCHEDULE_FUNCTIONS: Mapping[str, Callable[..., Schedule | OneCycle]] = {
-    name: getattr(schedules, name) for name in (row.split(".")[0] for row in SCHEDULES)
-}
-"""The functions that an expression may call; one-cycle has two rows, but one function."""
-
-
-def add(parser: argparse.ArgumentParser) -> None:
-    """Declare the command."""
-    declare(
-        parser,
-        run,
-        description="Draw schedules, one or several, each written as a call in quotes:\n\n"
-        '  optlab plot-schedule "warmup_cosine(1e-3, warmup_steps=100, decay_steps=1000)"\n'
-        '  optlab plot-schedule "warmup(inverse_sqrt(1e-3), 100)" "one_cycle(1e-2, 500)"\n\n'
-        "and print the values at the knots, where the formula changes or ends. The value\n"
-        "at step t is used by the update after the first t updates. Expressions are not\n"
-        "run as code: they may only call the schedules below, with numbers, strings and\n"
-        "lists.",
-        epilog="schedules:\n" + "\n".join(map(_schedule_help, SCHEDULE_FUNCTIONS)),
-    )
-    parser.add_argument(
-        "expressions", nargs="+", metavar="SCHEDULE", help="a schedule, as a call in quotes"
-    )
-    add_steps(parser, "the last step shown (default: the last knot, or 1000 if there is none)")
-    add_out_plot(parser, "schedule.png")
 
 
 def run(options: argparse.Namespace) -> None:
     """Read the expressions, draw them, print their tables."""
-    check_plot_format(options.out)
     try:
         schedules_by_text = {
             text: evaluate(text, SCHEDULE_FUNCTIONS, "schedule") for text in options.expressions
@@ -62,13 +33,6 @@ def run(options: argparse.Namespace) -> None:
     with write_errors(options.out, "file"):
         figure.savefig(options.out)
     print(*tables, f"Wrote {options.out}", sep="\n\n")
-
-
-def _schedule_help(name: str) -> str:
-    row = next(row for row in SCHEDULES.values() if row.name.split(".")[0] == name)
-    parameters = inspect.signature(SCHEDULE_FUNCTIONS[name]).parameters.values()
-    signature = ", ".join(str(p.replace(annotation=p.empty)) for p in parameters)
-    return f"  {name}({signature})\n      {row.summary}"
 
 
 def _curves(schedule: Schedule | OneCycle) -> Mapping[str, Schedule]:

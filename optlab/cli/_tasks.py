@@ -3,6 +3,7 @@
 A module is looked up as by `python -m`, in the current folder first.
 """
 
+import argparse
 import importlib
 import inspect
 import os
@@ -13,8 +14,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from optlab.cli._errors import UsageError, check_known, in_a_shell
+from optlab.cli._errors import UsageError, in_a_shell
 from optlab.cli._expressions import suggestions
+from optlab.cli._known import OPTIMIZERS
+from optlab.cli._options import FORM, optimizers_of, settings_of
 from optlab.cli._task_errors import task_errors
 from optlab.lab import Task, tasks
 from optlab.lab.tasks._check_task import check_task
@@ -25,33 +28,39 @@ TASKS: Mapping[str, Callable[..., Task]] = {
     "valley": tasks.valley,
 }
 
-FORM = "module:attribute"
 
-
-def make_task(name: str, **options: Any) -> Task:
-    """Return the task that `--task` names.
+def make_task(options: argparse.Namespace) -> Task:
+    """Return the task that --task names, made with --batch-size and with --set.
 
     Args:
-        name: the name of a built-in task, or module:attribute.
-        options: the command's options for the function that makes the task; None for options that
-            the user did not set.
+        options: the options of the command.
 
     Raises:
         UsageError: there is no such task, it cannot be made, or the lab cannot train it.
     """
+    values, name = task_values(options), options.task
     if ":" in name:
-        return _load(name, options)
-    check_known("task", name, TASKS, also=f"; {FORM} is a task of your own")
-    make, options_set = TASKS[name], _options_set(options)
-    for option in options_set:
-        if option not in inspect.signature(make).parameters:
-            raise UsageError(f"the task {name!r} has no batches; leave out {_flag(option)}")
-    if not options_set:
-        return make()
+        return _load(name, values)
     try:
-        return make(**options_set)
+        return TASKS[name](**values)
     except ValueError as error:
         raise UsageError(str(error)) from error
+
+
+def task_values(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the values that options set of arguments of the function that makes the task.
+
+    Of a task of the user's own, these are all that no optimizer has; and what both have, which only
+    the signatures of built-in tasks tell.
+    """
+    name = options.task
+    of_optimizers = {key for who in optimizers_of(options) for key in OPTIMIZERS[who].arguments}
+    of_task = set() if ":" in name else inspect.signature(TASKS[name]).parameters.keys()
+    values = {} if options.batch_size is None else {"batch_size": options.batch_size}
+    for key, value in settings_of(options).items():
+        if key in of_task or key not in of_optimizers:
+            values[key] = value
+    return values
 
 
 def find_task(name: str) -> Task | Callable[..., Task]:
@@ -61,7 +70,6 @@ def find_task(name: str) -> Task | Callable[..., Task]:
         UsageError: there is no such task or function.
     """
     if ":" not in name:
-        check_known("task", name, TASKS, also=f"; {FORM} is a task of your own")
         return TASKS[name]
     target = _resolve(name)
     if not isinstance(target, Task):
@@ -91,7 +99,7 @@ def _load(name: str, options: Mapping[str, Any]) -> Task:
     else:
         _check_takes(who, target, options)
         with task_errors(name, f"calling {name.partition(':')[2]}"):
-            task = target(**_options_set(options))
+            task = target(**options)
         if not isinstance(task, Task):
             required = "the function must return an optlab.lab.Task"
             raise UsageError(f"{who}: {required}, got {_kind(task)}")
@@ -103,12 +111,8 @@ def _load(name: str, options: Mapping[str, Any]) -> Task:
     return task
 
 
-def _options_set(options: Mapping[str, Any]) -> dict[str, Any]:
-    return {option: value for option, value in options.items() if value is not None}
-
-
 def _flag(option: str) -> str:
-    return f"--{option.replace('_', '-')}"
+    return "--batch-size" if option == "batch_size" else f"--set {option}"
 
 
 def _kind(value: Any) -> str:
@@ -183,7 +187,7 @@ def _says_it_returns_one(value: Any) -> bool:
 
 
 def _check_no_options(who: str, options: Mapping[str, Any]) -> None:
-    for option in _options_set(options):
+    for option in options:
         raise UsageError(
             f"{who}: this is a Task, not a function with an argument {option!r}; "
             f"leave out {_flag(option)}"
@@ -205,15 +209,14 @@ def _check_takes(who: str, make: Any, options: Mapping[str, Any]) -> None:
         return
     by_name = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
-    options_set = _options_set(options)
-    for option in options_set:
+    for option in options:
         if option not in by_name and not takes_any:
             raise UsageError(
                 f"{who}: the function has no argument {option!r}; leave out {_flag(option)}"
             )
     variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     for p in parameters:
-        if p.default is p.empty and p.kind not in variadic and p.name not in options_set:
+        if p.default is p.empty and p.kind not in variadic and p.name not in options:
             or_option = f", or pass {_flag(p.name)}" if p.name in options else ""
             raise UsageError(
                 f"{who}: the function needs an argument {p.name!r}; give it a default{or_option}"

@@ -125,7 +125,7 @@ def test_json_is_all_that_stands_on_stdout_and_equals_the_file(run, tmp_path):
         (["--batch-size", "-4"], "argument --batch-size: expected"),
         (
             ["--task", "digits-mlp", "--batch-size", "5000"],
-            "shuffled_batches: batch_size must not ",
+            "digits-mlp: batch_size must be an integer >= 1 and at most 1078, got batch_size=5000",
         ),
         (["--batch-size", "4"], "the task 'valley' has no batches; leave out --batch-size"),
         (["--optimizers", "muon"], "muon: there must be a hidden matrix among the parameters, got"),

@@ -40,7 +40,7 @@ def test_the_command_line_freezes_and_groups(run):
         (["--group", "head:lr_mult=1,lr_mult=2"], "expected each hyperparameter once"),
         (["--group", "head:b3=1"], "the group 'head' must set hyperparameters of its optimizer"),
         (["--unfreeze", "head"], "argument --unfreeze: expected PATTERN:STEP, got 'head'"),
-        (["--unfreeze", "head:x"], "expected a whole number >= 1, got 'x'"),
+        (["--unfreeze", "head:x"], "expected a whole number >= 0, got 'x'"),
         (["--unfreeze", "head:5"], "STEP must be below the 5 updates of the run, got head:5"),
         (["--layer-decay", "2"], "decay must be in (0, 1], got decay=2.0"),
     ],

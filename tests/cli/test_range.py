@@ -85,6 +85,7 @@ def test_a_missing_extra_is_one_line_and_status_2(run, monkeypatch, module):
 
 def test_a_plot_that_cannot_be_written_in_the_end_is_one_line(run, tmp_path, monkeypatch):
     (tmp_path / "lr-range.png").mkdir()
+    monkeypatch.setattr("optlab.cli.arguments._lr_range.check_place", lambda *args: None)
     monkeypatch.setattr(_lr_range, "check_writable_file", lambda file: None)
     status, out, err = run(*QUICK)
     assert (status, err.count("\n")) == (2, 1)

@@ -185,7 +185,7 @@ TAKES_COSINE = "(it takes init_value, decay_steps, end_value=0.0)"
         ("cosine(1e-3, 0)", "cosine: decay_steps must be an integer >= 1, got decay_steps=0"),
         ("cosine(1e-3, 1.5)", "cosine: decay_steps must be an integer >= 1, got decay_steps=1.5"),
         ("constant(1e999)", "constant: value must be finite, got value=inf"),
-        ("constant(True)", "constant: value must be a number or a scalar array, got value="),
+        ("constant(True)", "constant: value must be a number, got value="),
         ("warmup(0.1, 10)", "warmup: schedule must be a function of the step, got 0.1"),
         ("multistep(1, 0.1, 30)", "multistep: milestones must be a sequence of steps, got"),
         (

@@ -8,6 +8,7 @@ import textwrap
 import pytest
 
 from optlab.cli._options import named, scalar
+from optlab.cli._ranges import read_range
 from optlab.cli._sweep import range_of
 from optlab.lab import Categorical, Integer, LogUniform, Uniform
 
@@ -18,9 +19,12 @@ QUICK = ["sweep", "--task", "valley", "--optimizer", "sgd", "--trials", "5", "--
     ("text", "expected"),
     [
         ("1e-4:1e-1:log", LogUniform(1e-4, 1e-1)),
-        ("1:2:log", Integer(1, 2, log=True)),
+        ("1:2:log", LogUniform(1, 2)),
+        ("0:1", Uniform(0, 1)),
         ("0:0.6", Uniform(0, 0.6)),
-        ("-1:2", Integer(-1, 2)),
+        ("-1:2:int", Integer(-1, 2)),
+        ("8:64:int:log", Integer(8, 64, log=True)),
+        ("8:64:log:int", Integer(8, 64, log=True)),
         ("16,32,64", Categorical((16, 32, 64))),
         ("0.9", Categorical((0.9,))),
         ("true,False", Categorical((True, False))),
@@ -28,8 +32,9 @@ QUICK = ["sweep", "--task", "valley", "--optimizer", "sgd", "--trials", "5", "--
     ],
 )
 def test_a_range_is_read_as_it_is_written(text, expected):
-    assert range_of(text) == expected
-    assert named(range_of)(f"x={text}") == ("x", expected)
+    assert range_of(read_range(text)) == expected
+    name, entry = named(read_range)(f"x={text}")
+    assert (name, range_of(entry)) == ("x", expected)
 
 
 def test_a_scalar_keeps_its_kind():
@@ -122,18 +127,68 @@ def test_ranges_reach_the_function_that_makes_a_task_of_the_users_own(run, tmp_p
     [
         (
             ["--space", "rate=1:2"],
-            "sweep: space must name arguments of optimizer or task, got rate",
+            "argument --space: unknown hyperparameter of sgd 'rate' (known: learning_rate, momen",
         ),
-        (["--space", "learning_rate=2:1"], "argument --space: '2:1' is no range: Integer: low mu"),
-        (["--space", "learning_rate=1:2:3"], "argument --space: '1:2:3' is no range: write LOW:H"),
+        (
+            ["--space", "learning_rate=2:1"],
+            "argument --space: '2:1' is no range: LOW must be below HIGH, got 2 and 1",
+        ),
+        (
+            ["--space", "learning_rate=0:1:log"],
+            "argument --space: '0:1:log' is no range: with :log, LOW must be above 0, got 0",
+        ),
+        (
+            ["--space", "learning_rate=1:2:3"],
+            "argument --space: '1:2:3' is no range: write LOW:HIGH, LOW:HIGH:log, LOW:HIGH:int, or",
+        ),
         (["--space", "1e-3:1"], "argument --space: expected NAME=VALUE, got '1e-3:1'"),
         (
             ["--space", "learning_rate=1,2", "--space", "learning_rate=3,4"],
-            "argument --space: names must differ, got one of them twice",
+            "argument --space: names must differ, got learning_rate twice",
+        ),
+        (
+            ["--optimizer", "adamw", "--space", "b1=0.9:1.5"],
+            "argument --space: adamw: b1 must be in [0, 1), got b1=0.9:1.5",
+        ),
+        (
+            ["--optimizer", "adamw", "--space", "weight_decay=-5.5:-0.5"],
+            "argument --space: adamw: weight_decay must be finite and >= 0, got weight_decay=-5.5",
+        ),
+        (
+            ["--space", "learning_rate=-1.5:1.5"],
+            "argument --space: sgd: learning_rate must be finite and >= 0, got learning_rate=-1.5",
+        ),
+        (
+            ["--space", "nesterov=yes,maybe"],
+            "argument --space: sgd: nesterov must be true or false, got nesterov=maybe",
+        ),
+        (
+            ["--space", "nesterov=0:1"],
+            "nesterov must be true or false, got nesterov=0:1; write nesterov=yes,no",
+        ),
+        (
+            ["--optimizer", "muon", "--space", "ns_steps=3:8"],
+            "ns_steps must be a whole number, got the real numbers ns_steps=3:8; write ns_st",
+        ),
+        (
+            ["--task", "digits-mlp", "--space", "dropout=0:1.5"],
+            "argument --space: digits-mlp: dropout must be in [0, 1), got dropout=0:1.5",
+        ),
+        (
+            ["--set", "momentum=0.9", "--space", "momentum=0,0.5"],
+            "momentum is in --space and in --set; leave out one of them",
+        ),
+        (
+            ["--rate", "0.1", "--space", "learning_rate=0.1,1"],
+            "learning_rate is in --space and in --rate; leave out one of them",
+        ),
+        (
+            ["--schedule", "cosine(0.1, 20)"],
+            "argument --schedule: learning_rate must stand in it for the rate, got 'cos",
         ),
         (["--search", "bays"], "unknown search 'bays'; did you mean 'bayes'?"),
-        (["--search", "bayes", "--halving", "2"], "sweep: halving must be None with search='baye"),
-        (["--storage", "sqlite:///x.db"], "sweep: storage must be None unless search='bayes'"),
+        (["--search", "bayes", "--halving", "2"], "--halving cannot go with --search bayes, which"),
+        (["--storage", "sqlite:///x.db"], "--storage needs --search bayes"),
         (["--results", "gs://b/r"], "argument --results: the path must be a file on this machine"),
         (["--results", "."], "sweep: results must be a file that SQLite can write, got"),
         (["--seed", "-1"], "argument --seed: expected a whole number"),
@@ -144,3 +199,36 @@ def test_what_cannot_be_done_is_said_in_one_line(run, options, message):
     status, out, err = run(*QUICK, *options)
     assert (status, out, err.count("\n")) == (2, "", 1)
     assert message in err
+
+
+def test_a_space_of_one_point_runs_one_trial(run):
+    status, out, err = run(*QUICK, "--space", "learning_rate=1e-3", "--json")
+    assert status == 0
+    assert len(json.loads(out)["trials"]) == 1
+    assert err.splitlines()[0] == "one trial: the space has a single point"
+
+
+def test_words_of_other_commands_have_the_same_meaning_in_a_sweep(run):
+    space = ["--space", "momentum=0,0.5", "--search", "grid", "--trials", "2"]
+    words = ["--rate", "0.01", "--set", "nesterov=no", "--clip", "1"]
+    words += ["--schedule", "cosine(learning_rate, 20)"]
+    status, out, _ = run(*QUICK, *space, *words, "--json")
+    assert status == 0
+    trial = next(t for t in json.loads(out)["trials"] if t["values"]["momentum"] == 0.5)
+    alike = ["train", *QUICK[1:5], "--steps", "20", *words, "--set", "momentum=0.5", "--json"]
+    once = json.loads(run(*alike)[1])
+    assert trial["validation"]["loss"][0][-1] == pytest.approx(once["validation"]["loss"][-1])
+
+
+def test_a_schedule_may_take_numbers_of_the_space(run):
+    space = ["--space", "learning_rate=1e-3,1e-2", "--space", "wait=1,5", "--search", "grid"]
+    schedule = "warmup_cosine(learning_rate, warmup_steps=wait, decay_steps=20)"
+    status, out, _ = run(*QUICK, *space, "--schedule", schedule, "--trials", "4", "--json")
+    assert status == 0
+    assert len({trial["score"] for trial in json.loads(out)["trials"]}) == 4
+
+
+def test_trials_that_all_diverge_have_a_status_of_their_own(run, tmp_path):
+    status, _, _ = run(*QUICK[:5], "--trials", "2", "--steps", "20", "--space", "learning_rate=5:9")
+    assert status == 3
+    assert (tmp_path / "optlab-sweep" / "sweep.png").exists()

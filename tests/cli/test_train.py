@@ -46,9 +46,10 @@ def test_the_run_is_that_of_the_same_key_and_optimizer(run):
     assert document["reason"] == "all updates done"
 
 
-def test_divergence_is_named(run):
+def test_a_run_that_ends_in_nan_is_named_and_has_a_status_of_its_own(run, tmp_path):
     status, out, _ = run(*QUICK, "--rate", "1")
-    assert status == 0
+    assert status == 3
+    assert (tmp_path / "optlab-train" / "history.png").exists()
     assert "the loss was not finite" in out or "Rate too high" in out
     assert "Try: lower the rate" in out
 
@@ -101,7 +102,7 @@ def test_patience_ends_the_run_and_the_best_parameters_are_scored(run):
         (["--set", "b1=0.9"], "unknown hyperparameter of sgd 'b1'"),
         (
             ["--set", "momentum=0.9", "--set", "momentum=0.8"],
-            "argument --set: names must differ, got one of them twice",
+            "argument --set: names must differ, got momentum twice",
         ),
         (["--batch-size", "3"], "the task 'valley' has no batches; leave out --batch-size"),
         (["--keep", "2"], "--keep needs --checkpoints"),
