@@ -74,7 +74,8 @@ class Argument(NamedTuple):
         """
         if not self.allows(value):
             most = f" and at most {self.most}" if self.most else ""
-            got = f"{self.name}={value if written is None else written}"
+            written = written or (str(value).lower() if value is None else str(value))
+            got = f"{self.name}={written}"
             required = "true or false" if self.is_flag else f"{self.requires}{most}"
             if self.requires in DOMAINS and not _is_number(value):
                 required = "a number"

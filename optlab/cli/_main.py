@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from importlib import import_module
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from optlab import __version__
 from optlab.cli._errors import BROKEN_PIPE, OK, TRACEBACK, USAGE_ERROR, UsageError
@@ -93,11 +93,7 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace | None:
         import argcomplete
 
         argcomplete.autocomplete(parser)
-    try:
-        options = parser.parse_args(arguments)
-    except SystemExit:  # after --help and --version
-        sys.stdout.flush()
-        raise
+    options = parser.parse_args(arguments)
     if options.command is None:
         parser.print_help(sys.stderr)
         return None
@@ -153,7 +149,10 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser whose errors take one line."""
+    """A parser whose errors take one line, also where its help cannot be written."""
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        print(message, end="", file=file or sys.stderr, flush=True)
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(message)

@@ -5,12 +5,14 @@ One word has one meaning in all commands. Nothing here needs JAX.
 
 import argparse
 import math
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from optlab._domains import Domain
 from optlab._paths import file_of, folder_of
 from optlab.cli._errors import UsageError, check_known, value_errors
 from optlab.cli._expressions import evaluate
@@ -25,6 +27,9 @@ FORM = "module:attribute"
 
 RATE = "learning_rate"
 """The name that stands for the rate in --schedule."""
+
+MOST_RUNS = 1_000_000
+"""The largest number of seeds, trials or members."""
 
 FLAGS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 """What may be written for a value that is true or false."""
@@ -113,20 +118,20 @@ def _names_to_set(parsed_args: argparse.Namespace, **_: Any) -> list[str]:
     return [f"{name}=" for name in known if name != RATE]
 
 
-def add_seeds(parser: argparse.ArgumentParser, default: int, runs: str = "runs") -> None:
+def add_seeds(parser: argparse.ArgumentParser, default: int, meaning: str = "runs") -> None:
     """Add --seeds.
 
     Args:
         parser: the parser to add it to.
         default: the default number of seeds.
-        runs: the meaning of the number, for the help: "runs at each rate".
+        meaning: the meaning of the number, for the help: "runs at each rate".
     """
     parser.add_argument(
         "--seeds",
-        type=count,
+        type=runs,
         default=default,
         metavar="N",
-        help=f"{runs}, from different initializations and batches (default: %(default)s)",
+        help=f"{meaning}, from different initializations and batches (default: %(default)s)",
     )
 
 
@@ -227,9 +232,29 @@ def number(text: str) -> float:
     return value
 
 
+def within(what: str, domain: Domain) -> Callable[[str], float]:
+    """Return a reader of a number in a domain."""
+
+    def read(text: str) -> float:
+        value = number(text)
+        if not domain.contains(value):
+            raise argparse.ArgumentTypeError(f"{what} must be {domain.description}, got {text!r}")
+        return value
+
+    return read
+
+
 def count(text: str) -> int:
     """Read a whole number, ≥ 1 and below 2**31."""
     return _whole(text, 1)
+
+
+def runs(text: str) -> int:
+    """Read a number of runs, ≥ 1; so many at most that a list of them fits into memory."""
+    value = count(text)
+    if value > MOST_RUNS:
+        raise argparse.ArgumentTypeError(f"expected at most {MOST_RUNS}, got {text!r}")
+    return value
 
 
 def several(text: str) -> int:
@@ -323,6 +348,7 @@ def settings_of(options: argparse.Namespace) -> dict[str, Any]:
 def check_task_name(options: argparse.Namespace) -> None:
     """Require the form of a task's name, and a batch size that a built-in task allows."""
     if ":" in options.task:
+        _check_form(options.task)
         return
     check_known("task", options.task, TASKS, also=f"; {FORM} is a task of your own")
     if options.batch_size is None:
@@ -332,6 +358,20 @@ def check_task_name(options: argparse.Namespace) -> None:
         raise UsageError(f"the task {options.task!r} has no batches; leave out --batch-size")
     with value_errors():
         argument.check(options.task, options.batch_size)
+
+
+def _check_form(name: str) -> None:
+    module_name, _, attribute = name.partition(":")
+    as_path = module_name.endswith(".py") or "/" in module_name or os.sep in module_name
+    parts = [*module_name.split("."), *attribute.split(".")]
+    if not as_path and all(part.isidentifier() for part in parts):
+        return
+    dotted = ".".join(Path(module_name.removesuffix(".py")).parts)
+    meant = f"; did you mean '{dotted}:{attribute}'?" if as_path and attribute else ""
+    raise UsageError(
+        f"argument --task: expected {FORM} with dots between names, such as "
+        f"mypackage.mymodule:task, got {name!r}{meant}"
+    )
 
 
 def check_settings(options: argparse.Namespace) -> None:
@@ -365,7 +405,8 @@ def check_argument_name(
     """Require a name of an argument; a task of the user's own may have any."""
     if name in known or ":" in options.task:
         return
-    whose = ", ".join(optimizers_of(options))
+    optimizers = optimizers_of(options)
+    whose = optimizers[0] if len(optimizers) == 1 else "the optimizers"
     try:
         check_known(f"hyperparameter of {whose}", name, [*known])
     except UsageError as error:
@@ -406,6 +447,12 @@ def check_call(option: str, text: str, names: Mapping[str, Any] | None = None) -
     if result._fields and RATE not in result._fields:
         raise UsageError(f"argument {option}: expected a schedule, got {text!r}")
     return used
+
+
+def check_seeds(options: argparse.Namespace) -> None:
+    """Require seeds that JAX can take."""
+    if options.seed + options.seeds > 2**31:
+        raise UsageError("argument --seeds: the last seed must be below 2**31")
 
 
 def seeds_of(options: argparse.Namespace) -> list[int]:

@@ -4,7 +4,6 @@ Everything that can fail is checked before the work begins, so that no result is
 """
 
 import importlib
-import os
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -33,21 +32,20 @@ def check_plot_format(file: Path) -> None:
 
 
 def check_place(path: Path, what: str = "folder") -> None:
-    """Require a folder or a file that seems writable, and create nothing."""
-    if what == "file" and path.exists():
-        wrong = "Is a directory" if path.is_dir() else None
-        writable = os.access(path, os.W_OK)
-    else:
+    """Require a folder or a file that can be written; what is created for a try is removed."""
+    try:
+        if what == "file" and path.exists():
+            with path.open("ab"):
+                return
         folder = path if what == "folder" else path.parent
         while not folder.exists() and folder != folder.parent:
             folder = folder.parent
-        wrong = None if folder.is_dir() else "Not a directory"
-        writable = os.access(folder, os.W_OK | os.X_OK)
-    if wrong or not writable:
+        with tempfile.TemporaryDirectory(dir=folder):
+            return
+    except OSError as error:
         raise UsageError(
-            f"cannot write to '{path}': {wrong or 'Permission denied'}; "
-            f"choose another {what} with --out"
-        )
+            f"cannot write to '{path}': {error.strerror}; choose another {what} with --out"
+        ) from error
 
 
 def check_writable_folder(folder: Path) -> None:

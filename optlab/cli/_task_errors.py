@@ -51,8 +51,7 @@ def task_errors(name: str, doing: str = "training") -> Iterator[None]:
         except (UsageError, BrokenPipeError):
             raise
         except (Exception, SystemExit) as exception:
-            callback = isinstance(exception, jax.errors.JaxRuntimeError) and in_callbacks
-            error = in_callbacks[0] if callback else exception
+            error = in_callbacks[0] if in_callbacks and _is_of_a_callback(exception) else exception
             place = _place(error, package=name.split(":")[0].split(".")[0])
             if place is None and _innermost(error).f_code in PLAIN:
                 raise
@@ -60,6 +59,11 @@ def task_errors(name: str, doing: str = "training") -> Iterator[None]:
                 f"--task {name}: {doing} failed{f' at {place}' if place else ''} with "
                 f"{_described(error)}; {TRACEBACK}=1 shows the traceback"
             ) from error
+
+
+def _is_of_a_callback(exception: BaseException) -> bool:
+    """Whether JAX raised an exception because a callback failed."""
+    return isinstance(exception, jax.errors.JaxRuntimeError) or "CpuCallback" in str(exception)
 
 
 class _Collector(logging.Handler):

@@ -10,14 +10,13 @@ import os
 import pkgutil
 import sys
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from optlab.cli._errors import UsageError, in_a_shell
 from optlab.cli._expressions import suggestions
 from optlab.cli._known import OPTIMIZERS
-from optlab.cli._options import FORM, optimizers_of, settings_of
+from optlab.cli._options import optimizers_of, settings_of
 from optlab.cli._task_errors import task_errors
 from optlab.lab import Task, tasks
 from optlab.lab.tasks._check_task import check_task
@@ -84,7 +83,6 @@ def _who(name: str) -> str:
 def _resolve(name: str) -> Any:
     """Return the object that module:attribute names."""
     module_name, _, attribute = name.partition(":")
-    _check_form(name, module_name, attribute)
     with task_errors(name, f"importing {module_name}"):
         module = _import(_who(name), module_name)
     with task_errors(name, f"looking up {attribute}"):
@@ -117,19 +115,6 @@ def _flag(option: str) -> str:
 
 def _kind(value: Any) -> str:
     return "None" if value is None else type(value).__name__
-
-
-def _check_form(name: str, module_name: str, attribute: str) -> None:
-    as_path = module_name.endswith(".py") or "/" in module_name or os.sep in module_name
-    parts = [*module_name.split("."), *attribute.split(".")]
-    if not as_path and all(part.isidentifier() for part in parts):
-        return
-    dotted = ".".join(Path(module_name.removesuffix(".py")).parts)
-    meant = f"; did you mean '{dotted}:{attribute}'?" if as_path and attribute else ""
-    raise UsageError(
-        f"argument --task: expected {FORM} with dots between names, such as "
-        f"mypackage.mymodule:task, got {name!r}{meant}"
-    )
 
 
 def _import(who: str, name: str) -> ModuleType:

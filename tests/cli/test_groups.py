@@ -42,7 +42,7 @@ def test_the_command_line_freezes_and_groups(run):
         (["--unfreeze", "head"], "argument --unfreeze: expected PATTERN:STEP, got 'head'"),
         (["--unfreeze", "head:x"], "expected a whole number >= 0, got 'x'"),
         (["--unfreeze", "head:5"], "STEP must be below the 5 updates of the run, got head:5"),
-        (["--layer-decay", "2"], "decay must be in (0, 1], got decay=2.0"),
+        (["--layer-decay", "2"], "argument --layer-decay: D must be in (0, 1], got '2'"),
     ],
 )
 def test_groups_that_do_not_fit_are_named_in_a_line(run, options, message):

@@ -94,9 +94,9 @@ def test_each_average_has_the_weights_of_its_definition(run, how, weights):
         (["--snapshots", "31"], "snapshots: steps must leave updates to each of 31 cycles"),
         (["--average", "ema"], "argument --average: expected one of ema:DECAY, uniform:START, p"),
         (["--average", "ema:x"], "argument --average: expected a finite number"),
-        (["--average", "ema:1"], "params_ema: decay must be in [0, 1), got decay=1.0"),
+        (["--average", "ema:1"], "argument --average: DECAY must be in [0, 1), got"),
         (["--average", "uniform:30"], "argument --average: START must be below the 30 updates"),
-        (["--average", "power:0.4"], "params_power_ema: sigma_rel must be in (0, 1/√12], got"),
+        (["--average", "power:0.4"], "argument --average: WIDTH must be in (0, 1/√12], got"),
         (["--average", "lawa:0"], "argument --average: expected a whole number >= 1, got '0'"),
         (["--average", "ema:0.9", "--patience", "2"], "--average cannot go with --patience"),
         (

@@ -213,7 +213,7 @@ def run(folder, capfd):
     """Run a command on a task; return its status, its standard output and its standard error."""
 
     def run(command, task, *arguments):
-        status = cli.main([command, *QUICK[command], "--task", task, *arguments])
+        status = cli.main([command, *QUICK.get(command, []), "--task", task, *arguments])
         return status, *capfd.readouterr()
 
     return run
@@ -404,6 +404,36 @@ def test_what_fails_in_training_is_one_line(run, monkeypatch, command, task, mes
     assert lines[0] == "own is imported"
     assert lines[-1].startswith(f"optlab: --task wrong:{task}: {with_lines(message)}")
     assert len(lines) == (3 if command == "compare" else 2)  # compare says first what it does
+
+
+BROKEN = """
+import jax
+import jax.numpy as jnp
+from optlab.lab import Task
+
+
+def load(step):
+    if step > 2:
+        raise OSError("the disk is gone")
+    return jnp.float32(step)
+
+
+task = Task(
+    name="broken",
+    init=lambda key: (jnp.zeros(()), ()),
+    loss=lambda x, state, batch, key: ((x - batch) ** 2, state),
+    batch=lambda key, step: jax.pure_callback(load, jax.ShapeDtypeStruct((), jnp.float32), step),
+    evaluate=lambda x, state, data: {"loss": x**2},
+)
+"""
+
+
+def test_a_callback_that_fails_in_a_run_is_shown_with_the_users_own_error(run, folder, monkeypatch):
+    (folder / "broken.py").write_text(BROKEN)
+    monkeypatch.setattr(logging.root, "handlers", [])
+    status, out, err = run("train", "broken:task", "--steps", "9")
+    assert (status, out) == (2, "")
+    assert "training failed at broken.py:9 with OSError: the disk is gone;" in err.splitlines()[-1]
 
 
 @pytest.mark.parametrize("wanted", ["1", "0"])

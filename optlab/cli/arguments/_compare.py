@@ -13,6 +13,7 @@ from optlab.cli._options import (
     add_task,
     add_updates,
     check_schedule,
+    check_seeds,
     check_settings,
     check_task_name,
     complete_with,
@@ -55,7 +56,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         "rates evenly spaced on a log scale, both ends included (default: %(default)s)",
     )
     add_updates(parser)
-    add_seeds(parser, default=3, runs="runs at each rate")
+    add_seeds(parser, default=3, meaning="runs at each rate")
     add_seed(parser, "the first of the seeds")
     add_steps(parser, "optimizer updates per run (default: the task's)")
     parser.add_argument(
@@ -81,4 +82,5 @@ def check(options: argparse.Namespace) -> None:
     check_task_name(options)
     check_settings(options)
     check_schedule(options)
+    check_seeds(options)
     check_place(options.out)

@@ -1,10 +1,17 @@
 """Options for groups of parameters: which are frozen, and which have numbers of their own."""
 
 import argparse
+import re
 from typing import Any
 
-from optlab.cli._errors import UsageError
-from optlab.cli._options import natural, number, scalar
+from optlab._domains import SHARE
+from optlab.cli._errors import UsageError, value_errors
+from optlab.cli._expressions import suggestions
+from optlab.cli._known import OPTIMIZERS, Argument
+from optlab.cli._options import natural, scalar, within
+
+FACTORS = {name: Argument(name, "finite and >= 0") for name in ("lr_mult", "wd_mult")}
+"""What a group may set beside hyperparameters."""
 
 
 def add_groups(parser: argparse.ArgumentParser) -> None:
@@ -43,7 +50,7 @@ def add_groups(parser: argparse.ArgumentParser) -> None:
     )
     options.add_argument(
         "--layer-decay",
-        type=number,
+        type=within("D", SHARE),
         metavar="D",
         help="multiply the rate of each layer by a power of D, 1 at the head and least at the "
         "first layer",
@@ -54,7 +61,10 @@ def add_groups(parser: argparse.ArgumentParser) -> None:
 
 
 def check_groups(options: argparse.Namespace) -> None:
-    """Require what waits to start within the run, as far as its length is said."""
+    """Require known hyperparameters, and what waits to start within the run."""
+    for pattern, values in options.group:
+        for name, value in (values or {}).items():
+            _check_of_group(options, pattern, name, value)
     if options.steps is not None:
         check_starts(options, options.steps)
 
@@ -69,10 +79,35 @@ def check_starts(options: argparse.Namespace, steps: int) -> None:
             )
 
 
+def _check_of_group(options: argparse.Namespace, pattern: str, name: str, value: Any) -> None:
+    known = OPTIMIZERS[options.optimizer].arguments
+    with value_errors():
+        if name in FACTORS:
+            FACTORS[name].check("groups.group", value)
+        elif name in known:
+            known[name].check(options.optimizer, value)
+        else:
+            raise UsageError(
+                f"argument --group: the group {pattern!r} must set hyperparameters of its "
+                f"optimizer, {options.optimizer}, got {name}"
+                f"{suggestions(name, [*FACTORS, *known])}"
+            )
+
+
+def _checked(pattern: str) -> str:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise argparse.ArgumentTypeError(
+            f"{pattern!r} is no regular expression: {error}"
+        ) from error
+    return pattern
+
+
 def _frozen(text: str) -> tuple[str, None]:
     if not text:
         raise argparse.ArgumentTypeError("expected a pattern such as head, got nothing")
-    return text, None
+    return _checked(text), None
 
 
 def _group(text: str) -> tuple[str, dict[str, Any]]:
@@ -84,7 +119,7 @@ def _group(text: str) -> tuple[str, dict[str, Any]]:
     names = [name for name, *_ in pairs]
     if len(set(names)) < len(names) or "optimizer" in names:
         raise argparse.ArgumentTypeError(f"expected each hyperparameter once, got {text!r}")
-    return pattern, {name: scalar(value) for name, _, value in pairs}
+    return _checked(pattern), {name: scalar(value) for name, _, value in pairs}
 
 
 def _stage(text: str) -> tuple[str, int]:
@@ -92,4 +127,4 @@ def _stage(text: str) -> tuple[str, int]:
     pattern, colon, step = text.rpartition(":")
     if not (pattern and colon):
         raise argparse.ArgumentTypeError(f"expected PATTERN:STEP, got {text!r}")
-    return pattern, natural(step)
+    return _checked(pattern), natural(step)

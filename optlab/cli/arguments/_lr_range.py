@@ -13,6 +13,7 @@ from optlab.cli._options import (
     add_steps,
     add_task,
     add_updates,
+    check_seeds,
     check_settings,
     check_task_name,
     complete_with,
@@ -71,6 +72,7 @@ def check(options: argparse.Namespace) -> None:
     check_known("mode", options.mode, MODES)
     check_task_name(options)
     check_settings(options)
+    check_seeds(options)
     if options.min_lr >= options.max_lr:
         raise UsageError(
             f"--min-lr must be below --max-lr, got {options.min_lr:g} and {options.max_lr:g}"

@@ -18,15 +18,16 @@ from optlab.cli._options import (
     arguments_of,
     check_argument_name,
     check_schedule,
+    check_seeds,
     check_settings,
     check_task_name,
     complete_with,
-    count,
     declare,
     file,
     named,
     optimizer_list,
     owners_of,
+    runs,
     several,
 )
 from optlab.cli._output import check_place
@@ -74,7 +75,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     add_updates(parser)
     parser.add_argument(
         "--trials",
-        type=count,
+        type=runs,
         default=32,
         metavar="N",
         help="the number of trials (default: %(default)s)",
@@ -94,14 +95,14 @@ def add(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--refine",
-        type=count,
+        type=runs,
         metavar="N",
         help="search again with N trials, in a smaller space around the best ones",
     )
     add_steps(parser, "optimizer updates per trial (default: the task's)")
     parser.add_argument(
         "--seeds",
-        type=count,
+        type=runs,
         default=1,
         metavar="N",
         help="runs of each trial, with different initializations and batches "
@@ -195,5 +196,4 @@ def _check_search(options: argparse.Namespace) -> None:
         )
     if options.search == "bayes" and options.halving is not None:
         raise UsageError("--halving cannot go with --search bayes, which learns from whole runs")
-    if options.seed + options.seeds > 2**31 - 1:
-        raise UsageError("argument --seeds: the last seed must be below 2**31")
+    check_seeds(options)

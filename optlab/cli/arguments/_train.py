@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from optlab._domains import DECAY, Domain
 from optlab.cli._errors import UsageError, check_known
 from optlab.cli._known import OPTIMIZERS
 from optlab.cli._options import (
@@ -23,17 +24,20 @@ from optlab.cli._options import (
     folder,
     folder_or_bucket,
     natural,
-    number,
     optimizer_list,
     rate,
+    runs,
+    within,
 )
 from optlab.cli._output import check_place
 from optlab.cli.arguments._groups import add_groups, check_groups
 
+WIDTHS = Domain("in (0, 1/√12]", 0, 12**-0.5, open_low=True)
+
 FORMS = {
-    "ema": ("DECAY", number),
+    "ema": ("DECAY", within("DECAY", DECAY)),
     "uniform": ("START", natural),
-    "power": ("WIDTH", number),
+    "power": ("WIDTH", within("WIDTH", WIDTHS)),
     "lawa": ("K", count),
 }
 """The averages by name, each with the name and the reader of its number."""
@@ -123,14 +127,14 @@ def add(parser: argparse.ArgumentParser) -> None:
 def _add_many_weights(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--ensemble",
-        type=count,
+        type=runs,
         metavar="N",
         help="train N models from the seeds --seed, --seed + 1, … at once, and judge their "
         "combined predictions",
     )
     parser.add_argument(
         "--snapshots",
-        type=count,
+        type=runs,
         metavar="N",
         help="take N models from one run, each before the rate restarts, and judge their combined "
         "predictions; a --rate without a schedule falls on a cosine N times",
