@@ -191,8 +191,8 @@ def _show(
         )
     with write_errors(options.out):
         (options.out / "history.json").write_text(text + "\n", encoding="utf-8")
-        title = f"{title_of(options, task)}\n{diagnosis}"
-        run_result.history.plot(title=title).savefig(options.out / "history.png")
+        figure = run_result.history.plot(title=title_of(options, task))
+        figure.savefig(options.out / "history.png")
     if not options.json:
         print("", f"Wrote {options.out / 'history.json'}, history.png", sep="\n")
 

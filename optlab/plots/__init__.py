@@ -18,6 +18,7 @@ from optlab.plots._parallel import plot_parallel
 from optlab.plots._range_test import plot_range_test
 from optlab.plots._schedules import plot_schedules
 from optlab.plots._sweep import plot_hyperparameter, plot_sweep
+from optlab.plots._trials import plot_importances, plot_trials
 
 __all__ = [
     "plot_comparison",
@@ -26,6 +27,7 @@ __all__ = [
     "plot_gain",
     "plot_history",
     "plot_hyperparameter",
+    "plot_importances",
     "plot_parallel",
     "plot_path_panels",
     "plot_paths",
@@ -34,4 +36,5 @@ __all__ = [
     "plot_schedules",
     "plot_sensitivity",
     "plot_sweep",
+    "plot_trials",
 ]

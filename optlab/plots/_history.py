@@ -37,6 +37,9 @@ MOST_GROUPS = 6
 
 SPLITS = ("training set", "validation set")
 
+EARLY = 4
+"""The first of this many parts of a run may lie beyond the axis of the score."""
+
 MOST_MARKERS = 60
 """The largest number of evaluations that are drawn with markers."""
 
@@ -98,7 +101,7 @@ def _panels(history: "History") -> Iterator[tuple[float, Any]]:
     """Yield the height in inches and the drawing function of each panel that has data."""
     yield 3.2, partial(_draw_losses, history=history)
     if history.score != "loss" and history.score in {*history.train, *history.validation}:
-        yield 1.8, partial(_draw_evaluations, history=history, metric=history.score)
+        yield 2.2, partial(_draw_score, history=history)
     if history.learning_rate is not None:
         rates = _rates_by_group(history)
         yield 1.3 if len(rates) == 1 else 1.8, partial(_draw_rates, rates=rates)
@@ -160,6 +163,25 @@ def _draw_evaluations(ax: "Axes", *, history: "History", metric: str) -> None:
         step = history.steps[best]
         label = f"best: {number(scores[best])} at {step:,}"
         ax.plot([step], [scores[best]], **ring("black"), clip_on=False, label=label)
+
+
+def _draw_score(ax: "Axes", *, history: "History") -> None:
+    """Draw the score; where it starts far from the rest of the run, on an axis without the start.
+
+    An accuracy that rises from 0.1 would leave no room to tell 0.93 from 0.97.
+    """
+    _draw_evaluations(ax, history=history, metric=history.score)
+    curves = [_finite(values) for values in _of(history, history.score).values()]
+    later = np.concatenate([values[len(values) // EARLY :] for values in curves])
+    later, whole = (x[np.isfinite(x)] for x in (later, np.concatenate(curves)))
+    if not later.size or np.ptp(later) > np.ptp(whole) / 2:
+        return
+    low, high = later.min(), later.max()
+    room = 0.08 * (high - low) or 0.02 * abs(high) or 0.5
+    ax.set_ylim(low - room, high + room)
+    beyond = int(((whole < low - room) | (whole > high + room)).sum())
+    text = f"{beyond} early {'value is' if beyond == 1 else 'values are'} beyond the axis"
+    ax.annotate(text, (0.99, 0.04), xycoords="axes fraction", ha="right", fontsize=SMALL)
 
 
 def _of(history: "History", metric: str) -> Mapping[str, np.ndarray]:

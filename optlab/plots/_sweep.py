@@ -10,6 +10,7 @@ from optlab._extras import needs_extra
 from optlab.plots._common import ACCENT, PALETTE, SMALL, new_axes
 from optlab.plots._parallel import plot_parallel, title_of
 from optlab.plots._scale import Scale, metric_of, metric_scale, range_ticks, short, spread
+from optlab.plots._trials import plot_importances, plot_trials
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,10 +32,11 @@ MARGIN = 0.06
 
 
 def plot_sweep(sweep: "Sweep") -> "Figure":
-    """Draw the trials of a sweep in parallel coordinates, and a panel for each hyperparameter.
+    """Draw a sweep: its trials, their learning curves, and a panel for each hyperparameter.
 
-    The first part is `plot_parallel`. The panels are `plot_hyperparameter` of the score, with the
-    loss below if the score is another metric.
+    The first part is `plot_parallel`. Below are `plot_trials` and `plot_importances`, then for each
+    hyperparameter `plot_hyperparameter` of the score, with the loss below if the score is another
+    metric. With a single hyperparameter `plot_parallel` and `plot_importances` are left out.
 
     Args:
         sweep: the result of `sweep`.
@@ -46,22 +48,37 @@ def plot_sweep(sweep: "Sweep") -> "Figure":
         from matplotlib.figure import Figure
 
     names = list(sweep.space)
+    several = len(names) > 1
     metrics = ["loss"] if sweep.score == "loss" else [sweep.score, "loss"]
     columns = min(COLUMNS, len(names))
     blocks = -(-len(names) // columns)
     lines = blocks * len(metrics)
-    size = (max(6.5, 1.3 * (len(names) + 1), 3.1 * columns), 4.4 + 2.0 * lines)
+    heights = [*[3.6] * several, 2.6, *[2.0] * lines]
+    size = (max(9.0, 1.3 * (len(names) + 1), 3.1 * columns), 0.8 + sum(heights))
     figure = Figure(figsize=size, dpi=150, layout="constrained")
     figure.get_layout_engine().set(h_pad=0.08, w_pad=0.08)
-    grid = figure.add_gridspec(1 + lines, columns, height_ratios=[3.6] + [2.0] * lines)
-    plot_parallel(sweep, ax=figure.add_subplot(grid[0, :]))
+    rows = figure.add_gridspec(len(heights), 1, height_ratios=heights)
+    if several:
+        plot_parallel(sweep, ax=figure.add_subplot(rows[0]))
+    else:
+        figure.suptitle(title_of(sweep), x=0.01, ha="left", fontsize=11)
+    grid = rows[several + 1 :].subgridspec(lines, columns)
+    panels_of_all = []
     for index, name in enumerate(names):
         block, column = divmod(index, columns)
-        first = 1 + block * len(metrics)
+        first = block * len(metrics)
         panels = [figure.add_subplot(grid[first + row, column]) for row in range(len(metrics))]
         _draw_column(panels, sweep, name, metrics, leftmost=column == 0)
-    figure.align_ylabels()
-    _legend_below(figure)
+        panels_of_all += panels
+    count = 2 if several else 1
+    beside = rows[int(several)].subgridspec(1, count, width_ratios=[3, 2][:count])
+    for place, draw in enumerate((plot_trials, plot_importances)[:count]):
+        ax = figure.add_subplot(beside[place])
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.tick_params(labelsize=SMALL)
+        draw(sweep, ax=ax)
+    figure.align_ylabels(panels_of_all)
+    _legend_below(figure, panels_of_all)
     return figure
 
 
@@ -251,10 +268,10 @@ def _label_best(ax: "Axes", x: float, value: Any) -> None:
     )
 
 
-def _legend_below(figure: "Figure") -> None:
+def _legend_below(figure: "Figure", panels: "Sequence[Axes]") -> None:
     """Put one legend for the points of all panels below them."""
     handle_by_label = {}
-    for ax in figure.axes[1:]:
+    for ax in panels:
         handles, labels = ax.get_legend_handles_labels()
         handle_by_label |= dict(zip(labels, handles, strict=True))
     style = {"loc": "outside lower left", "frameon": False, "fontsize": SMALL + 1}

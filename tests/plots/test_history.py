@@ -193,3 +193,20 @@ def test_without_matplotlib_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ModuleNotFoundError, match=r"^plot_history: .*matplotlib"):
         plots.plot_history(run())
+
+
+def test_scores_of_the_later_run_can_be_told_apart():
+    steps = np.arange(0, 101, 10)
+    rising = np.array([0.1, 0.8, 0.93, 0.94, 0.95, 0.96, 0.97, 0.97, 0.97, 0.97, 0.97])
+    history = History(
+        loss=np.geomspace(2.3, 0.1, 100),
+        steps=steps,
+        validation={"loss": 1 - rising, "accuracy": rising},
+        score="accuracy",
+        maximize=True,
+    )
+    ax = history.plot().axes[1]
+    low, high = ax.get_ylim()
+    assert 0.8 < low < 0.93
+    assert 0.97 < high < 1
+    assert "2 early values are beyond the axis" in [text.get_text() for text in ax.texts]

@@ -258,8 +258,10 @@ def test_what_a_sweep_does_not_have_is_told(mixed, arguments, message):
 
 def test_the_picture_has_a_panel_for_each_hyperparameter_and_metric(mixed):
     figure = draw(mixed.plot())
-    parallel, *panels = figure.axes
+    parallel, *panels, trials, importances = figure.axes
     assert "40 trials, random search" in parallel.get_title(loc="left")
+    assert trials.get_xlabel() == "optimizer updates done"
+    assert [text.get_text() for text in importances.get_yticklabels()] == list(SPACE)
     assert len(panels) == 2 * len(SPACE)
     assert [ax.get_xlabel() for ax in panels[1::2]] == list(SPACE)
     assert not any(ax.get_xlabel() for ax in panels[::2])
@@ -271,7 +273,7 @@ def test_the_picture_has_a_panel_for_each_hyperparameter_and_metric(mixed):
     assert set(labels) >= {"complete", "stopped early", "diverged", "best"}
     assert len(set(labels)) == len(labels)
     by_loss = dataclasses.replace(mixed, score="loss", maximize=False).plot()
-    assert len(by_loss.axes) == 1 + len(SPACE)
+    assert len(by_loss.axes) == 3 + len(SPACE)
 
 
 def test_panels_do_not_overlap(mixed):
@@ -297,7 +299,8 @@ def test_panels_do_not_overlap(mixed):
 def test_small_and_large_spaces_are_drawn(space, count, tmp_path):
     figure = plots.plot_sweep(judged(space, count))
     figure.savefig(tmp_path / "sweep.png", dpi=40)
-    assert len(figure.axes) == 1 + 2 * len(space)
+    beside = 1 if len(space) == 1 else 3  # a single hyperparameter has no lines, no importance
+    assert len(figure.axes) == beside + 2 * len(space)
 
 
 def test_a_sweep_that_diverged_throughout_is_drawn(tmp_path):
@@ -306,7 +309,7 @@ def test_a_sweep_that_diverged_throughout_is_drawn(tmp_path):
     found = made_up([trial(i, v, NAN, np.inf, "diverged") for i, v in enumerate(values)], space)
     figure = plots.plot_sweep(found)
     figure.savefig(tmp_path / "lost.png", dpi=40)
-    parallel, *panels = figure.axes
+    parallel, *panels, _, _ = figure.axes
     assert "all diverged" in parallel.get_title(loc="left")
     for ax in panels:
         ((label, (x, _)),) = points(ax).items()
@@ -318,8 +321,29 @@ def test_scores_that_are_all_the_same_are_drawn(tmp_path):
     found = made_up([trial(i, v, 0.9, 0.0) for i, v in enumerate(sample(space, 5))], space)
     figure = plots.plot_sweep(found)
     figure.savefig(tmp_path / "same.png", dpi=40)
-    low, high = figure.axes[1].get_ylim()
-    assert low < 0.9 < high
+    score, _, trials = figure.axes
+    for ax in (score, trials):
+        low, high = ax.get_ylim()
+        assert low < 0.9 < high
+
+
+def test_each_trial_has_a_learning_curve_and_the_best_is_highlighted(mixed):
+    ax = draw(plots.plot_trials(mixed).figure).axes[0]
+    curves = [line for line in ax.lines if line.get_color() != "white"]
+    assert len(curves) == len(mixed.trials)
+    (best,) = (line for line in curves if line.get_color() == ACCENT)
+    np.testing.assert_allclose(best.get_ydata(), mixed.best.validation["accuracy"][0])
+    diverged = sum(line.get_linestyle() == "--" for line in curves)
+    assert diverged == sum(trial.diverged for trial in mixed.trials)
+
+
+def test_a_bar_is_as_long_as_its_importance_and_hollow_where_it_is_unsure(mixed):
+    ax = plots.plot_importances(mixed)
+    found = mixed.importances()
+    for bar, (share, sure) in zip(ax.patches, found.values(), strict=True):
+        assert bar.get_width() == share
+        assert (bar.get_facecolor()[3] > 0) == sure
+    assert found["learning_rate"].sure
 
 
 def test_ticks_are_round_and_as_many_as_fit():

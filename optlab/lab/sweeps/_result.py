@@ -12,6 +12,7 @@ import numpy as np
 
 from optlab import _checks
 from optlab._report import Spread, aligned, number, strict, versions
+from optlab.lab.sweeps._importance import Importance, importances
 from optlab.lab.sweeps._space import Categorical, Range
 from optlab.lab.sweeps._trial import DIVERGED, STOPPED, Trial, rank
 
@@ -125,10 +126,29 @@ class Sweep:
             columns["loss"] = [number(trial.loss) for trial in best_trials]
         columns["updates"] = [str(trial.num_updates) for trial in best_trials]
         columns["status"] = [trial.status for trial in best_trials]
-        return "\n\n".join(filter(None, ("\n".join(aligned(columns)), "\n".join(self._notes()))))
+        left_out = len(self.trials) - len(best_trials)
+        notes = [f"{left_out} more trials are not shown."] if left_out else []
+        notes += self._notes()
+        return "\n\n".join(filter(None, ("\n".join(aligned(columns)), "\n".join(notes))))
 
     def __str__(self) -> str:
         return f"{self.task}: {self.search} search, {len(self.trials)} trials\n\n{self.table()}"
+
+    def importances(self) -> dict[str, Importance]:
+        """Return how much each hyperparameter matters, name → (share, sure).
+
+        The share, in [0, 1], is that of the variance of the trials' ranks which a parabola in this
+        hyperparameter alone explains, or a mean for each choice, adjusted for the number of
+        coefficients. What only matters in combination with others does not show. `sure` says that
+        random ranks hardly ever explain as much; with few trials nothing is sure.
+        """
+        order = self.ranked()
+        keys = [(t.diverged or (-t.num_updates, t.score)) for t in order]
+        places: dict[Any, list[int]] = {}
+        for place, key in enumerate(keys):
+            places.setdefault(key, []).append(place)
+        ranks = np.array([np.mean(places[key]) for key in keys])
+        return importances(self.space, [trial.values for trial in order], ranks)
 
     def plot(self) -> "Figure":
         """Draw the trials; see `optlab.plots.plot_sweep`.
@@ -161,6 +181,7 @@ class Sweep:
         document = vars(self) | {
             "space": {name: values.to_json() for name, values in self.space.items()},
             "trials": [vars(trial) for trial in self.trials],
+            "importances": {name: x._asdict() for name, x in self.importances().items()},
             "ranking": [trial.number for trial in self.ranked()],
             "versions": versions("optlab", "jax", "jaxlib", "optax", "flax", "numpy", "optuna"),
         }
@@ -181,6 +202,10 @@ class Sweep:
             yield f"{diverged} of {len(self.trials)} trials diverged."
         if diverged == len(self.trials):
             return
+        shares = {name: x for name, x in self.importances().items() if not math.isnan(x.share)}
+        if shares:
+            texts = (f"{n} {x.share:.2f}{'' if x.sure else ' (unsure)'}" for n, x in shares.items())
+            yield f"Share of the ranks explained by each alone: {', '.join(texts)}."
         for name, values in self.space.items():
             if edge := _edge(values, self.best.values[name], len(self.trials)):
                 yield (

@@ -799,6 +799,7 @@ def test_the_table_shows_the_best_and_notes_what_stands_out(mixed):
         "layers: the best lies at the upper end of its range; a wider one may hold a better.",
     ]
     assert mixed.table(limit=1).count("complete") == 1
+    assert "\n3 more trials are not shown.\n" in mixed.table(limit=1)
     assert str(mixed).startswith("made up: random search, 4 trials\n\ntrial")
     assert mixed.title("loss") == "loss"
     assert dataclasses.replace(mixed, split="validation").title("loss") == "validation loss"
