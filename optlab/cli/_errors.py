@@ -48,6 +48,15 @@ def check_known(kind: str, name: str, known: Iterable[str], also: str = "") -> N
 
 
 @contextmanager
+def usage_errors() -> Iterator[None]:
+    """Turn every ValueError in this block into a `UsageError`."""
+    try:
+        yield
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+@contextmanager
 def value_errors() -> Iterator[None]:
     """Turn errors of optlab's own checks in this block into a `UsageError`."""
     try:

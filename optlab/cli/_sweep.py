@@ -9,14 +9,14 @@ from pathlib import Path
 
 import optax
 
-from optlab.cli._errors import DIVERGED, UsageError, value_errors
+from optlab.cli._errors import DIVERGED, UsageError, usage_errors, value_errors
 from optlab.cli._groups import group_rules
 from optlab.cli._known import OPTIMIZERS
 from optlab.cli._optimizers import swept
 from optlab.cli._output import Progress, check_writable_folder, log, require, write_errors
 from optlab.cli._ranges import Numbers, Typed, points_in
 from optlab.cli._task_errors import task_errors
-from optlab.cli._tasks import find_task, task_values
+from optlab.cli._tasks import find_task, flags_of, task_values, with_flags
 from optlab.lab import (
     Categorical,
     Integer,
@@ -87,28 +87,31 @@ def _task(options: argparse.Namespace) -> Task | Callable[..., Task]:
                 f"{name!r}; leave out {word}"
             )
         return task
-    _check_own(options, task)
+    if ":" in options.task:
+        _check_own(options, task)
+        values = with_flags(f"--task {options.task}", task, values)
     return partial(task, **values) if values else task
 
 
 def _check_own(options: argparse.Namespace, make: Callable[..., Task]) -> None:
-    """Require whole numbers for arguments of the user's own function that are whole numbers."""
-    if ":" not in options.task:
-        return
+    """Require values of the kind that the defaults of the user's own function have.
+
+    Choices for what is true or false by default are read as such.
+    """
+    flags = flags_of(make)
+    for name in flags.keys() & options.space.keys():
+        entry = options.space[name].read_for(flags[name])
+        with usage_errors():
+            entry.check(f"--task {options.task}", flags[name])
+        options.space[name] = entry
     parameters = inspect.signature(make).parameters
-    for name, entry in options.space.items():
-        default = parameters[name].default if name in parameters else None
-        real = isinstance(entry, Numbers) and not entry.whole
-        if (
-            real
-            and isinstance(default, int)
-            and name not in OPTIMIZERS[options.optimizer].arguments
-        ):
-            kind = "true or false" if isinstance(default, bool) else "a whole number"
-            better = "yes,no" if isinstance(default, bool) else f"{entry.text}:int"
+    own = options.space.keys() & parameters.keys() - OPTIMIZERS[options.optimizer].arguments.keys()
+    for name in sorted(own):
+        default, entry = parameters[name].default, options.space[name]
+        if isinstance(default, int) and isinstance(entry, Numbers) and not entry.whole:
             raise UsageError(
-                f"argument --space: {name} of {options.task} is {default} by default, {kind}, got "
-                f"the real numbers {name}={entry.text}; write {name}={better}"
+                f"argument --space: {name} of {options.task} is {default} by default, a whole "
+                f"number, got the real numbers {name}={entry.text}; write {name}={entry.text}:int"
             )
 
 

@@ -13,10 +13,10 @@ from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
 
-from optlab.cli._errors import UsageError, in_a_shell
+from optlab.cli._errors import UsageError, in_a_shell, usage_errors
 from optlab.cli._expressions import suggestions
-from optlab.cli._known import OPTIMIZERS
-from optlab.cli._options import optimizers_of, settings_of
+from optlab.cli._known import FLAG, OPTIMIZERS, Argument
+from optlab.cli._options import optimizers_of, settings_of, value_of
 from optlab.cli._task_errors import task_errors
 from optlab.lab import Task, tasks
 from optlab.lab.tasks._check_task import check_task
@@ -96,8 +96,9 @@ def _load(name: str, options: Mapping[str, Any]) -> Task:
         task = target
     else:
         _check_takes(who, target, options)
+        values = with_flags(who, target, options)
         with task_errors(name, f"calling {name.partition(':')[2]}"):
-            task = target(**options)
+            task = target(**values)
         if not isinstance(task, Task):
             required = "the function must return an optlab.lab.Task"
             raise UsageError(f"{who}: {required}, got {_kind(task)}")
@@ -107,6 +108,35 @@ def _load(name: str, options: Mapping[str, Any]) -> Task:
     except ValueError as error:
         raise in_a_shell(error) from error
     return task
+
+
+def with_flags(who: str, make: Callable[..., Task], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values, with True or False for arguments that are so by default.
+
+    Any other word would count as true in the user's own function.
+    """
+    flags = flags_of(make)
+    read = {
+        name: value_of(flags[name], str(value)) if name in flags else value
+        for name, value in values.items()
+    }
+    with usage_errors():
+        for name in flags.keys() & read.keys():
+            flags[name].check(who, read[name])
+    return read
+
+
+def flags_of(make: Callable[..., Task]) -> dict[str, Argument]:
+    """Return the arguments of a function that are true or false by default."""
+    try:
+        parameters = inspect.signature(make).parameters
+    except (TypeError, ValueError):  # some functions written in C have no signature
+        return {}
+    return {
+        name: Argument(name, FLAG, parameter.default)
+        for name, parameter in parameters.items()
+        if isinstance(parameter.default, bool)
+    }
 
 
 def _flag(option: str) -> str:

@@ -91,7 +91,9 @@ def test_ranges_reach_the_function_that_makes_a_task_of_the_users_own(run, tmp_p
             import jax.numpy as jnp
             from optlab.lab import Task
 
-            def parabola(curvature=1.0, degree=2) -> Task:
+            def parabola(curvature=1.0, degree=2, shifted=False) -> Task:
+                assert isinstance(shifted, bool)
+
                 def height(x):
                     return curvature * x**degree
 
@@ -112,6 +114,19 @@ def test_ranges_reach_the_function_that_makes_a_task_of_the_users_own(run, tmp_p
     assert status == 0
     trials = json.loads(out)["trials"]
     assert {trial["values"]["degree"] for trial in trials} == {2, 4}
+    short = ["--task", "mine:parabola", "--trials", "2", "--steps", "1"]
+    status, out, _ = run("sweep", *short, "--space", "shifted=yes,no", "--rate", "0.1", "--json")
+    assert status == 0
+    assert {trial["values"]["shifted"] for trial in json.loads(out)["trials"]} == {True, False}
+    for command, wrong, message in (
+        ("sweep", "--space=shifted=yes,maybe", "shifted must be true or false, got shifted=maybe"),
+        ("sweep", "--space=shifted=0:1", "shifted must be true or false, got shifted=0:1; write"),
+        ("sweep", "--space=degree=2:6", "got the real numbers degree=2:6; write degree=2:6:int"),
+        ("train", "--set=shifted=maybe", "shifted must be true or false, got shifted=maybe"),
+    ):
+        status, failed_out, err = run(command, "--task", "mine:parabola", wrong)
+        assert (status, failed_out) == (2, "")
+        assert message in err
     for trial in trials:
         x = 2.0
         values = trial["values"]
