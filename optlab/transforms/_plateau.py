@@ -14,13 +14,15 @@ Reference: PyTorch's and Optax's transformation of this name. As in Optax and Ke
 comes with the check that completes `patience` (PyTorch: one later).
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
 
 from optlab import _checks
 from optlab._tree import is_traced
-from optlab._types import Hyperparam
+from optlab._types import Array, Hyperparam
 from optlab.rules import Rule, lift, number
 
 
@@ -41,6 +43,13 @@ def reduce_on_plateau(
     time, `check=False` (traced or not) says that this one's value is not to be looked at:
 
         tx.update(gradients, state, params, value=validation_loss, check=step % 100 == 0)
+
+    Where `value` is the loss of a batch, for other rules in the chain, give the metric as `score`,
+    which is then looked at alone, with the number of the evaluation that it comes from, counted
+    from 1: `update(…, value=loss, score=validation_loss, evaluation=3)`. Each evaluation is checked
+    once, by the first update that knows it, however many follow before the next one; number 0
+    stands for none. `optlab.lab` does so with the validation score, and also says by `maximize`
+    whether a higher one is better, which `mode` must agree with.
 
     Args:
         factor: of each reduction, in (0, 1).
@@ -91,15 +100,21 @@ def reduce_on_plateau(
         return sign * value < sign * best - margin
 
     def observe(state, h, extra_args):
-        value = extra_args.get("value")
+        name = "value" if extra_args.get("score") is None else "score"
+        value = extra_args.get(name)
         if value is None:
             return state, state.scale
-        _checks.check_number(who, "value", value, _checks.ANY)
+        _checks.check_number(who, name, value, _checks.ANY)
         value = jnp.asarray(value, state.best_value.dtype)
         check = jnp.asarray(extra_args.get("check", True))
         if check.ndim or check.dtype != bool:
             got = f"{check.dtype} of shape {check.shape}"
             _checks.fail(who, "check must be one boolean", got)
+        evaluation = state.evaluation
+        if name == "score":
+            _check_direction(who, mode, extra_args.get("maximize", mode == "max"))
+            evaluation = _evaluation(who, extra_args.get("evaluation"))
+            check &= evaluation > state.evaluation
         improved = improves(value, state.best_value, h)
         cooling = state.cooldown_left > 0
         num_bad = jnp.where(improved | cooling, 0, state.num_bad + 1)
@@ -111,6 +126,7 @@ def reduce_on_plateau(
             "best_value": jnp.where(improved, value, state.best_value),
             "num_bad": jnp.where(reduce, 0, num_bad),
             "cooldown_left": cooldown_left.astype(jnp.int32),
+            "evaluation": evaluation,
         }
         checked = {
             name: jnp.where(check, value, getattr(state, name)) for name, value in new.items()
@@ -130,6 +146,7 @@ def reduce_on_plateau(
             "best_value": worst,
             "num_bad": lambda: jnp.zeros((), jnp.int32),
             "cooldown_left": lambda: jnp.zeros((), jnp.int32),
+            "evaluation": lambda: jnp.zeros((), jnp.int32),
         },
         readable={"scale": _checks.NONNEGATIVE},
         observe=observe,
@@ -137,3 +154,24 @@ def reduce_on_plateau(
         counter="step",
     )
     return lift(rule)
+
+
+def _evaluation(who: str, number: Any) -> Array:
+    """Require the number of an evaluation beside its score; return it."""
+    number = jnp.asarray(-1 if number is None else number)
+    if number.ndim or not jnp.issubdtype(number.dtype, jnp.integer):
+        got = f"{number.dtype} of shape {number.shape}"
+        _checks.fail(who, "evaluation must be one integer", got)
+    if not is_traced(number) and number < 0:
+        required = "evaluation must be given with score, an integer >= 0"
+        _checks.fail(who, required, f"{number}", "count evaluations from 1")
+    return number.astype(jnp.int32)
+
+
+def _check_direction(who: str, mode: str, maximize: bool) -> None:
+    wanted = "max" if maximize else "min"
+    if mode != wanted:
+        better = "higher" if maximize else "lower"
+        _checks.fail(
+            who, f"mode must be {wanted!r}, as a {better} score is better", f"mode={mode!r}"
+        )

@@ -60,7 +60,7 @@ def settle(inputs: Tree, updates: Tree, new: Any, old: Any) -> tuple[Array, Tree
         (whether the step is made, a () bool; the updates; the state).
     """
     sound = all_finite(inputs)
-    made = sound & all_finite(updates) & _stay_finite(new, old)
+    made = sound & all_finite(updates) & stay_finite(new, old)
     return made, _update_if(made, updates), keep(made, sound, new, old)
 
 
@@ -169,7 +169,7 @@ def wide(dtype: DTypeLike) -> jnp.dtype:
     return jnp.dtype(dtype) if jnp.issubdtype(dtype, jnp.complexfloating) else compute_dtype(dtype)
 
 
-def _stay_finite(new: Any, old: Any) -> Array:
+def stay_finite(new: Any, old: Any) -> Array:
     """Return whether all finite numbers of the old state are finite in the new one, a () bool."""
     stay = [
         (jnp.isfinite(n) | ~jnp.isfinite(o)).all()

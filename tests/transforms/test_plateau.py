@@ -122,3 +122,29 @@ def test_a_value_that_is_no_scalar_is_an_error():
         tx.update(g, tx.init(g), value=jnp.ones(3))
     with pytest.raises(ValueError, match="reduce_on_plateau: check must be one boolean, got bool"):
         tx.update(g, tx.init(g), value=1.0, check=jnp.ones(2, bool))
+
+
+def test_the_score_of_an_evaluation_is_checked_once():
+    tx = optlab.reduce_on_plateau(factor=0.5, patience=2)
+    state, got = tx.init(jnp.ones(())), []
+    # Three evaluations without improvement after the first one, each known for three updates.
+    for step in range(12):
+        extra = {"value": 100.0 - step, "score": 2.0, "evaluation": step // 3}
+        update, state = tx.update(jnp.ones(()), state, **extra)
+        got.append(float(update))
+    np.testing.assert_array_equal(got, [1.0] * 9 + [0.5] * 3)
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        ({"score": 1.0}, "evaluation must be given with score, an integer >= 0, got -1"),
+        ({"score": 1.0, "evaluation": 0.5}, "evaluation must be one integer, got float32"),
+        ({"score": "x", "evaluation": 1}, "score must be a number"),
+        ({"score": 1.0, "evaluation": 1, "maximize": True}, "mode must be 'max', as a higher"),
+    ],
+)
+def test_a_score_must_be_whole(extra, message):
+    tx = optlab.reduce_on_plateau()
+    with pytest.raises(ValueError, match=f"^reduce_on_plateau: {message}"):
+        tx.update(jnp.ones(()), tx.init(jnp.ones(())), **extra)

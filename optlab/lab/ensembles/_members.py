@@ -19,6 +19,7 @@ from optlab.lab.tasks._task import Task
 from optlab.lab.training import _loop
 from optlab.lab.training._loop import Keys, TrainState
 from optlab.lab.training._run import learning_rates
+from optlab.lab.training._windows import batches_per_update
 
 Rates = Mapping[str, float]
 """The learning rates of an update, by the group of parameters; empty where they are unknown."""
@@ -38,11 +39,13 @@ def train_together(
     Returns:
         Arrays (members, …), divided between the devices that trained them.
     """
+    one = jax.eval_shape(partial(_loop.begin, task, tx), jax.tree.map(lambda key: key[0], keys))
+    batches = steps * batches_per_update(tx, one)
 
     def train_all(keys: Keys) -> TrainState:
         runs = jax.vmap(partial(_loop.begin, task, tx))(keys)
         update = jax.vmap(partial(_loop.update, task, tx), in_axes=(0, 0, None))
-        return lax.fori_loop(0, steps, lambda step, runs: update(keys, runs, step)[0], runs)
+        return lax.fori_loop(0, batches, lambda step, runs: update(keys, runs, step)[0], runs)
 
     devices = _devices(len(keys.init))
     if len(devices) == 1:
@@ -72,15 +75,17 @@ def train_in_parts(
             of the first later update before the next stop that has others; of the last one before
             it if none has. An optimizer that accumulates gradients keeps its rates for some.
     """
+    begin = jax.jit(partial(_loop.begin, task, tx))
+    batches = batches_per_update(tx, jax.eval_shape(begin, keys))
 
     def advance(run: TrainState, first: Array, stop: Array) -> TrainState:
         def body(step: Array, run: TrainState) -> TrainState:
             return _loop.update(task, tx, keys, run, step)[0]
 
-        return lax.fori_loop(first, stop, body, run)
+        return lax.fori_loop(first * batches, stop * batches, body, run)
 
     advance = jax.jit(advance)
-    run, first, parts = jax.jit(partial(_loop.begin, task, tx))(keys), 0, []
+    run, first, parts = begin(keys), 0, []
     for stop in stops:
         if parts:
             end, before = first, _rates(run)

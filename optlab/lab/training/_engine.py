@@ -5,7 +5,8 @@ runs are (lanes, seeds, …). All lanes of one seed share their initialization, 
 their random keys. What does not depend on the hyperparameters is computed once for all lanes.
 
 The updates between two evaluations are one call of a program that loops over them. With batches
-from the host each update is a call of its own. Both make the same updates, bit for bit.
+from the host each batch is a call of its own. Both make the same updates, bit for bit. An update
+takes several batches where gradients are accumulated; its loss is then the mean of theirs.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -23,12 +24,16 @@ from optlab._types import Array, Tree
 from optlab.lab.tasks._task import Batch, Task
 from optlab.lab.training import _loop
 from optlab.lab.training._convolutions import with_fast_convolutions
-from optlab.lab.training._loop import Keys, TrainState
+from optlab.lab.training._loop import Judged, Keys, TrainState
+from optlab.lab.training._windows import batches_per_update
 
 LANES, SEEDS, ALL = PartitionSpec("lanes"), PartitionSpec(None, "lanes"), PartitionSpec()
 
 MakeRun = Callable[[Tree], tuple[Task, optax.GradientTransformation]]
 """A function from one lane's values, () arrays that may be traced, to the task and optimizer."""
+
+NEVER = Judged.of(np.zeros(0))
+"""What is known of the evaluations of a run that has had none."""
 
 Observe = Callable[[optax.OptState, Array], dict[str, Array]]
 """A function of the optimizer's state and the loss to what is recorded of an update."""
@@ -55,11 +60,12 @@ class Unfinished(Exception):
     Attributes:
         carry: the runs after the updates that were made.
         records: the records of these updates.
+        waiting: the batches that the runs took since the last of these updates.
     """
 
-    def __init__(self, carry: Carry, records: dict[str, np.ndarray]):
+    def __init__(self, carry: Carry, records: dict[str, np.ndarray], waiting: int):
         super().__init__()
-        self.carry, self.records = carry, records
+        self.carry, self.records, self.waiting = carry, records, waiting
 
 
 class Division(NamedTuple):
@@ -95,6 +101,9 @@ class Engine:
         settle: the shapes of the state, with the shardings that the compiler gives it → the
             shardings that it is to have from `begin` on; None to leave them to the compiler.
         divide: a batch of `Task.batch` → the batch with the sharding that it is to have.
+
+    Attributes:
+        batches: the batches of an update, ≥ 1; it is known once there are runs or shapes of them.
     """
 
     def __init__(
@@ -111,12 +120,13 @@ class Engine:
     ):
         self._make_run, self._observe, self._size = make_run, observe, size
         self._in_lanes, self._settle, self._divide = in_lanes, settle, divide
+        self.batches: int | None = None
         self.mesh = Mesh(np.array(devices), ("lanes",)) if len(devices) > 1 else None
         self._division = division
         begin, self._update = self._begin_one, self._update_one
         if in_lanes:
             begin = _over_lanes_and_seeds(begin, (0, None), (None, 0))
-            axes = (0, None, 0, None, None), (None, 0, 0, None, None)
+            axes = (0, None, 0, None, None, 0), (None, 0, 0, None, None, 0)
             self._update = _over_lanes_and_seeds(self._update, *axes)
         self._begin_all = begin
         self.begin_program = jax.jit(self._spread(self._begin, 0))
@@ -128,14 +138,27 @@ class Engine:
             # Compiled twice, so that no array is whole on a device that is to have a part of it.
             self._shardings = self._settle(compiled_shapes(self.begin_program, values, keys))
             self.begin_program = jax.jit(self._begin, out_shardings=self._shardings)
-        return self.begin_program(values, keys)
+        carry = self.begin_program(values, keys)
+        self._count_batches(values, carry)
+        return carry
 
     def shapes(self, values: Tree, keys: Keys) -> Carry:
         """Return the shapes, types and shardings of what `begin` returns."""
         carry = jax.eval_shape(self.begin_program, values, keys)
+        self._count_batches(values, carry)
         if self.mesh is None:
             return carry
         return with_shardings(carry, self._divided(carry))
+
+    def _count_batches(self, values: Tree, carry: Carry) -> None:
+        if self.batches is None:
+            run = carry.runs
+            if self._in_lanes:
+                values = jax.tree.map(lambda x: x[0], values)
+                shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[2:], x.dtype), run)
+                run = shapes
+            _, tx = self._make_run(values)
+            self.batches = batches_per_update(tx, run)
 
     def divided(self, carry: Carry) -> Carry:
         """Return a state in lanes divided over the devices as `begin` divides it."""
@@ -156,7 +179,7 @@ class Engine:
 
     @cached_property
     def call_program(self) -> Any:
-        """The program that makes one update with a batch that it is given."""
+        """The program that goes on by one batch that it is given."""
         return self._compiled(self._call, 3)
 
     def advance(
@@ -168,6 +191,7 @@ class Engine:
         stop: int,
         *,
         batches: Iterator[Batch] | None = None,
+        judged: Judged = NEVER,
     ) -> tuple[Carry, dict[str, np.ndarray]]:
         """Make the updates `first` … `stop` − 1; the state passed in is donated.
 
@@ -178,6 +202,7 @@ class Engine:
             first: the first update, counted from 0.
             stop: the update to stop before, at most `size` later.
             batches: the batches of these updates, on the device; None for those of `Task.batch`.
+            judged: the last evaluation, () or (lanes, seeds) each.
 
         Returns:
             The runs, and the records, name → (updates,) or (lanes, seeds, updates).
@@ -185,23 +210,24 @@ class Engine:
         Raises:
             Unfinished: the batches failed, with that error as its cause.
         """
-        count = stop - first
+        start, count = np.int32(first * self.batches), (stop - first) * self.batches
         if batches is None:
-            carry = self.loop_program(values, keys, carry, np.int32(first), np.int32(count))
-            return carry, _records(carry, count)
+            carry = self.loop_program(values, keys, carry, start, np.int32(count), judged)
+            return carry, _records(carry, stop - first)
         for i in range(count):
             try:
                 batch = next(batches)
             except ValueError as error:
-                raise Unfinished(carry, _records(carry, i)) from error
-            carry = self.call_program(values, keys, carry, np.int32(first), np.int32(i), batch)
+                done, waiting = divmod(i, self.batches)
+                raise Unfinished(carry, _records(carry, done), waiting) from error
+            carry = self.call_program(values, keys, carry, start, np.int32(i), batch, judged)
             if i % IN_FLIGHT == IN_FLIGHT - 1:
                 jax.block_until_ready(carry.records)
-        return carry, _records(carry, count)
+        return carry, _records(carry, stop - first)
 
     def advance_all(
         self,
-        runs: Sequence[tuple[Carry, Tree, Keys]],
+        runs: Sequence[tuple[Carry, Tree, Keys, Judged]],
         first: int,
         stop: int,
         batches: Iterator[Batch],
@@ -209,7 +235,8 @@ class Engine:
         """Make the same updates of several runs, each with its values and keys, on shared batches.
 
         Args:
-            runs: the state of each run, which is donated, its values and its keys.
+            runs: the state of each run, which is donated, its values, its keys and its last
+                evaluation.
             first: as for `advance`.
             stop: as for `advance`.
             batches: as for `advance`.
@@ -217,12 +244,13 @@ class Engine:
         Returns:
             For each run what `advance` returns.
         """
-        carries = [carry for carry, _, _ in runs]
-        for i in range(stop - first):
+        carries = [carry for carry, *_ in runs]
+        start = np.int32(first * self.batches)
+        for i in range((stop - first) * self.batches):
             batch = next(batches)
             carries = [
-                self.call_program(values, keys, carry, np.int32(first), np.int32(i), batch)
-                for carry, (_, values, keys) in zip(carries, runs, strict=True)
+                self.call_program(values, keys, carry, start, np.int32(i), batch, judged)
+                for carry, (_, values, keys, judged) in zip(carries, runs, strict=True)
             ]
             if i % IN_FLIGHT == IN_FLIGHT - 1:
                 jax.block_until_ready(carries)
@@ -236,13 +264,16 @@ class Engine:
         """Divide the runs of a function between the devices.
 
         Args:
-            function: takes the values, the keys and, unless it begins the runs, the state.
-            shared: the further arguments, which all devices share.
+            function: takes the values and the keys; unless it begins the runs, also the state, what
+                all devices share, and the last evaluations.
+            shared: the number of arguments that all devices share.
         """
         if self.mesh is None:
             return function
         values, keys, carry = self._division
-        in_specs = (values, keys, carry, *[ALL] * shared) if shared else (values, keys)
+        in_specs = (values, keys)
+        if shared:
+            in_specs += (carry, *[ALL] * shared, carry.runs)
         # No check of what is alike on all devices, because tasks may call what it cannot trace.
         options = {"in_specs": in_specs, "out_specs": carry, "check_vma": False}
         return jax.shard_map(function, mesh=self.mesh, **options)
@@ -256,18 +287,41 @@ class Engine:
         records = {k: jnp.zeros((self._size, *x.shape), x.dtype) for k, x in observed.items()}
         return Carry(runs, records)
 
-    def _loop(self, values: Tree, keys: Keys, carry: Carry, first: Array, count: Array) -> Carry:
+    def _loop(
+        self,
+        values: Tree,
+        keys: Keys,
+        carry: Carry,
+        first: Array,
+        count: Array,
+        judged: Judged = NEVER,
+    ) -> Carry:
         @with_fast_convolutions
         def body(i: Array, carry: Carry) -> Carry:
-            return self._call(values, keys, carry, first, i, None)
+            return self._call(values, keys, carry, first, i, None, judged)
 
         return lax.fori_loop(0, count, body, carry)
 
     def _call(
-        self, values: Tree, keys: Keys, carry: Carry, first: Array, i: Array, batch: Batch | None
+        self,
+        values: Tree,
+        keys: Keys,
+        carry: Carry,
+        first: Array,
+        i: Array,
+        batch: Batch | None,
+        judged: Judged = NEVER,
     ) -> Carry:
-        runs, observed = self._update(values, keys, carry.runs, first + i, batch)
-        records = {name: x.at[i].set(observed[name]) for name, x in carry.records.items()}
+        """Go on by a batch: the one numbered `first` + `i`, or the one given."""
+        runs, observed = self._update(values, keys, carry.runs, first + i, batch, judged)
+        if self.batches == 1:
+            records = {name: x.at[i].set(observed[name]) for name, x in carry.records.items()}
+            return Carry(runs, records)
+        update, place = i // self.batches, i % self.batches
+        records = {name: x.at[update].set(observed[name]) for name, x in carry.records.items()}
+        before = jnp.where(place == 0, 0, carry.records["loss"][update])
+        mean = before + observed["loss"] / self.batches
+        records["loss"] = carry.records["loss"].at[update].set(mean)
         return Carry(runs, records)
 
     def _begin_one(self, values: Tree, keys: Keys) -> TrainState:
@@ -277,13 +331,19 @@ class Engine:
         return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.result_type(leaf)), run)
 
     def _update_one(
-        self, values: Tree, keys: Keys, run: TrainState, step: Array, batch: Batch | None
+        self,
+        values: Tree,
+        keys: Keys,
+        run: TrainState,
+        step: Array,
+        batch: Batch | None,
+        judged: Judged,
     ) -> tuple[TrainState, dict[str, Array]]:
         task, tx = self._make_run(values)
         if batch is None:
             batch = self._divide(task.batch(keys.batch, step))
         noise = jax.random.fold_in(keys.noise, step)
-        run, loss = _loop.update_on(task, tx, run, batch, noise)
+        run, loss = _loop.update_on(task, tx, run, batch, noise, judged)
         return run, self._observe(run.opt_state, loss)
 
 

@@ -23,7 +23,7 @@ from optlab.lab.tasks._task import Batch, Task
 from optlab.lab.training import _loop
 from optlab.lab.training._engine import BY_LANES, Carry, Division, Engine, MakeRun
 from optlab.lab.training._evaluation import Evaluator, ReadOnce
-from optlab.lab.training._loop import Keys, TrainState
+from optlab.lab.training._loop import Judged, Keys, TrainState
 from optlab.lab.training._threads import settings
 from optlab.lab.training._work import work_of
 
@@ -106,6 +106,11 @@ class Together:
         self.take = jax.jit(lambda carry, lane: _at(carry.runs, lane))
         self._stack = jax.jit(lambda *states: jax.tree.map(lambda *x: jnp.stack(x), *states))
 
+    @property
+    def batches(self) -> int:
+        """The batches of an update."""
+        return self._engine.batches
+
     def begin(self, values: Tree, used: Sequence[int]) -> Carry:
         """Return all lanes before their first update."""
         del used  # idle lanes cost no more than others
@@ -125,11 +130,12 @@ class Together:
         stop: int,
         used: Sequence[int],
         batches: Iterator[Batch] | None,
+        judged: Judged,
     ) -> tuple[Carry, np.ndarray]:
         """Return the lanes after some updates, and their losses (lanes, seeds, updates)."""
         del used
         carry, records = self._engine.advance(
-            carry, values, self._keys, first, stop, batches=batches
+            carry, values, self._keys, first, stop, batches=batches, judged=judged
         )
         return carry, records["loss"]
 
@@ -206,6 +212,11 @@ class Apart:
             for lane, state in enumerate(states)
         }
 
+    @property
+    def batches(self) -> int:
+        """The batches of an update."""
+        return self._engine.batches
+
     def take(self, runs: dict[int, list[Carry]], lane: int) -> TrainState:
         """Return the state of one lane, arrays (seeds, …)."""
         return jax.tree.map(lambda *x: jnp.stack(x), *(carry.runs for carry in runs[lane]))
@@ -218,20 +229,21 @@ class Apart:
         stop: int,
         used: Sequence[int],
         batches: Iterator[Batch] | None,
+        judged: Judged,
     ) -> tuple[dict[int, list[Carry]], np.ndarray]:
         """Return the lanes after some updates, and their losses (lanes, seeds, updates)."""
-        single = [(carry, _at(values, lane)) for lane in used for carry in runs[lane]]
-        keys = [keys for _, keys in self._runs(used)]
+        single = [
+            (carry, _at(values, lane), keys, _at(judged, (lane, seed)))
+            for lane in used
+            for seed, (carry, keys) in enumerate(zip(runs[lane], self._keys, strict=True))
+        ]
         if batches is not None:  # all runs share each batch
-            each = list(zip(single, keys, strict=True))
-            ended = self._engine.advance_all(
-                [(carry, lane, keys) for (carry, lane), keys in each], first, stop, batches
-            )
+            ended = self._engine.advance_all(single, first, stop, batches)
         else:
             ended = self._at_once(
                 [
-                    partial(self._engine.advance, carry, lane, keys, first, stop)
-                    for (carry, lane), keys in zip(single, keys, strict=True)
+                    partial(self._engine.advance, *run, first, stop, judged=last)
+                    for *run, last in single
                 ]
             )
         losses = self._in_all_lanes([records["loss"] for _, records in ended], used)
@@ -305,10 +317,12 @@ def _programs(
     evaluated: TrainState | None = None,
 ) -> list[jax.stages.Lowered]:
     step, run = np.int32(0), carry.runs if evaluated is None else evaluated
+    runs = np.shape(jax.tree.leaves(values)[0]) + np.shape(keys.init)
+    judged = Judged.of(np.zeros((*runs, 0)))
     if batch is None:
-        advance = engine.loop_program.lower(values, keys, carry, step, step)
+        advance = engine.loop_program.lower(values, keys, carry, step, step, judged)
     else:
-        advance = engine.call_program.lower(values, keys, carry, step, step, batch)
+        advance = engine.call_program.lower(values, keys, carry, step, step, batch, judged)
     lanes = () if evaluated is not None else values
     programs = [engine.begin_program.lower(values, keys), advance]
     for split in splits:

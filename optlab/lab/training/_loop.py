@@ -16,6 +16,9 @@ from jax import lax
 from optlab import _checks
 from optlab._types import Array, Tree
 from optlab.lab.tasks._task import Batch, Task
+from optlab.rules._state import is_rule_state
+from optlab.wrappers import AccumulateState, SkipNonfiniteState
+from optlab.wrappers._common import stay_finite
 
 
 class Keys(NamedTuple):
@@ -24,6 +27,30 @@ class Keys(NamedTuple):
     init: Array
     batch: Array
     noise: Array
+
+
+class Judged(NamedTuple):
+    """The last evaluation of a run, for rules that read its score, such as `reduce_on_plateau`.
+
+    Attributes:
+        score: () float, finite; the last score that was.
+        number: () int32, how many scores were finite so far; 0 before there is one.
+    """
+
+    score: Array | np.ndarray
+    number: Array | np.ndarray
+
+    @classmethod
+    def of(cls, scores: np.ndarray) -> "Judged":
+        """Return the last of some scores, (…, evaluations) float, that is finite."""
+        finite = np.isfinite(scores)
+        ranks = np.where(finite, np.arange(1, scores.shape[-1] + 1), 0)
+        last = np.maximum(ranks.max(axis=-1, initial=0, keepdims=True) - 1, 0)
+        score = np.zeros(scores.shape[:-1])
+        if scores.shape[-1]:
+            score = np.take_along_axis(np.where(finite, scores, 0), last, axis=-1)[..., 0]
+        number = finite.sum(axis=-1).astype(np.int32)
+        return cls(np.asarray(score, jnp.result_type(float)), np.asarray(number))
 
 
 class TrainState(NamedTuple):
@@ -86,14 +113,30 @@ def update(
 
 
 def update_on(
-    task: Task, optimizer: optax.GradientTransformation, run: TrainState, batch: Batch, key: Array
+    task: Task,
+    optimizer: optax.GradientTransformation,
+    run: TrainState,
+    batch: Batch,
+    key: Array,
+    judged: Judged | None = None,
 ) -> tuple[TrainState, Array]:
-    """Return the run after one update on this batch, and the loss before it."""
+    """Return the run after one update on this batch, and the loss before it.
+
+    Args:
+        task: the problem.
+        optimizer: the optimizer.
+        run: the run before the update.
+        batch: the batch.
+        key: the key for `Task.loss`.
+        judged: the last evaluation; None where there is none.
+    """
 
     def loss_of(params: Tree) -> tuple[Array, Tree]:
         return task.loss(params, run.model_state, batch, key)
 
     (loss, model_state), grads = jax.value_and_grad(loss_of, has_aux=True)(run.params)
+    # A real loss of complex numbers rises in the direction of the conjugate of JAX's gradient.
+    grads = jax.tree.map(lambda g: g.conj() if jnp.iscomplexobj(g) else g, grads)
     # Line searches and step sizes that depend on the loss need more arguments than the gradient.
     optimizer = optax.with_extra_args_support(optimizer)
     updates, opt_state = optimizer.update(
@@ -103,8 +146,42 @@ def update_on(
         value=loss,
         grad=grads,
         value_fn=lambda params: loss_of(params)[0],
+        **_evaluation(task, run.opt_state, judged or Judged.of(np.zeros(0))),
     )
+    if _outlives_bad_batches(opt_state):
+        model_state = _sound(model_state, run.model_state)
     return TrainState(optax.apply_updates(run.params, updates), model_state, opt_state), loss
+
+
+def _evaluation(task: Task, opt_state: optax.OptState, judged: Judged) -> dict[str, Any]:
+    """Return the arguments of an update for rules that read evaluations, if there are any."""
+    nodes = jax.tree.leaves(opt_state, is_leaf=is_rule_state)
+    if not any(is_rule_state(node) and "evaluation" in node._fields for node in nodes):
+        return {}
+    return {"score": judged.score, "evaluation": judged.number, "maximize": task.maximize}
+
+
+def _outlives_bad_batches(opt_state: optax.OptState) -> bool:
+    """Return whether the parameters stay as they are at gradients that are not finite."""
+    kinds = (SkipNonfiniteState, AccumulateState, optax.ApplyIfFiniteState, optax.MultiStepsState)
+
+    def is_one(node: Any) -> bool:
+        return isinstance(node, kinds)
+
+    return any(map(is_one, jax.tree.leaves(opt_state, is_leaf=is_one)))
+
+
+def _sound(new: Tree, old: Tree) -> Tree:
+    """Return the new state of the model; the old numbers if finite ones of it became others.
+
+    A wrapper keeps a bad batch from the parameters, but nothing keeps it from running statistics.
+    """
+    sound = stay_finite(without_keys(new), without_keys(old))
+
+    def choose(n: Array, o: Array) -> Array:
+        return jnp.where(sound, n, o) if jnp.issubdtype(n.dtype, jnp.inexact) else n
+
+    return jax.tree.map(choose, new, old)
 
 
 def losses_at_start(

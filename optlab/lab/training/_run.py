@@ -19,7 +19,7 @@ from optlab.lab.training._engine import Carry, Engine, Unfinished
 from optlab.lab.training._evaluation import Evaluator
 from optlab.lab.training._history import History
 from optlab.lab.training._interval import next_stop
-from optlab.lab.training._loop import Keys, TrainState
+from optlab.lab.training._loop import Judged, Keys, TrainState
 from optlab.lab.training._results import Control, Evaluation, Run
 from optlab.lab.training._sharding import Sharding
 from optlab.lab.training._start import starting_from
@@ -164,15 +164,18 @@ class RunLoop:
         if is_evaluated(position) or (first % self._every and first < steps):
             stop = next_stop(first, self._every, steps)
         carry = Carry(run, self._records)
+        judged = Judged.of(curves.get(f"validation/{self._task.score}", np.zeros(0)))
         try:
             carry, new = self._engine.advance(
-                carry, (), self._keys, first, stop, batches=self._stream
+                carry, (), self._keys, first, stop, batches=self._stream, judged=judged
             )
         except Unfinished as error:
             run, self._records = error.carry
             curves = _joined(curves, error.records)
             step = first + len(error.records["loss"])
-            self.partial = Position(step, State(run, stopper), curves)
+            # A run can be gone on from after a whole update only.
+            if not error.waiting:
+                self.partial = Position(step, State(run, stopper), curves)
             raise error.__cause__ from error.__cause__.__cause__
         run, self._records = carry
         return Position(stop, State(run, stopper), _joined(curves, new))
@@ -192,13 +195,14 @@ class RunLoop:
             return
         if start:
             self._source.refuse_one_shot(self._who, "to continue a run")
-        every = self._every
+        batches = self._engine.batches
+        every, last = self._every * batches, steps * batches
         stream = self._source.read(
-            start=start,
+            start=start * batches,
             place=self.place,
-            stop=steps,
+            stop=last,
             move=self._sharding.move,
-            save_at=lambda read: read % every == 0 or read == steps,
+            save_at=lambda read: read % every == 0 or read == last,
         )
         with stream as pairs:
             self._stream = self._at_their_places(pairs)

@@ -37,7 +37,7 @@ from optlab.lab.tasks._task import Task
 from optlab.lab.training._engine import BY_LANES, BY_SEEDS, Division
 from optlab.lab.training._interval import next_stop
 from optlab.lab.training._lanes import Apart, Together, apart_is_faster
-from optlab.lab.training._loop import Keys, TrainState
+from optlab.lab.training._loop import Judged, Keys, TrainState
 from optlab.lab.training._threads import settings
 
 Values = Mapping[str, Any]
@@ -316,6 +316,7 @@ class _Group:
         self._example, self._traced, self._keys = example, traced, keys
         self._evaluates, self._threads = evaluates, threads
         self._split, self._has_test = "validation" if task.splits else None, "test" in task.splits
+        self._score = task.score
         self._source = None
         if task.loader is not None:
             self._source = Batches(who, task.name, task.loader, timeout=task.timeout)
@@ -398,7 +399,9 @@ class _Group:
     ) -> tuple[Any, Curves]:
         """Train on to the update `stop`, and evaluate there."""
         first = int(curves.steps[-1])
-        runs, losses = self._lanes.advance(runs, values, first, stop, used, batches)
+        scores = curves.validation.get(self._score, np.zeros((*curves.losses.shape[:2], 0)))
+        judged = Judged.of(scores)
+        runs, losses = self._lanes.advance(runs, values, first, stop, used, batches, judged)
         new = Curves(np.array([stop]), losses, self._metrics(runs, values, used))
         validation = {
             name: np.concatenate([curves.validation[name], values], axis=-1)
@@ -417,7 +420,8 @@ class _Group:
         if self._source is None or first >= stop:
             yield None
             return
-        with self._source.read(start=first, stop=stop, move=self._lanes.move) as pairs:
+        start, stop = first * self._lanes.batches, stop * self._lanes.batches
+        with self._source.read(start=start, stop=stop, move=self._lanes.move) as pairs:
             yield (batch for batch, _ in pairs)
 
     def _metrics(self, runs: Any, values: Tree, used: Sequence[int]) -> dict[str, np.ndarray]:
