@@ -22,8 +22,9 @@ def limit(first: np.ndarray) -> np.ndarray:
 def has_diverged(losses: list[np.ndarray], scores: np.ndarray) -> np.ndarray:
     """Return which runs diverged.
 
-    A run diverged if a loss or the score was ever not finite, or if the last number of a loss curve
-    is above the `limit` of its first. Other metrics do not count.
+    A run diverged if the last number of a loss curve is not finite, or is above the `limit` of its
+    first finite one; or if the last score is not finite, by which it cannot be judged. Numbers that
+    were not finite on the way, after which the run went on, do not count, and other metrics do not.
 
     Args:
         losses: curves (…, evaluations) float, such as those of training and of validation.
@@ -32,7 +33,11 @@ def has_diverged(losses: list[np.ndarray], scores: np.ndarray) -> np.ndarray:
     Returns:
         (…) bool.
     """
-    signs = [~np.isfinite(curve).all(axis=-1) for curve in (scores, *losses)]
-    wide = [np.asarray(curve, np.float64) for curve in losses]
-    signs += [curve[..., -1] > limit(curve[..., 0]) for curve in wide]
+    signs = [~np.isfinite(scores[..., -1])]
+    for curve in losses:
+        wide = np.asarray(curve, np.float64)
+        begin = np.isfinite(wide).argmax(axis=-1)[..., None]
+        first = np.take_along_axis(wide, begin, axis=-1)[..., 0]
+        last = wide[..., -1]
+        signs += [~np.isfinite(last), last > limit(first)]
     return np.any(signs, axis=0)

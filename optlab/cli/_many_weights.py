@@ -16,7 +16,7 @@ from optlab.cli._output import write_errors
 from optlab.cli._task_errors import task_errors
 from optlab.cli.arguments._train import Average
 from optlab.lab import Ensemble, Run, Task, ensemble, refresh_batch_stats, snapshots
-from optlab.lab.ensembles._batch_stats import places_of_statistics
+from optlab.lab.training._batch_stats import places_of_statistics
 from optlab.lab.training._train import EVALUATIONS
 
 

@@ -22,7 +22,6 @@ from optlab.lab.comparison._runs import Runs
 from optlab.lab.diagnosis._diagnosis import Diagnosis, diagnose
 from optlab.lab.diagnosis._findings import Finding
 from optlab.lab.diagnosis._model_checks import Check, check_initial_loss, check_overfits_small_batch
-from optlab.lab.ensembles._batch_stats import refresh_batch_stats
 from optlab.lab.ensembles._calibration import (
     Reliability,
     Scores,
@@ -42,6 +41,7 @@ from optlab.lab.sweeps._sweep import sweep
 from optlab.lab.sweeps._trial import Trial
 from optlab.lab.tasks._task import Task, shuffled_batches
 from optlab.lab.tracking import mlflow, tensorboard, wandb
+from optlab.lab.training._batch_stats import refresh_batch_stats
 from optlab.lab.training._early_stopping import EarlyStopping
 from optlab.lab.training._history import History
 from optlab.lab.training._results import Evaluation, Run

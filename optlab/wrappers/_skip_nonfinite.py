@@ -193,5 +193,11 @@ def skip_counts(state: Any) -> SkipCounts:
     )
 
 
+def gave_up(state: Any) -> bool:
+    """Return whether a `skip_nonfinite` anywhere in a state has given up, in any lane."""
+    states = [node for node in jax.tree.leaves(state, is_leaf=_is_ours) if _is_ours(node)]
+    return any(bool(jnp.any(leaf)) for s in states for leaf in jax.tree.leaves(s.gave_up))
+
+
 def _is_ours(node: Any) -> bool:
     return isinstance(node, SkipNonfiniteState)

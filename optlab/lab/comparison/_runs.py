@@ -47,9 +47,10 @@ class Runs:
     def diverged(self) -> np.ndarray:
         """(rates, seeds) bool: which runs diverged.
 
-        A run diverged if a loss or the score was ever not finite, or if its final training or
-        validation loss exceeds the first by more than three times the size of the first. A
-        positive loss then is more than four times the first.
+        A run diverged if its final training or validation loss is not finite or exceeds the first
+        one by more than three times the size of the first. A positive loss then is more than four
+        times the first. A run whose final score is not finite cannot be judged, and counts as one
+        that diverged.
         """
         losses = [self.train_loss, self.validation["loss"]]
         return has_diverged(losses, self.validation[self.score])

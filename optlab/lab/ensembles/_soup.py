@@ -29,11 +29,11 @@ import numpy as np
 from optlab import _checks
 from optlab._report import number
 from optlab._types import Array, Tree
-from optlab.lab.ensembles._batch_stats import refreshed
 from optlab.lab.ensembles._ensemble import Ensemble, Member
 from optlab.lab.ensembles._members import stack
 from optlab.lab.tasks._check_task import check_in_memory, check_task
 from optlab.lab.tasks._task import Task
+from optlab.lab.training._batch_stats import refreshed
 from optlab.lab.training._results import Run
 
 Model = Member | Run | tuple[Tree, Tree]

@@ -4,7 +4,9 @@
     αᵢ = min_lr + (max_lr − min_lr)·i/(N−1)   linear,     i = 0 … N−1
 
 The run makes one update at each rate, from several seeds at once. A seed diverges when its loss is
-not finite or is more than four times the initial loss; its later losses do not count.
+more than four times the initial loss, or is not finite from then on; its later losses do not count.
+A few losses that are not finite, after which the run went on, as a bad batch gives them under
+`skip_nonfinite`, are passed over; many are a reason to make no suggestion.
 
 Reference: Smith, "Cyclical Learning Rates for Training Neural Networks", WACV 2017.
 """
@@ -59,6 +61,10 @@ INITIAL_BATCHES = 10
 """Batches on which the loss before the first update, and the noise in it, are measured."""
 
 
+MOST_GAPS = 0.1
+"""The share of a seed's losses that may be not finite, although training went on after them."""
+
+
 @dataclass(frozen=True)
 class RangeTest:
     """The result of `lr_range_test`; it can be printed, and it has `plot`.
@@ -70,7 +76,8 @@ class RangeTest:
         seeds: (seeds,) int.
         initial: (seeds, 10) float, the losses on ten batches before the first update.
         losses: (seeds, steps) float, the loss on the next batch after the update at each rate; NaN
-            after the seed diverged.
+            after the seed diverged. In the place of one that is not finite, after which the run
+            went on, stands the middle of those beside it.
         smoothed: (seeds, steps) float, running averages of `losses` with decay 0.98, corrected for
             bias, as fastai draws them. They lag behind the losses.
         trends: (seeds, steps) float, means of `losses` over a window centred on each rate.
@@ -245,8 +252,10 @@ def lr_range_test(
         source.refuse_one_shot(_WHO, "by the range test")
     with progress_bar(_WHO, progress, steps) as show:
         initial, losses = _losses(task, tx, steps, seeds, source, show)
-    initial, losses = (np.asarray(x, np.float64) for x in (initial, losses))
-    return _conclude(task.name, mode, rates, seeds, initial, losses)
+    refusal = _too_many_gaps(losses)
+    initial = _filled(initial, ~np.isfinite(initial))
+    losses = _filled(losses, _gaps(losses))
+    return _conclude(task.name, mode, rates, seeds, initial, losses, refusal)
 
 
 def _make(optimizer: MakeScheduled, rates: np.ndarray) -> optax.GradientTransformation:
@@ -280,7 +289,8 @@ def _losses(
     keys = seed_keys(jnp.asarray(seeds))
     initial = losses_at_start(task, keys, first)
     # The highest of several losses, because the loss of a single batch may be 0 by chance.
-    highest = limit(initial.max(axis=1, keepdims=True))
+    first_losses = np.where(np.isfinite(initial), initial, -np.inf)
+    highest = limit(first_losses.max(axis=1, keepdims=True))
     # One more update, because its loss is the loss after the last update of the test.
     options = {"eval_every": max(1, steps // PARTS), "lanes": 1, "evaluates": False}
     done = count()
@@ -295,8 +305,10 @@ def _losses(
     with closing(runs.run([(0, {})], steps + 1)) as running:
         (chunk,) = running
     losses = chunk[0].losses
-    running_still = np.logical_and.accumulate(np.isfinite(losses) & (losses <= highest), axis=1)
-    return initial, np.where(running_still, losses, np.nan)[:, 1:]
+    finite = np.isfinite(losses)
+    goes_on = np.logical_or.accumulate(finite[:, ::-1], axis=1)[:, ::-1]
+    running_still = np.logical_and.accumulate(goes_on & ~(finite & (losses > highest)), axis=1)
+    return initial, np.where(running_still & finite, losses, np.nan)[:, 1:]
 
 
 def _conclude(
@@ -306,9 +318,10 @@ def _conclude(
     seeds: np.ndarray,
     initial: np.ndarray,
     losses: np.ndarray,
+    refusal: str | None = None,
 ) -> RangeTest:
     smoothed, trends = smooth(losses), trend(losses)
-    result = suggest(rates, losses, initial)
+    result = refusal or suggest(rates, losses, initial)
     reliable = not isinstance(result, str)
     low, high, at_edge = result if reliable else (None, None, False)
 
@@ -333,6 +346,32 @@ def _conclude(
         reason=None if reliable else result,
         picks=picks(rates, median_over_seeds(smoothed)) if reliable else {},
     )
+
+
+def _gaps(losses: np.ndarray) -> np.ndarray:
+    """Return which losses (seeds, steps) are not finite although a later one is."""
+    finite = np.isfinite(losses)
+    return ~finite & np.logical_or.accumulate(finite[:, ::-1], axis=1)[:, ::-1]
+
+
+def _too_many_gaps(losses: np.ndarray) -> str | None:
+    """Return why losses (seeds, steps) allow no suggestion, if too many are not finite."""
+    gaps = _gaps(losses).sum(axis=1)
+    worst = int(gaps.argmax())
+    if gaps[worst] <= MOST_GAPS * losses.shape[1]:
+        return None
+    counts = f"{gaps[worst]} of {losses.shape[1]} losses of a seed"
+    return f"{counts} are not finite, although training went on after them"
+
+
+def _filled(losses: np.ndarray, gaps: np.ndarray) -> np.ndarray:
+    """Return losses (seeds, steps) with what lies between finite ones in the place of gaps."""
+    losses = np.array(losses, np.float64)
+    for seed, gap in zip(losses, gaps, strict=True):
+        known = np.flatnonzero(np.isfinite(seed))
+        if known.size:
+            seed[gap] = np.interp(np.flatnonzero(gap), known, seed[known])
+    return losses
 
 
 def _checked_rates(min_lr: float, max_lr: float, steps: int, mode: str) -> np.ndarray:

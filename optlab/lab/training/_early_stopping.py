@@ -1,11 +1,12 @@
 """Early stopping as a pure object: it takes a value at each check and says when to stop.
 
     improved    v < best − min_delta  (mode "min"),  v > best + min_delta  (mode "max");
-                the first finite value always
-    stop        after `patience` checks in a row that did not improve, or at a value that is not
-                finite
+                the first finite value always, and one that reaches the target
+    stop        after `patience` checks in a row that did not improve; at a value that is as good as
+                `target`, worse than `divergence`, or not finite
 
-v is the value of this check; best is the value of the last check that improved.
+v is the value of this check; best is the value of the last check that improved. Checks before
+`start` updates count for nothing, unless their value is not finite.
 """
 
 import math
@@ -23,7 +24,7 @@ from optlab import _checks
 from optlab._types import Array, ArrayLike, Tree
 
 _WHO = "EarlyStopping"
-_STATIC = ("patience", "min_delta", "mode", "stop_on_nonfinite")
+_STATIC = ("patience", "min_delta", "mode", "stop_on_nonfinite", "start", "target", "divergence")
 _DYNAMIC = (
     "should_stop",
     "improved",
@@ -55,6 +56,11 @@ class EarlyStopping:
             None to store no parameters.
         stop_on_nonfinite: whether to stop at once at NaN or an infinity; if not, such a check
             counts as one without improvement.
+        start: updates done before the first check that counts, ≥ 0; if above 0, `update` must be
+            told the updates done.
+        target: a value that is good enough to stop at; None for none.
+        divergence: a value so bad that training stops if the value of a check is worse; None for
+            none.
 
     Attributes:
         should_stop: () bool; whether to stop.
@@ -86,6 +92,9 @@ class EarlyStopping:
     min_delta: float
     mode: str
     stop_on_nonfinite: bool
+    start: int
+    target: float | None
+    divergence: float | None
     should_stop: Array
     improved: Array
     last_value: Array
@@ -103,20 +112,26 @@ class EarlyStopping:
         mode: str = "min",
         best_params: Tree | None = None,
         stop_on_nonfinite: bool = True,
+        start: int = 0,
+        target: float | None = None,
+        divergence: float | None = None,
     ):
         patience = _checks.check_count(_WHO, "patience", patience, 1)
         if not _is_number(min_delta) or not 0 <= min_delta < math.inf:
             _checks.fail(_WHO, "min_delta must be a number >= 0", f"min_delta={min_delta!r}")
         if mode not in ("min", "max"):
             _checks.fail(_WHO, "mode must be 'min' or 'max'", f"mode={mode!r}")
-        if not isinstance(stop_on_nonfinite, bool):
-            got = f"stop_on_nonfinite={stop_on_nonfinite!r}"
-            _checks.fail(_WHO, "stop_on_nonfinite must be True or False", got)
+        stop_on_nonfinite = _checks.check_flag(_WHO, "stop_on_nonfinite", stop_on_nonfinite)
+        start = _checks.check_count(_WHO, "start", start, 0)
+        target, divergence = _checked_limits(mode, target, divergence)
         self._set(
             patience=patience,
             min_delta=float(min_delta),
             mode=mode,
             stop_on_nonfinite=stop_on_nonfinite,
+            start=start,
+            target=target,
+            divergence=divergence,
             should_stop=jnp.zeros((), bool),
             improved=jnp.zeros((), bool),
             last_value=jnp.zeros((), float),
@@ -127,7 +142,9 @@ class EarlyStopping:
             best_params=_copied(best_params),
         )
 
-    def update(self, value: ArrayLike, params: Tree | None = None) -> "EarlyStopping":
+    def update(
+        self, value: ArrayLike, params: Tree | None = None, *, step: ArrayLike | None = None
+    ) -> "EarlyStopping":
         """Return the stopper after one more check; the same stopper if it has stopped already.
 
         Args:
@@ -135,12 +152,17 @@ class EarlyStopping:
             params: the parameters that gave the value, in the structure and shapes of
                 `best_params`; they are stored in the types of `best_params`. Ignored if the object
                 stores no parameters.
+            step: () int, the updates done; needed if `start` is above 0.
 
         Raises:
-            ValueError: the value is not a real scalar, or the object stores parameters and `params`
-                is missing or has another structure or shape.
+            ValueError: the value is not a real scalar, the object stores parameters and `params` is
+                missing or has another structure or shape, or `step` is missing.
         """
         value = _checked_value(value)
+        if self.start and step is None:
+            remedy = "call update(value, step=updates_done)"
+            required = f"update must be given the updates done if start={self.start}"
+            _checks.fail(_WHO, required, "step=None", remedy)
         if self.best_params is not None:
             _check_params(params, self.best_params)
         finite = jnp.isfinite(value)
@@ -148,17 +170,20 @@ class EarlyStopping:
             better = value < self.best_value - self.min_delta
         else:
             better = value > self.best_value + self.min_delta
-        running = ~self.should_stop
-        improved = running & finite & better
-        num_checks = self.num_checks + running
-        num_bad = jnp.where(improved, 0, self.num_bad + running)
-        stop = num_bad >= self.patience
+        counts = ~self.should_stop
+        if self.start:
+            counts &= (jnp.asarray(step) >= self.start) | (self.stop_on_nonfinite & ~finite)
+        reaches = self._reaches_target(value)
+        improved = counts & finite & (better | reaches)
+        num_checks = self.num_checks + counts
+        num_bad = jnp.where(improved, 0, self.num_bad + counts)
+        stop = (num_bad >= self.patience) | reaches | self._is_divergent(value)
         if self.stop_on_nonfinite:
             stop |= ~finite
         return self._with(
-            should_stop=self.should_stop | stop,
-            improved=jnp.where(running, improved, self.improved),
-            last_value=jnp.where(running, value, self.last_value),
+            should_stop=self.should_stop | (counts & stop),
+            improved=jnp.where(counts, improved, self.improved),
+            last_value=jnp.where(counts, value, self.last_value),
             best_value=jnp.where(improved, value, self.best_value),
             best_check=jnp.where(improved, num_checks, self.best_check),
             num_checks=num_checks,
@@ -200,6 +225,13 @@ class EarlyStopping:
             return None
         if self.stop_on_nonfinite and not np.isfinite(self.last_value):
             return f"the value was not finite ({self.last_value}) at check {self.num_checks}"
+        for word, is_so, limit in (
+            ("reached the target", self._reaches_target(self.last_value), self.target),
+            ("was worse than", self._is_divergent(self.last_value), self.divergence),
+        ):
+            if is_so:
+                value = f"{self.last_value:.6g}"
+                return f"the value {word} {limit:g} at check {self.num_checks} ({value})"
         checks = "1 check" if self.patience == 1 else f"{self.patience} checks"
         if self.best_check == 0:
             return f"no finite value in {checks}"
@@ -208,6 +240,18 @@ class EarlyStopping:
             f"no improvement{by} in {checks} since check {self.best_check} "
             f"(best {self.best_value:.6g})"
         )
+
+    def _reaches_target(self, value: Array) -> Array:
+        """Return whether a value is as good as the target, a () bool."""
+        if self.target is None:
+            return jnp.zeros((), bool)
+        return value <= self.target if self.mode == "min" else value >= self.target
+
+    def _is_divergent(self, value: Array) -> Array:
+        """Return whether a value is worse than that of divergence, a () bool."""
+        if self.divergence is None:
+            return jnp.zeros((), bool)
+        return value > self.divergence if self.mode == "min" else value < self.divergence
 
     def _with(self, **changes: Any) -> "EarlyStopping":
         new = object.__new__(type(self))
@@ -238,6 +282,24 @@ def _copied(params: Tree) -> Tree:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def _checked_limits(
+    mode: str, target: float | None, divergence: float | None
+) -> tuple[float | None, float | None]:
+    limits = {"target": target, "divergence": divergence}
+    for name, limit in limits.items():
+        if limit is not None:
+            _checks.check_number(_WHO, name, limit, _checks.FINITE, kinds="a number or None")
+            limits[name] = float(limit)
+    target, divergence = limits.values()
+    if target is None or divergence is None:
+        return target, divergence
+    if not (target < divergence if mode == "min" else target > divergence):
+        better = "below" if mode == "min" else "above"
+        required = f"target must be {better} divergence={divergence:g}, as mode={mode!r}"
+        _checks.fail(_WHO, required, f"target={target:g}")
+    return target, divergence
 
 
 def _checked_value(value: ArrayLike) -> Array:

@@ -148,7 +148,7 @@ def update_on(
         value_fn=lambda params: loss_of(params)[0],
         **_evaluation(task, run.opt_state, judged or Judged.of(np.zeros(0))),
     )
-    if _outlives_bad_batches(opt_state):
+    if outlives_bad_batches(opt_state):
         model_state = _sound(model_state, run.model_state)
     return TrainState(optax.apply_updates(run.params, updates), model_state, opt_state), loss
 
@@ -161,7 +161,7 @@ def _evaluation(task: Task, opt_state: optax.OptState, judged: Judged) -> dict[s
     return {"score": judged.score, "evaluation": judged.number, "maximize": task.maximize}
 
 
-def _outlives_bad_batches(opt_state: optax.OptState) -> bool:
+def outlives_bad_batches(opt_state: optax.OptState) -> bool:
     """Return whether the parameters stay as they are at gradients that are not finite."""
     kinds = (SkipNonfiniteState, AccumulateState, optax.ApplyIfFiniteState, optax.MultiStepsState)
 

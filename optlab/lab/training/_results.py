@@ -126,13 +126,19 @@ class Run:
     """The result of `train`.
 
     Attributes:
-        params: the final parameters; with early stopping those of the best evaluation.
+        params: the final parameters; with early stopping those of the best evaluation. If the final
+            ones are not finite, and there are checkpoints, those of the newest checkpoint.
         model_state: the rest of the model's state, at the same update as `params`.
         opt_state: the optimizer's state after the last update.
         history: the curves.
         step: the number of updates after which `params` were taken.
         reason: why the run ended: "all updates done", the reason of early stopping or of a
-            callback, or the update whose loss is not finite.
+            callback, the update from which the loss is not finite, or that `skip_nonfinite` gave
+            up. A semicolon and more follow if losses were not finite at the end, or gradients of an
+            open window made no update.
+        diverged: whether the run ended in numbers that are not finite: in its parameters, in the
+            validation loss, in the losses of all updates since the last evaluation, or as
+            `skip_nonfinite` gave up. `reason` says where that began.
         test: metric → float, of `params` on the test split; empty if there is none.
     """
 
@@ -143,3 +149,4 @@ class Run:
     step: int
     reason: str
     test: Mapping[str, float]
+    diverged: bool = False

@@ -1,6 +1,6 @@
 """One run, from evaluation to evaluation: its state, its curves, and what comes next."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -14,16 +14,23 @@ from optlab._types import Array, Tree
 from optlab.lab.data import Batches, DataError, read_once
 from optlab.lab.tasks._task import Task
 from optlab.lab.training import _loop
+from optlab.lab.training._average import averaged_model, check_average
+from optlab.lab.training._checkpoints import soundness
 from optlab.lab.training._early_stopping import EarlyStopping
 from optlab.lab.training._engine import Carry, Engine, Unfinished
 from optlab.lab.training._evaluation import Evaluator
 from optlab.lab.training._history import History
 from optlab.lab.training._interval import next_stop
-from optlab.lab.training._loop import Judged, Keys, TrainState
+from optlab.lab.training._loop import Judged, Keys, TrainState, outlives_bad_batches
 from optlab.lab.training._results import Control, Evaluation, Run
 from optlab.lab.training._sharding import Sharding
 from optlab.lab.training._start import starting_from
+from optlab.lab.training._windows import waiting
 from optlab.wrappers._monitor import monitored
+from optlab.wrappers._skip_nonfinite import gave_up
+
+DONE = "all updates done"
+"""Why a run ends that nothing ends early."""
 
 
 class State(NamedTuple):
@@ -38,7 +45,7 @@ class Position(NamedTuple):
 
     The curves "loss", "learning_rate", "rates/…" and "monitored/…" have a number for each update;
     "steps", "train/…" and "validation/…" have one for each evaluation. Before the first evaluation
-    there may be no curves.
+    there may be no curves. State that is not finite where it was at the start is not sound.
     """
 
     step: int
@@ -57,6 +64,7 @@ class RunLoop:
         eval_every: updates between evaluations.
         source: the batches of the task's loader; None if it has none.
         sharding: how the run is divided over devices.
+        average: whether the averaged parameters are those that are judged, kept and returned.
 
     Attributes:
         place: the last place of the loader that is known; None if there is none.
@@ -73,7 +81,9 @@ class RunLoop:
         eval_every: int,
         source: Batches | None,
         sharding: Sharding,
+        average: bool = False,
     ):
+        self._average = average
         self._who, self._task, self._keys = who, task, keys
         self._every, self._source, self._sharding = eval_every, source, sharding
         self._engine = Engine(
@@ -110,31 +120,100 @@ class RunLoop:
             values = self._sharding.place_start(self._task, self._keys.init, values)
         carry = self._engine.begin(values, self._keys)
         self._records = carry.records
+        self._is_sound = soundness(_model(carry.runs))
+        if self._average:
+            check_average(self._who, carry.runs)
         if early_stopping is None:
             return Position(0, State(carry.runs, None), {})
-        stopper = self._sharding.on_mesh(early_stopping.keeping(_params_and_state(carry.runs)))
+        stopper = self._sharding.on_mesh(early_stopping.keeping(_kept(carry.runs, jnp.int32(0))))
         if self._sharding.mesh is not None:
             places = jax.tree.map(lambda leaf: leaf.sharding, stopper)
             self._judge = jax.jit(_judge, out_shardings=places)
         return Position(0, State(carry.runs, stopper), {})
 
-    def finish(self, position: Position, steps: int, reason: str | None) -> Run:
-        """Return the result of the run."""
+    def finish(
+        self,
+        position: Position,
+        steps: int,
+        reason: str | None,
+        restored: tuple[int, TrainState] | None = None,
+    ) -> Run:
+        """Return the result of the run.
+
+        Args:
+            position: where it ended.
+            steps: the updates of the whole run.
+            reason: why a callback ended it; None if none did.
+            restored: updates done and the run there, which stand for those of a position that is
+                not sound; None if there are none.
+        """
         step, (run, stopper), curves = position
-        reason = reason or reason_to_end(position, steps) or "all updates done"
-        if stopper is not None:
-            run = _with_params_and_state(run, stopper.best_params)
-            step = int(curves["steps"][max(0, int(stopper.best_check) - 1)])
+        ended = self.reason_to_end(position, steps)
+        reason, diverged = self._verdict(position, reason or ended or DONE)
+        if not self.is_sound(position) and restored is not None:
+            step, run = restored
+        if stopper is not None and (int(stopper.best_check) or not self.is_sound(position)):
+            *best, step = stopper.best_params
+            run = _with_params_and_state(run, best)
+        else:
+            run = self._judged(run)
         test = self._evaluate(run, "test") if "test" in self._task.splits else {}
         return Run(
             params=run.params,
             model_state=run.model_state,
             opt_state=run.opt_state,
             history=history(self._task, curves),
-            step=step,
+            step=int(step),
             reason=reason,
+            diverged=diverged,
             test={name: float(value) for name, value in test.items()},
         )
+
+    def is_sound(self, position: Position) -> bool:
+        """Return whether parameters and the model's state are finite where they were at first."""
+        return self._is_sound(_model(position.state.run))
+
+    def reason_to_end(self, position: Position, steps: int) -> str | None:
+        """Say why the run ends here; None if it goes on."""
+        loss = position.curves.get("loss", np.zeros(0))
+        bad = np.flatnonzero(~np.isfinite(loss))
+        if bad.size and not outlives_bad_batches(position.state.run.opt_state):
+            return f"the loss was not finite at update {bad[0] + 1}"
+        if not self.is_sound(position):
+            if loss.size and not np.isfinite(loss[-1]):
+                return f"the loss was not finite at update {_begin_of_bad(loss) + 1}"
+            return f"the parameters were not finite after update {position.step}"
+        if gave_up(position.state.run.opt_state):
+            began = _begin_of_bad(loss) + 1
+            since = f" (the loss since update {began})" if began <= loss.size else ""
+            return f"skip_nonfinite gave up: too many steps in a row were not finite{since}"
+        stopper = position.state.stopper
+        if stopper is not None and stopper.should_stop:
+            return f"early stopping: {stopper.reason}"
+        return DONE if position.step >= steps and is_evaluated(position) else None
+
+    def _verdict(self, position: Position, reason: str) -> tuple[str, bool]:
+        """Return why the run ended, with what else is to be said, and whether it diverged."""
+        run, curves = position.state.run, position.curves
+        loss = curves.get("loss", np.zeros(0))
+        lost = not np.isfinite(loss).all() and not outlives_bad_batches(run.opt_state)
+        if lost or not self.is_sound(position) or gave_up(run.opt_state):
+            return reason, True
+        parts, bad = [reason], _begin_of_bad(loss)
+        since = int(curves["steps"][-2]) if len(curves["steps"]) > 1 else 0
+        no_loss = bad < loss.size and bad <= since
+        if no_loss:
+            parts.append(f"no loss was finite from update {bad + 1} on")
+        validation = curves["validation/loss"]
+        bad = _begin_of_bad(validation)
+        no_validation = bad < len(validation)
+        if no_validation:
+            at = curves["steps"][bad]
+            parts.append(f"the validation loss was not finite from update {at} on")
+        if count := waiting(run.opt_state):
+            batches = "1 batch waits" if count == 1 else f"{count} batches wait"
+            parts.append(f"{batches} in an open window, without an update")
+        return "; ".join(parts), no_loss or no_validation
 
     def go_on(self, position: Position, steps: int) -> Position:
         """Return the position at the next evaluation; the old position can no longer be used.
@@ -144,17 +223,20 @@ class RunLoop:
         """
         position = self._advanced(position, steps)
         stop, (run, stopper), curves = position
+        shown = self._judged(run)
         new = {"steps": np.array([stop])}
         try:
             for split in self._splits:
-                metrics = self._evaluate(run, split)
+                metrics = self._evaluate(shown, split)
                 new |= {f"{split or 'validation'}/{k}": value[None] for k, value in metrics.items()}
         except DataError:
             self.partial = position
             raise
-        if stopper is not None:
-            score = new[f"validation/{self._task.score}"][0]
-            stopper = self._judge(stopper, score, run)
+        score, loss = (new[f"validation/{name}"][0] for name in (self._task.score, "loss"))
+        # A score that is not defined, such as F1 before any positive, is no sign of divergence.
+        undefined = not np.isfinite(score) and np.isfinite(loss)
+        if stopper is not None and not (undefined and stopper.stop_on_nonfinite):
+            stopper = self._judge(stopper, score, shown, np.int32(stop))
         return Position(stop, State(run, stopper), _joined(curves, new))
 
     def _advanced(self, position: Position, steps: int) -> Position:
@@ -179,6 +261,13 @@ class RunLoop:
             raise error.__cause__ from error.__cause__.__cause__
         run, self._records = carry
         return Position(stop, State(run, stopper), _joined(curves, new))
+
+    def _judged(self, run: TrainState) -> TrainState:
+        """Return the run with the parameters that are judged: the average, or its own."""
+        if not self._average:
+            return run
+        params, state = averaged_model(self._who, self._task, run, self._keys.noise)
+        return run._replace(params=params, model_state=state)
 
     def _evaluate(self, run: TrainState, split: str | None) -> dict[str, np.ndarray]:
         return self._evaluator(run.params, run.model_state, split)
@@ -284,30 +373,30 @@ def learning_rates(opt_state: optax.OptState) -> dict[str, Array]:
     return rates
 
 
-def _judge(stopper: EarlyStopping, score: Array, run: TrainState) -> EarlyStopping:
-    return stopper.update(score, _params_and_state(run))
+def _judge(stopper: EarlyStopping, score: Array, run: TrainState, step: Array) -> EarlyStopping:
+    return stopper.update(score, _kept(run, step), step=step)
 
 
-def _params_and_state(run: TrainState) -> tuple[Tree, Tree]:
-    """Return the parts of a run that early stopping stores."""
+def _model(run: TrainState) -> tuple[Tree, Tree]:
+    """Return parameters and the model's state, without random keys."""
     return run.params, _loop.without_keys(run.model_state)
 
 
-def _with_params_and_state(run: TrainState, best: tuple[Tree, Tree]) -> TrainState:
+def _kept(run: TrainState, step: Array) -> tuple[Tree, Tree, Array]:
+    """Return what early stopping stores of a run."""
+    return *_model(run), step
+
+
+def _with_params_and_state(run: TrainState, best: Sequence[Tree]) -> TrainState:
     params, model_state = best
     model_state = _loop.with_keys(model_state, run.model_state)
     return run._replace(params=params, model_state=model_state)
 
 
-def reason_to_end(position: Position, steps: int) -> str | None:
-    """Say why the run ends here; None if it goes on."""
-    bad = np.flatnonzero(~np.isfinite(position.curves.get("loss", np.zeros(0))))
-    if bad.size:
-        return f"the loss was not finite at update {bad[0] + 1}"
-    stopper = position.state.stopper
-    if stopper is not None and stopper.should_stop:
-        return f"early stopping: {stopper.reason}"
-    return "all updates done" if position.step >= steps and is_evaluated(position) else None
+def _begin_of_bad(curve: np.ndarray) -> int:
+    """Return the index from which a curve is never finite again; its length if it ends finite."""
+    finite = np.flatnonzero(np.isfinite(curve))
+    return int(finite[-1]) + 1 if finite.size else 0
 
 
 def _under(prefix: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -109,14 +109,16 @@ class Curves(NamedTuple):
 
     @property
     def train_loss(self) -> np.ndarray:
-        """The mean loss since the previous evaluation; at 0 the loss of the first batch."""
+        """The mean loss since the previous evaluation; at 0 the loss of the first batch.
+
+        Losses that are not finite are left out where others are.
+        """
         if not self.losses.shape[-1]:
             return np.full((*self.losses.shape[:-1], 1), np.nan, np.float32)
         parts = [self.losses[..., :1], *np.split(self.losses, self.steps[1:-1], axis=-1)]
-        # Losses may overflow on their way to divergence.
-        with np.errstate(over="ignore", invalid="ignore"):
-            means = [part.mean(axis=-1, dtype=np.float64) for part in parts]
-        return np.stack(means, axis=-1).astype(self.losses.dtype)
+        # The mean of losses on their way to divergence may overflow.
+        with np.errstate(over="ignore"):
+            return np.stack([_mean(part) for part in parts], axis=-1).astype(self.losses.dtype)
 
 
 class TrialRuns:
@@ -494,6 +496,14 @@ def available_memory() -> float:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2
     limit = (device.memory_stats() or {}).get("bytes_limit")
     return limit / 2 if limit else np.inf
+
+
+def _mean(losses: np.ndarray) -> np.ndarray:
+    """Return the mean over the last axis of what is finite there; NaN where nothing is."""
+    finite = np.isfinite(losses)
+    total = np.where(finite, losses, 0).sum(axis=-1, dtype=np.float64)
+    count = finite.sum(axis=-1)
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
 def _stacked(curves: Sequence[Curves]) -> Curves:

@@ -33,7 +33,6 @@ from optlab.lab.training._run import (
     RunLoop,
     evaluation_at,
     is_evaluated,
-    reason_to_end,
 )
 from optlab.lab.training._sharding import Sharding
 from optlab.lab.training._start import checked_start
@@ -55,6 +54,7 @@ def train(
     model_state: Tree | None = None,
     eval_every: int | None = None,
     early_stopping: EarlyStopping | None = None,
+    average: bool = False,
     callbacks: Sequence[Callable[[Evaluation], None]] = (),
     progress: bool = False,
     checkpoints: str | Path | None = None,
@@ -67,16 +67,21 @@ def train(
     """Train, evaluate at regular intervals, and record everything.
 
     The run of `key=jax.random.key(seed)` is the same as that of the seed in `compare` and `sweep`.
-    It ends early after an interval in which a loss is not finite. The updates between two
-    evaluations are one call of a compiled program, or one call each if the batches come from a
-    loader.
+    It ends early after an interval in which a loss is not finite. If `skip_nonfinite`, `accumulate`
+    or their like keep bad batches from the parameters, it goes on while parameters and the model's
+    state are finite, and ends after an interval in which `skip_nonfinite` gave up. The updates
+    between two evaluations are one call of a compiled program, or one call for each batch if the
+    batches come from a loader.
 
     Args:
         task: the problem. All its splits except "test" are evaluated at each evaluation; "test" is
             evaluated once, at the end.
         optimizer: the optimizer. If `optlab.monitor` is around it or in it, its values are in
-            `History.monitored`.
-        steps: updates, ≥ 1; None for the task's own number.
+            `History.monitored`. A `reduce_on_plateau` in it judges the score of each evaluation,
+            once; other rules that read a value get the loss of the batch.
+        steps: updates, ≥ 1; None for the task's own number. An update is a step of the parameters:
+            with `accumulate` or `optax.MultiSteps` it takes as many batches as they accumulate, and
+            its loss is the mean of theirs.
         key: the random key of the run, for the initialization, the batches and the noise; None for
             `jax.random.key(0)`. A loader has an order of its own.
         groups: rules for groups of parameters, as `optlab.groups.partition` takes them, with
@@ -89,8 +94,16 @@ def train(
             thirtieth of the run, or as much longer as lets all evaluations take a fifth of the run
             at most, by the number of examples.
         early_stopping: updated with the task's score at each evaluation, including the one before
-            the first update; its mode must be "max" if a higher score is better. Must be unused.
+            the first update; its mode must be "max" if a higher score is better. Must be unused. A
+            score that is not finite although the loss is, such as F1 before any positive, does not
+            stop the run: it does not count, or with `stop_on_nonfinite=False` counts as one without
+            improvement. If no score was finite, the last parameters are returned.
             `train` keeps the best parameters itself and replaces any `best_params` passed to it.
+        average: whether to evaluate, judge by early stopping, keep and return the average of the
+            parameters that `optimizer` keeps by `params_ema`, `params_average`, `params_power_ema`
+            or `params_lawa`, in place of the parameters themselves. Until there is one, the
+            parameters stand for it. Running statistics of batch normalization are computed for it
+            at each evaluation, in one pass over the training data, as `refresh_batch_stats` does.
         callbacks: functions of an `Evaluation`, called in order at each evaluation, after its
             checkpoint is written; `tensorboard("runs/1")` makes one. They may stop the run and
             replace hyperparameters. An error of a callback ends the run.
@@ -165,8 +178,9 @@ def train(
             eval_every=eval_every,
             source=source,
             sharding=sharding,
+            average=_checks.check_flag(_WHO, "average", average),
         )
-        facts = partial(_facts, task, tx, key, early_stopping, start)
+        facts = partial(_facts, task, tx, key, early_stopping, average, start)
         store = contexts.enter_context(_checkpoints_in(checkpoints, keep, facts))
         position = loop.start(early_stopping, start)
         is_sound = soundness(position.state) if store else None
@@ -208,7 +222,7 @@ def train(
         elif resume_at is not None:
             _fail_without(store.folder, resume_at)
         with loop.batches(position.step, steps):
-            while reason is None and reason_to_end(position, steps) is None:
+            while reason is None and loop.reason_to_end(position, steps) is None:
                 try:
                     position = loop.go_on(position, steps)
                 except DataError:
@@ -218,7 +232,11 @@ def train(
                     raise
                 save(position)
                 position, reason = notify(position)
-        return loop.finish(position, steps, reason)
+        sound = None
+        if store and store.steps and not loop.is_sound(position):
+            checkpoint = store.restore(position.state, take_over=True)
+            sound = checkpoint.step, checkpoint.state.run
+        return loop.finish(position, steps, reason, sound)
 
 
 def _facts(
@@ -226,10 +244,12 @@ def _facts(
     tx: optax.GradientTransformation,
     key: Array,
     early_stopping: EarlyStopping | None,
+    average: bool,
     start: tuple[Tree | None, Tree | None],
 ) -> dict[str, Any]:
-    rule = ("patience", "min_delta", "stop_on_nonfinite")
+    rule = ("patience", "min_delta", "stop_on_nonfinite", "start", "target", "divergence")
     options = {"early_stopping": early_stopping and {n: getattr(early_stopping, n) for n in rule}}
+    options["average"] = average
     for name, tree in zip(("params", "model_state"), start, strict=True):
         leaves = jax.tree.leaves_with_path(_loop.without_keys(tree))
         by_path = {_checks.path_text(path): _known(leaf) for path, leaf in leaves}

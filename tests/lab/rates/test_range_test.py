@@ -380,3 +380,36 @@ def test_the_plot_marks_every_rate_on_the_axes_it_is_given(noisy, exact, tmp_pat
     np.testing.assert_array_equal(shown, noisy.median)
     linear = dataclasses.replace(noisy, mode="linear").plot()
     assert linear.get_xscale() == "linear"
+
+
+# Batches whose loss is not finite
+
+
+def skipping(bad):
+    """Return the range test of x² where the loss of some batches is NaN, which are skipped."""
+    task = Task(
+        name="parabola",
+        init=lambda key: (jnp.full((3,), 2.0), ()),
+        batch=lambda key, step: jnp.isin(step, jnp.asarray(bad)),
+        loss=lambda x, state, batch, key: (jnp.sum(x**2) * jnp.where(batch, jnp.nan, 1.0), state),
+        evaluate=lambda x, state, data: {"loss": jnp.sum(x**2)},
+    )
+
+    def optimizer(rate):
+        return optlab.skip_nonfinite(optlab.sgd(rate))
+
+    return lr_range_test(task, optimizer, seeds=1, min_lr=1e-3)
+
+
+def test_one_bad_batch_changes_no_suggestion():
+    # Batches 3 and 40 are among those before and within the test.
+    whole, other = skipping([-1]), skipping([3, 40])
+    assert other.suggested_max == pytest.approx(whole.suggested_max, rel=0.3)
+    assert np.isfinite(other.losses).sum() == pytest.approx(np.isfinite(whole.losses).sum(), abs=2)
+    assert np.isfinite(other.initial).all()
+
+
+def test_many_bad_batches_are_a_reason_to_refuse():
+    result = skipping(range(0, 60, 2))
+    assert result.suggested_max is None
+    assert "are not finite, although training went on after them" in result.reason

@@ -628,16 +628,22 @@ def curve(*values):
         (curve(np.nan, 1, 1), curve(1, 1, 4.1), True),
         (curve(np.nan, -1, 2), curve(-1, 0, 2), False),
         (curve(np.nan, -1, 2.1), curve(1, 1, 1), True),
-        (curve(np.nan, np.inf, 1), curve(1, 1, 1), True),
-        (curve(np.nan, 1, 1), curve(1, np.nan, 1), True),
+        (curve(np.nan, np.inf, 1), curve(1, 1, 1), False),  # one bad batch
+        (curve(np.nan, 1, np.inf), curve(1, 1, 1), True),
+        (curve(np.nan, 1, 1), curve(1, np.nan, 1), False),
+        (curve(np.nan, 1, 1), curve(np.nan, 1, 4.1), True),
+        (curve(np.nan, 1, 1), curve(np.nan, np.nan, np.nan), True),
         (curve(np.nan, -1e38, 3e38), curve(1, 1, 1), True),  # further apart than float32 goes
         (curve(np.nan, 1, 1), curve(3e38, 3e38, 3e38), False),
     ],
 )
-def test_divergence_is_a_loss_four_times_its_start_or_not_finite(train_loss, loss, diverged):
+def test_divergence_is_a_loss_that_ends_high_or_not_finite(train_loss, loss, diverged):
     train_loss = train_loss[:, 1:]  # there is no training loss before the first update
-    assert has_diverged([train_loss, loss], loss) == [diverged]
-    assert has_diverged([train_loss, loss], curve(1, np.nan, 1)) == [True]
+    score = np.ones_like(loss)
+    assert has_diverged([train_loss, loss], score) == [diverged]
+    undefined = curve(1, np.nan, 1)
+    assert has_diverged([train_loss, loss], undefined) == [diverged]
+    assert has_diverged([train_loss, loss], curve(1, 1, np.nan)) == [True]
 
 
 @pytest.fixture(scope="module")

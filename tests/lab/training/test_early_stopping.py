@@ -354,3 +354,71 @@ def test_it_runs_where_jax_raises_at_a_nan():
         fresh = EarlyStopping()
     assert facts(stopper) == (True, 0.5, 2, 5, 3)
     assert (float(fresh.last_value), int(fresh.num_checks)) == (0.0, 0)
+
+
+# Where it starts, and limits
+
+
+def fed(stopper, values, update=EarlyStopping.update):
+    """Feed values, each ten updates after the one before it, until it stops."""
+    for check, value in enumerate(values):
+        stopper = update(stopper, value, step=10 * check)
+        if stopper.should_stop:
+            break
+    return stopper
+
+
+def test_checks_before_the_start_count_for_nothing():
+    values = [1.0, 5.0, 6.0, 7.0, 3.0, 4.0, 4.0]
+    stopper = fed(EarlyStopping(2, start=30), values, jax.jit(EarlyStopping.update))
+    # The first check is that of 30 updates, and 3.0 the best one since.
+    assert (int(stopper.num_checks), int(stopper.best_check)) == (4, 2)
+    assert stopper.best_value == 3.0
+    assert stopper.reason == "no improvement in 2 checks since check 2 (best 3)"
+
+
+def test_a_value_before_the_start_that_is_not_finite_stops():
+    assert fed(EarlyStopping(2, start=30), [1.0, np.nan]).reason.startswith("the value was not fin")
+
+
+def test_the_updates_must_be_told_if_there_is_a_start():
+    with pytest.raises(ValueError, match=r"^EarlyStopping: update must be given the updates done"):
+        EarlyStopping(2, start=30).update(1.0)
+
+
+@pytest.mark.parametrize(("mode", "sign"), [("min", 1), ("max", -1)])
+def test_it_stops_at_the_target_and_keeps_what_reached_it(mode, sign):
+    stopper = EarlyStopping(5, mode=mode, target=sign * 1.0, min_delta=1.0, best_params=0.0)
+    for value in (1.5, 0.9):
+        stopper = stopper.update(sign * value, value)
+    assert stopper.should_stop
+    assert stopper.best_params == np.float32(0.9)
+    number = f"{sign * 0.9:.6g}"
+    assert stopper.reason == f"the value reached the target {sign} at check 2 ({number})"
+
+
+@pytest.mark.parametrize(("mode", "sign"), [("min", 1), ("max", -1)])
+def test_it_stops_at_a_value_worse_than_that_of_divergence(mode, sign):
+    stopper = EarlyStopping(5, mode=mode, divergence=sign * 2.0)
+    assert not stopper.update(sign * 2.0).should_stop
+    stopper = stopper.update(sign * 1.0).update(sign * 2.5)
+    assert stopper.reason == f"the value was worse than {sign * 2} at check 2 ({sign * 2.5})"
+    assert stopper.best_value == sign * 1.0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"start": -1}, "start must be an integer >= 0, got start=-1"),
+        ({"target": "low"}, "target must be a number or None, got target='low'"),
+        ({"divergence": np.nan}, "divergence must be finite, got divergence=nan"),
+        ({"target": 2, "divergence": 1}, "target must be below divergence=1, as mode='min'"),
+        (
+            {"target": 1, "divergence": 2, "mode": "max"},
+            "target must be above divergence=2, as mode='max'",
+        ),
+    ],
+)
+def test_limits_must_be_in_order(options, message):
+    with pytest.raises(ValueError, match=f"^EarlyStopping: {message}"):
+        EarlyStopping(2, **options)

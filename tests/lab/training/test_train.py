@@ -366,11 +366,7 @@ def test_the_best_of_a_run_that_is_not_stopped_is_returned():
 @pytest.mark.parametrize(
     ("scores", "losses", "reason"),
     [
-        (
-            [3, 2, 1, np.nan, 0],
-            np.zeros(5),
-            "early stopping: the value was not finite (nan) at check 4",
-        ),
+        ([3, 2, 1, np.nan, np.nan], np.zeros(5), "all updates done"),  # not defined there
         ([3, 2, 1, 1.5, 1.5], [0, 0, 0, np.nan, 0], "the loss was not finite at update 4"),
     ],
 )
@@ -387,17 +383,33 @@ def test_the_best_is_returned_where_nan_ends_the_run(scores, losses, reason):
     assert run.reason == reason
 
 
-def test_without_any_finite_score_the_first_parameters_are_returned():
+@pytest.mark.parametrize(
+    ("stop_on_nonfinite", "reason", "step"),
+    [(False, "early stopping: no finite value in 3 checks", 2), (True, "all updates done", 4)],
+)
+def test_without_any_finite_score_the_last_parameters_are_returned(stop_on_nonfinite, reason, step):
     run = train(
         scripted(np.full(5, np.nan)),
         optax.sgd(1.0),
         steps=4,
         key=KEY,
         eval_every=1,
-        early_stopping=EarlyStopping(3, stop_on_nonfinite=False),
+        early_stopping=EarlyStopping(3, stop_on_nonfinite=stop_on_nonfinite),
     )
-    assert run.reason == "early stopping: no finite value in 3 checks"
-    assert run.params == run.model_state == run.step == 0
+    assert run.reason == reason
+    assert run.params == run.model_state == run.step == step
+
+
+def test_early_stopping_stops_where_the_loss_itself_is_not_finite():
+    task = scripted([3, 2, 1, np.nan, 0])
+    evaluate = task.evaluate
+    task = dataclasses.replace(
+        task, score="loss", evaluate=lambda *args: {"loss": evaluate(*args)["score"]}
+    )
+    options = {"steps": 4, "key": KEY, "eval_every": 1, "early_stopping": EarlyStopping(2)}
+    run = train(task, optax.sgd(1.0), **options)
+    assert run.reason.startswith("early stopping: the value was not finite (nan) at check 4")
+    assert run.step == 2
 
 
 def test_best_parameters_of_ones_own_are_replaced_by_those_of_the_run():
@@ -900,3 +912,21 @@ def test_what_is_not_installed_is_named_with_its_extra(monkeypatch, tmp_path, mo
 def test_bad_arguments_are_named(changes, message):
     with pytest.raises(ValueError, match=f"^train: {message}"):
         fixed(**changes)
+
+
+def test_early_stopping_may_start_late_and_stop_at_a_target(tmp_path):
+    scores = [1.0, 9.0, 8.0, 7.0, 4.0, 3.0]
+    losses = jnp.asarray(scores)
+    task = quiet(
+        init=lambda key: (jnp.zeros(()), ()),
+        loss=lambda x, state, batch, key: (-x, state),
+        evaluate=lambda x, state, data: {"loss": losses[jnp.clip(x / 2, 0, 5).astype(int)]},
+    )
+    options = {"steps": 12, "eval_every": 2, "key": KEY}
+    options["early_stopping"] = EarlyStopping(1, start=4, target=4.0)
+    run = train(task, optlab.sgd(1.0), **options)
+    assert run.reason == "early stopping: the value reached the target 4 at check 3 (4)"
+    assert (run.step, float(run.params)) == (8, 8.0)
+    train(task, optlab.sgd(1.0), **options | {"steps": 6}, checkpoints=tmp_path)
+    resumed = train(task, optlab.sgd(1.0), **options, checkpoints=tmp_path)
+    assert (resumed.step, resumed.reason) == (run.step, run.reason)
