@@ -80,12 +80,16 @@ class Recipe:
 
     def make(self, values: Values) -> tuple[Task, optax.GradientTransformation]:
         """Return the task and the optimizer of one trial."""
-        optimizer = self.optimizer(**self._arguments_of(self.optimizer, values))
+        optimizer = self.make_optimizer(values)
         if not all(callable(getattr(optimizer, name, None)) for name in ("init", "update")):
             required = "optimizer must return an optax.GradientTransformation"
             _checks.fail(_WHO, required, repr(optimizer))
         task = self.make_task(values)
         return task, grouped(task, optimizer, self.groups)
+
+    def make_optimizer(self, values: Values) -> Any:
+        """Return what the function of the optimizer makes of the values of one trial."""
+        return self.optimizer(**self.optimizer_values(values))
 
     def make_task(self, values: Values) -> Task:
         """Return the task of one trial."""
@@ -99,6 +103,10 @@ class Recipe:
     def task_values(self, values: Values) -> Values:
         """Return the values of a trial that its task depends on."""
         return {} if isinstance(self.task, Task) else self._arguments_of(self.task, values)
+
+    def optimizer_values(self, values: Values) -> Values:
+        """Return the values of a trial that its optimizer depends on."""
+        return self._arguments_of(self.optimizer, values)
 
     def _functions(self) -> tuple[Callable, ...]:
         return (self.optimizer,) if isinstance(self.task, Task) else (self.optimizer, self.task)
@@ -156,7 +164,7 @@ def traced_types(
             be traced.
     """
     candidates = {
-        name: _type(values) for name, values in space.items() if _is_traced_if_possible(values)
+        name: type_of(values) for name, values in space.items() if is_traced_if_possible(values)
     }
     with suppress(Exception):  # the user's code may raise any error for a tracer
         _trace(recipe, example, candidates, batch)
@@ -173,7 +181,8 @@ def traced_types(
     return traceable
 
 
-def _is_traced_if_possible(values: Range) -> bool:
+def is_traced_if_possible(values: Range) -> bool:
+    """Return whether the values of a range are arguments of a program where that can be traced."""
     if values.traced is not None:
         return values.traced
     if isinstance(values, Categorical):
@@ -181,7 +190,7 @@ def _is_traced_if_possible(values: Range) -> bool:
     return not isinstance(values, Integer)
 
 
-def _type(values: Range) -> type:
+def type_of(values: Range) -> type:
     """Return the type that holds all values of a range."""
     if isinstance(values, Integer):
         return int

@@ -23,6 +23,7 @@ from optlab import _checks
 from optlab._divergence import has_diverged
 from optlab.groups._assignment import Rules
 from optlab.lab.sweeps._bayes import Bayes
+from optlab.lab.sweeps._domains import check_domains
 from optlab.lab.sweeps._recipe import Recipe, Values, name_of, traced_types
 from optlab.lab.sweeps._record import Record
 from optlab.lab.sweeps._result import Sweep
@@ -122,7 +123,8 @@ def sweep(
     Raises:
         ModuleNotFoundError: Optuna, for "bayes", or rich, for `progress`, is not installed.
         ValueError: an argument is out of its range, neither task nor optimizer accepts a name in
-            `space`, or `results` belongs to another sweep.
+            `space`, one of them refuses an end of a range or a combination of ends, or `results`
+            belongs to another sweep.
 
     Example:
         >>> import optlab
@@ -350,6 +352,7 @@ def _checked_plan(
         trials = len(grid(_WHO, space, trials))
     recipe = Recipe(task, optimizer, tuple(space), groups)
     example = {name: values.at(0.5) for name, values in space.items()}
+    check_domains(_WHO, recipe, space, example)
     first = recipe.make_task(example)
     source = check_task(_WHO, first)
     table = None if groups is None else group_table(*recipe.make(example))

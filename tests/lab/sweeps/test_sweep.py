@@ -1086,3 +1086,63 @@ def test_float64_is_swept_in_float64(tmp_path):
     command = [sys.executable, "-W", "error", "-c", textwrap.dedent(script)]
     run = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
+
+
+# Values that are refused
+
+
+def adamw_of(learning_rate=0.01, b1=0.9, weight_decay=0.0):
+    return optlab.adamw(learning_rate, b1=b1, weight_decay=weight_decay)
+
+
+def with_dropout(dropout):
+    """Return a task that refuses a dropout where it makes its model, as a layer of Flax does."""
+
+    def init(key):
+        optlab.lab.tasks.dropout(dropout, rngs=nnx.Rngs(0))
+        return jnp.ones(3), ()
+
+    return bowl(init=init)
+
+
+@pytest.mark.parametrize(
+    ("task", "optimizer", "space", "message"),
+    [
+        (None, adamw_of, {"b1": Uniform(0.9, 1.5)}, "b1=1.5, which is refused (adamw: b1 must be"),
+        (None, adamw_of, {"weight_decay": Uniform(-5.5, -0.5)}, "weight_decay=-5.5, which is ref"),
+        (None, adamw_of, {"learning_rate": Uniform(-1.5, 1.5)}, "learning_rate=-1.5, which is re"),
+        (None, optlab.sgd, {"learning_rate": Uniform(-1.5, 1.5)}, "learning_rate=-1.5, which is"),
+        (None, adamw_of, {"b1": Categorical([0.5, 1.0])}, "b1=1.0, which is refused"),
+        (
+            None,
+            lambda learning_rate, nesterov: optlab.sgd(
+                learning_rate, momentum=0.9, nesterov=nesterov
+            ),
+            {"learning_rate": Uniform(0.0, 1.0), "nesterov": Categorical([True, "no"])},
+            "nesterov='no', which is refused (sgd: nesterov must be",
+        ),
+        (
+            None,
+            lambda warmup, decay: optlab.sgd(1 - warmup - decay),
+            {"warmup": Uniform(0.0, 0.6), "decay": Uniform(0.0, 0.6)},
+            "warmup=0.6, decay=0.6, which is refused",
+        ),
+        (
+            with_dropout,
+            lambda: optlab.sgd(0.1),
+            {"dropout": Uniform(0.0, 1.2)},
+            "dropout=1.2, which is refused (dropout: rate must be in [0, 1)",
+        ),
+    ],
+)
+def test_a_sweep_refuses_before_it_trains_what_is_refused_later(task, optimizer, space, message):
+    with pytest.raises(ValueError, match=r"^sweep: space\['\w+'\].* must hold only") as error:
+        sweep(task or bowl(loss=pytest.fail), optimizer, space, trials=2, steps=2)
+    assert message in str(error.value)
+
+
+def test_functions_that_want_python_numbers_are_no_reason_to_refuse():
+    rates = {0.1: 0.1, 0.2: 0.2}
+    space = {"learning_rate": Categorical((0.1, 0.2))}
+    trials = sweep(bowl(), lambda learning_rate: optlab.sgd(rates[learning_rate]), space, trials=2)
+    assert {trial.status for trial in trials.trials} == {COMPLETE}
