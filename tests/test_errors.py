@@ -1,10 +1,12 @@
 """Mistakes that rows cannot hold, and what people are told about them."""
 
+import inspect
 import pickle
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import optlab
@@ -162,3 +164,37 @@ def test_a_flag_is_true_or_false_and_nothing_else():
     for value in ("no", 1, 0.5, None, jnp.array(True)):
         with pytest.raises(ValueError, match=r"^who: nesterov must be True or False, got "):
             _checks.check_flag("who", "nesterov", value)
+
+
+# True-or-false options
+
+
+def flags():
+    """Yield every public constructor that has a true-or-false option, and the option's name."""
+    modules = [optlab, optlab.rules, optlab.schedules, optlab.groups, optlab.lab.tasks]
+    dialects = [getattr(optlab.dialects, name) for name in optlab.dialects.__all__]
+    modules += filter(inspect.ismodule, dialects)
+    for module in modules:
+        for name in module.__all__:
+            # What a dialect does not have itself is another library's, and may be deprecated there.
+            own = module.__name__.startswith("optlab.dialects")
+            function = vars(module).get(name) if own else getattr(module, name)
+            if not inspect.isfunction(function) or not function.__module__.startswith("optlab"):
+                continue
+            for option in inspect.signature(function).parameters.values():
+                if option.annotation in (bool, "bool") and option.name != "progress":
+                    identity = f"{module.__name__}.{name}-{option.name}"
+                    yield pytest.param(function, option.name, id=identity)
+
+
+@pytest.mark.parametrize(("function", "option"), list(flags()))
+def test_an_option_is_true_or_false_and_nothing_that_counts_as_one(function, option):
+    needed = {
+        name: {"tx": optax.sgd(0.1), "schedule": lambda step: 0.1}.get(name, 1e-2)
+        for name, parameter in inspect.signature(function).parameters.items()
+        if parameter.default is parameter.empty
+        and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+    }
+    for value in ("no", "off", 0, 1, None):
+        with pytest.raises(ValueError, match=rf"{option} must be True or False, got {option}="):
+            function(**needed, **{option: value})

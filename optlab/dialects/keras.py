@@ -95,6 +95,7 @@ def sgd(
     """
     who = "dialects.keras.sgd"
     check(who, learning_rate=(learning_rate, _NONNEGATIVE), momentum=(momentum, _UNIT))
+    nesterov = _checks.check_flag(who, "nesterov", nesterov)
     return lift(
         *_clip_rules(who, clipnorm, clipvalue, global_clipnorm),
         learning_rate_rule(who, learning_rate),

@@ -57,6 +57,7 @@ def sgd(
     """
     who = "dialects.tensorflow1.sgd"
     check(who, learning_rate=(learning_rate, _NONNEGATIVE), momentum=(momentum, _UNIT))
+    use_nesterov = _checks.check_flag(who, "use_nesterov", use_nesterov)
     if use_nesterov and is_zero(momentum):
         _checks.fail(who, "use_nesterov needs momentum", f"momentum={momentum}")
     return lift(

@@ -133,6 +133,7 @@ def lars(
         trust_coeff=(trust_coeff, _NONNEGATIVE),
         eps=(eps, _NONNEGATIVE),
     )
+    nesterov = _checks.check_flag(who, "nesterov", nesterov)
     if nesterov and (is_zero(momentum) or not is_zero(dampening)):
         got = f"momentum={momentum}, dampening={dampening}"
         _checks.fail(who, "nesterov needs momentum and no dampening", got)

@@ -41,9 +41,11 @@ def scale_by_lbfgs(
         Optax's transformation.
 
     Raises:
-        ValueError: memory_size is below 1.
+        ValueError: memory_size is below 1, or scale_init_precond neither True nor False.
     """
-    memory_size = _checks.check_count(f"scale_by_{_WHO}", "memory_size", memory_size, 1)
+    who = f"scale_by_{_WHO}"
+    memory_size = _checks.check_count(who, "memory_size", memory_size, 1)
+    scale_init_precond = _checks.check_flag(who, "scale_init_precond", scale_init_precond)
     return optax.scale_by_lbfgs(memory_size, scale_init_precond)
 
 
@@ -68,7 +70,8 @@ def lbfgs(
         The optimizer. With a line search `update` needs `value`, `grad` and `value_fn`.
 
     Raises:
-        ValueError: memory_size is below 1; at update, an argument for the line search is missing.
+        ValueError: memory_size is below 1, or scale_init_precond neither True nor False; at update,
+            an argument for the line search is missing.
 
     Example:
         >>> import jax, jax.numpy as jnp, optax, optlab
@@ -88,6 +91,7 @@ def lbfgs(
         True
     """
     memory_size = _checks.check_count(_WHO, "memory_size", memory_size, 1)
+    scale_init_precond = _checks.check_flag(_WHO, "scale_init_precond", scale_init_precond)
     rate: Any = learning_rate  # Optax's type has no NumPy arrays
     tx = optax.lbfgs(rate, memory_size, scale_init_precond, linesearch)
     needed = () if linesearch is None else ("value", "grad", "value_fn")

@@ -97,6 +97,8 @@ def decay(
         by_power: whether the correction is 1/(1 − βᵗ) with the present β, in place of 1/(1 − Πβ).
         idle: how many updates at the start leave the average alone; Πβ begins after them.
     """
+    bias_corrected = _checks.check_flag("decay", "bias_corrected", bias_corrected)
+    by_power = _checks.check_flag("decay", "by_power", by_power)
     return Parameter(value, domain, True, bias_corrected, by_power, idle)
 
 

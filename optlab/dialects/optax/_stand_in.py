@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from optlab import _checks
 from optlab._tree import is_none
 from optlab._types import Array, ArrayLike, Hyperparam, Mask, Tree
 from optlab.rules import Rule, lift
@@ -101,6 +102,8 @@ def stands_in(theirs: Callable[P, T]) -> Callable[[Callable[..., Any]], Callable
     def decorate(parts: Callable[..., Any]) -> Callable[P, T]:
         known = list(inspect.signature(parts).parameters)[1:]
         name = parts.__name__
+        parameters = signature.parameters.values()
+        flags = [p.name for p in parameters if p.annotation in (bool, "bool")]
 
         @functools.wraps(parts)
         def function(*args: Any, **kwargs: Any) -> Any:
@@ -110,6 +113,8 @@ def stands_in(theirs: Callable[P, T]) -> Callable[[Callable[..., Any]], Callable
                 raise TypeError(f"{name}() {error}") from None
             bound.apply_defaults()
             arguments = bound.arguments
+            for flag in flags:  # Optax takes any object for one of the two
+                _checks.check_flag(f"dialects.optax.{name}", flag, arguments[flag])
             if any(callable(arguments.get(number)) for number in NUMBERS):
                 static = [own for own in STATIC if own in arguments]
                 dtype = jax.dtypes.canonicalize_dtype(float)

@@ -67,6 +67,7 @@ def sgd(
         dampening=(dampening, _DECAY),
         weight_decay=(weight_decay, _NONNEGATIVE),
     )
+    nesterov = _checks.check_flag(who, "nesterov", nesterov)
     if nesterov and (is_zero(momentum) or not is_zero(dampening)):
         got = f"momentum={momentum}, dampening={dampening}"
         _checks.fail(who, "nesterov needs momentum and no dampening", got)

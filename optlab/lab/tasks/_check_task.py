@@ -100,6 +100,7 @@ def _check_fields(who: str, task: Task) -> None:
         _checks.check_integer(who, "Task.eval_every", task.eval_every, 1)
     if task.target is not None:
         _checks.check_number(who, "Task.target", task.target, _checks.FINITE)
+    _checks.check_flag(who, "Task.maximize", task.maximize)
     if not isinstance(task.splits, Mapping):
         _checks.fail(who, "Task.splits must map names to data", type(task.splits).__name__)
     if task.splits and "validation" not in task.splits:

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from optlab import _checks
 from optlab._extras import needs_extra
 
 Show = Callable[[int, str], None]
@@ -21,8 +22,9 @@ def progress_bar(who: str, wanted: bool, total: int) -> Iterator[Show]:
 
     Raises:
         ModuleNotFoundError: a bar is wanted, and rich is not installed.
+        ValueError: `wanted` is neither True nor False.
     """
-    if not wanted:
+    if not _checks.check_flag(who, "progress", wanted):
         yield lambda done, text: None
         return
     with needs_extra(who):
