@@ -6,8 +6,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 import optax
 
 from optlab import groups
@@ -82,7 +80,7 @@ def run(options: argparse.Namespace) -> int | None:
         ended = result.reason == "all updates done"
         averaged = average_scores(options, task, result) if options.average and ended else {}
     _show(options, task, result, averaged)
-    return DIVERGED if has_ended_in_nan(result) else None
+    return DIVERGED if result.diverged else None
 
 
 @contextmanager
@@ -151,16 +149,6 @@ def _log_evaluations(steps: int) -> Callable[[Evaluation], None]:
             log(f"{evaluation.step:>8} of {evaluation.steps}  {text}")
 
     return on_evaluation
-
-
-def has_ended_in_nan(result: Run) -> bool:
-    """Whether the run ended in a loss or in parameters that are not finite."""
-    history = result.history
-    ends = [history.loss[-1:], *(curve[-1:] for curve in history.validation.values())]
-    leaves = jax.tree.leaves(result.params)
-    return not all(np.isfinite(x).all() for x in ends) or not all(
-        bool(jnp.isfinite(x).all()) for x in leaves if jnp.issubdtype(x.dtype, jnp.inexact)
-    )
 
 
 def _show(
