@@ -8,8 +8,8 @@ float64; `optlab.lab` has the tools to choose between them.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-_ROOMS = {"dialects", "groups", "lab", "optimizers", "plots", "reference", "registry", "rules"}
-_ROOMS |= {"schedules", "testing", "transforms", "wrappers"}
+_ROOMS = {"dialects", "groups", "lab", "native", "optimizers", "plots", "reference", "registry"}
+_ROOMS |= {"rules", "schedules", "testing", "transforms", "wrappers"}
 
 _SOURCES = ("optimizers", "transforms", "wrappers", "_describe", "_inspect", "_tree")
 """The modules that have the public functions and classes, in which a name is looked up."""
@@ -17,6 +17,7 @@ _SOURCES = ("optimizers", "transforms", "wrappers", "_describe", "_inspect", "_t
 if TYPE_CHECKING:
     from optlab import dialects, groups, reference, rules, schedules
     from optlab import lab as lab
+    from optlab import native as native
     from optlab import plots as plots
     from optlab import testing as testing
     from optlab._describe import describe
@@ -123,6 +124,7 @@ __all__ = [
     "monitor",
     "monitored",
     "muon",
+    "native",
     "params_average",
     "params_ema",
     "params_lawa",

@@ -39,6 +39,8 @@ def pytest_configure(config):
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
     if folder is not None:
         jax.config.update("jax_compilation_cache_dir", folder)
+    loops = os.path.join(jax.config.jax_compilation_cache_dir, "native")
+    os.environ.setdefault("OPTLAB_NATIVE_CACHE", loops)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 

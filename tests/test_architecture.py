@@ -40,6 +40,7 @@ ROOMS = {
     "reference": [],
     "registry": ["optimizers", "transforms", "wrappers", "schedules", "reference"],
     "testing": ["registry", "_inspect"],
+    "native": ["_tree"],
     "_extras": [],
     "_report": [],
     "_divergence": [],
@@ -66,6 +67,7 @@ ROOMS = {
         "dialects",
         "schedules",
         "reference",
+        "native",
         "_inspect",
         "_describe",
     ],
@@ -161,7 +163,16 @@ def test_everything_can_be_imported_without_the_extras():
 
 
 def test_exports_are_complete():
-    rooms = ("groups", "optimizers", "rules", "schedules", "testing", "transforms", "wrappers")
+    rooms = (
+        "groups",
+        "native",
+        "optimizers",
+        "rules",
+        "schedules",
+        "testing",
+        "transforms",
+        "wrappers",
+    )
     for name in ("optlab", *(f"optlab.{room}" for room in rooms)):
         module = importlib.import_module(name)
         assert len(module.__all__) == len(set(module.__all__))
@@ -179,7 +190,7 @@ def test_exports_are_complete():
 def test_every_public_rule_has_a_row_and_every_row_is_public():
     kinds = (registry.OPTIMIZERS, registry.DIRECTIONS, registry.TRANSFORMATIONS, registry.WRAPPERS)
     rows = [row for rows in (*kinds, registry.PASSED_ON) for row in rows.values()]
-    rooms = {"dialects", "groups", "reference", "rules", "schedules"}
+    rooms = {"dialects", "groups", "native", "reference", "rules", "schedules"}
     helpers = {"averaged_params", "describe", "global_norm", "hyperparams", "loss_scale"}
     helpers |= {"monitored", "replace_hyperparams", "skip_counts"}
     helpers |= {"PowerEmaSnapshot", "power_ema_snapshot", "reconstruct", "reconstruction_error"}
@@ -193,7 +204,7 @@ def test_every_public_rule_has_a_row_and_every_row_is_public():
 
 
 def public_functions():
-    for owner in (optlab, optlab.groups, optlab.schedules):
+    for owner in (optlab, optlab.groups, optlab.native, optlab.schedules):
         for name in owner.__all__:
             value = getattr(owner, name)
             if inspect.isfunction(value):

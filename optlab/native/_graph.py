@@ -1,0 +1,207 @@
+"""A program of JAX as a flat list of operations on arrays, and how it is run by XLA.
+
+Functions within functions (`jit`, custom derivatives) are spelled out, and a choice by platform is
+made for the CPU. What is left inside of an operation are loops and branches.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
+
+INSIDE = {"jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr", "core_call": "call_jaxpr"}
+INSIDE |= {"custom_jvp_call": "call_jaxpr", "custom_vjp_call": "call_jaxpr"}
+"""The primitives that call a function, with the parameter that holds it."""
+
+
+class Value:
+    """An array that the program is given or computes.
+
+    Attributes:
+        shape: its shape.
+        dtype: its type, None for a type that only JAX knows, such as that of random keys.
+        node: what computes it; None for an argument.
+        size: the number of elements; 0 if only the caller of an exported function knows it.
+    """
+
+    __slots__ = ("dtype", "node", "shape", "size")
+    dtype: Any
+    node: Any
+
+    def __init__(self, aval: Any, node: "Node | None" = None):
+        self.shape: tuple[int, ...] = getattr(aval, "shape", ())
+        dtype = getattr(aval, "dtype", None)
+        self.dtype = dtype if isinstance(dtype, np.dtype) else None
+        self.node = node
+        known = all(isinstance(length, int) for length in self.shape)
+        self.size = int(np.prod(self.shape)) if known else 0
+
+    @property
+    def is_big(self) -> bool:
+        """Whether it has axes, and elements in a number that is known."""
+        return bool(self.shape) and bool(self.size)
+
+
+class Constant:
+    """A number that stands in the program.
+
+    Attributes:
+        value: an array ().
+    """
+
+    __slots__ = ("dtype", "shape", "value")
+    dtype: Any
+    node: Any = None
+    is_big = False
+    size = 1
+
+    def __init__(self, value: Any, aval: Any):
+        self.value = value
+        self.shape: tuple[int, ...] = aval.shape
+        self.dtype = aval.dtype if isinstance(aval.dtype, np.dtype) else None
+
+
+Operand = Value | Constant
+
+
+class Node:
+    """One operation.
+
+    Attributes:
+        number: its place in the program.
+        name: the name of its primitive.
+        eqn: the equation of JAX.
+        inputs: its operands.
+        outputs: its results.
+    """
+
+    __slots__ = ("eqn", "inputs", "name", "number", "outputs")
+
+    def __init__(self, number: int, name: str, eqn: Any, inputs: list[Operand]):
+        self.number, self.name, self.eqn, self.inputs = number, name, eqn, inputs
+        self.outputs: list[Value] = []
+
+    def on(self, inputs: list[Operand], shape: tuple[int, ...]) -> "Node":
+        """Return the same operation on others, with a result of this shape."""
+        node = Node(self.number, self.name, self.eqn, inputs)
+        node.outputs = [Value(jax.ShapeDtypeStruct(shape, self.outputs[0].dtype), node)]
+        return node
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """The parameters of the primitive."""
+        return self.eqn.params
+
+
+class Graph:
+    """A program.
+
+    Attributes:
+        nodes: its operations, each behind those that it needs.
+        arguments: what it is given, first what the function had from outside.
+        results: what it returns.
+    """
+
+    def __init__(self, jaxpr: Jaxpr):
+        self.nodes: list[Node] = []
+        self._known: dict[Any, list[Operand]] = {}
+        self.arguments = [Value(var.aval) for var in (*jaxpr.constvars, *jaxpr.invars)]
+        bound = len(jaxpr.constvars)
+        self.results = self._inline(jaxpr, self.arguments[bound:], self.arguments[:bound])
+
+    def _inline(
+        self, jaxpr: Jaxpr, arguments: Sequence[Operand], constants: Sequence[Any] = ()
+    ) -> list[Operand]:
+        values: dict[Any, Operand] = dict(zip(jaxpr.invars, arguments, strict=True))
+        for var, value in zip(jaxpr.constvars, constants, strict=True):
+            values[var] = value if isinstance(value, Value) else Constant(value, var.aval)
+
+        def read(atom: Any) -> Operand:
+            return Constant(atom.val, atom.aval) if isinstance(atom, Literal) else values[atom]
+
+        for eqn in jaxpr.eqns:
+            inputs = [read(atom) for atom in eqn.invars]
+            function = _called(eqn)
+            if function is not None:
+                inside = inputs[1:] if eqn.primitive.name == "cond" else inputs
+                outputs = self._inline(function.jaxpr, inside, function.consts)
+            else:
+                outputs = self._append(eqn, inputs)
+            values.update(zip(eqn.outvars, outputs, strict=True))
+        return [read(atom) for atom in jaxpr.outvars]
+
+    def _append(self, eqn: Any, inputs: list[Operand]) -> list[Operand]:
+        name = eqn.primitive.name
+        if name == "optimization_barrier":
+            # One for each array, so that who needs one of them does not need all.
+            return [
+                self._add(name, eqn, [value], [var.aval])[0]
+                for value, var in zip(inputs, eqn.outvars, strict=True)
+            ]
+        avals = [var.aval for var in eqn.outvars]
+        key = _key(eqn, inputs)
+        if key is None:
+            return self._add(name, eqn, inputs, avals)
+        if key not in self._known:
+            self._known[key] = self._add(name, eqn, inputs, avals)
+        return self._known[key]
+
+    def _add(
+        self, name: str, eqn: Any, inputs: list[Operand], avals: Sequence[Any]
+    ) -> list[Operand]:
+        node = Node(len(self.nodes), name, eqn, inputs)
+        node.outputs = [Value(aval, node) for aval in avals]
+        self.nodes.append(node)
+        return list(node.outputs)
+
+
+def _key(eqn: Any, inputs: list[Operand]) -> Any:
+    """Return what equal operations on equal operands share; None for what has effects."""
+    if eqn.effects:
+        return None
+    try:
+        types = [var.aval for var in eqn.outvars]
+        key = (eqn.primitive, *map(_identity, inputs), *sorted(eqn.params.items()), *types)
+        hash(key)
+    except TypeError:  # parameters that cannot be compared
+        return None
+    return key
+
+
+def _identity(operand: Operand) -> Any:
+    if isinstance(operand, Constant) and operand.shape == ():
+        value = np.asarray(operand.value)
+        return operand.dtype, value.dtype, value.tobytes()
+    return id(operand)
+
+
+def _called(eqn: Any) -> ClosedJaxpr | None:
+    """Return the function that an operation calls with its operands; None for any other.
+
+    The function of a choice by platform is called without the first operand, the choice.
+    """
+    name = eqn.primitive.name
+    if name in INSIDE:
+        function = eqn.params.get(INSIDE[name])
+        if isinstance(function, Jaxpr) and not function.constvars:
+            function = ClosedJaxpr(function, ())
+        return function if isinstance(function, ClosedJaxpr) else None
+    platforms = eqn.params.get("branches_platforms") if name == "cond" else None
+    if platforms is not None:
+        for branch, names in zip(eqn.params["branches"], platforms, strict=True):
+            if names is None or "cpu" in names:
+                return branch
+    return None
+
+
+def run_node(node: Node, operands: Iterable[Any]) -> list[Any]:
+    """Compute an operation with XLA."""
+    primitive, functions = node.eqn.primitive, ()
+    bound = primitive.get_bind_params(node.params)
+    if isinstance(bound, tuple):  # in some versions of JAX functions come apart
+        functions, bound = bound
+    with node.eqn.ctx.manager:
+        results = primitive.bind(*functions, *operands, **bound)
+    return list(results) if primitive.multiple_results else [results]
