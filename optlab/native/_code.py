@@ -55,26 +55,25 @@ class Writer:
         """
         for node in nodes:
             operands = [self._operand(value) for value in node.inputs]
-            types = [value.dtype.name for value in node.inputs]
+            types = [value.type for value in node.inputs]
             result = node.outputs[0]
-            text = expression(node.name, operands, types, result.dtype.name, node.params)
+            text = expression(node.name, operands, types, result.type, node.params)
             assert text is not None
             if text == operands[0]:
                 self._names[id(result)] = text
                 continue
             name = self._name(result, "v")
-            self._inside.append(f"const {KINDS[result.dtype.name].register} {name} = {text};")
-        self._halves |= any(value.dtype.name == "float16" for value in outputs)
+            self._inside.append(f"const {KINDS[result.type].register} {name} = {text};")
+        self._halves |= any(value.type == "float16" for value in outputs)
         stores = [
-            f"o{i}[i] = {store(value.dtype.name, self._operand(value))};"
+            f"o{i}[i] = {store(value.type, self._operand(value))};"
             for i, value in enumerate(outputs)
         ]
         stores += [
             f"t{i}[i - block] = {self._operand(value)};" for i, (value, _) in enumerate(reductions)
         ]
         arrays = [
-            f"{KINDS[value.dtype.name].memory} *const o{i} = out[{i}];"
-            for i, value in enumerate(outputs)
+            f"{KINDS[value.type].memory} *const o{i} = out[{i}];" for i, value in enumerate(outputs)
         ]
         reduced = [_Reduced(i, value, code) for i, (value, code) in enumerate(reductions)]
         lines = [
@@ -103,7 +102,7 @@ class Writer:
     def _operand(self, value: Operand) -> str:
         if id(value) in self._names:
             return self._names[id(value)]
-        dtype = value.dtype.name
+        dtype = value.type
         kind = KINDS[dtype]
         self._halves |= dtype == "float16"
         if isinstance(value, Constant):
@@ -145,7 +144,7 @@ class _Reduced:
 
     def __init__(self, number: int, value: Operand, code: int):
         how = code // 4
-        kind = KINDS[value.dtype.name].register
+        kind = KINDS[value.type].register
         neutral = {0: "0", 1: "-__builtin_inf()", 2: "__builtin_inf()"}[how]
         if kind == "int":
             neutral = str(how - 1)

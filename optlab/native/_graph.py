@@ -4,10 +4,13 @@ Functions within functions (`jit`, custom derivatives) are spelled out, and a ch
 made for the CPU. What is left inside of an operation are loops and branches.
 """
 
+import functools
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
@@ -16,27 +19,30 @@ INSIDE |= {"custom_jvp_call": "call_jaxpr", "custom_vjp_call": "call_jaxpr"}
 """The primitives that call a function, with the parameter that holds it."""
 
 
+@functools.cache
+def _type_name(dtype: Any) -> str:
+    return dtype.name if isinstance(dtype, np.dtype) else ""
+
+
 class Value:
     """An array that the program is given or computes.
 
     Attributes:
         shape: its shape.
-        dtype: its type, None for a type that only JAX knows, such as that of random keys.
+        type: the name of its type, "" for one that only JAX knows, such as that of random keys.
         node: what computes it; None for an argument.
         size: the number of elements; 0 if only the caller of an exported function knows it.
     """
 
-    __slots__ = ("dtype", "node", "shape", "size")
-    dtype: Any
+    __slots__ = ("node", "shape", "size", "type")
     node: Any
 
     def __init__(self, aval: Any, node: "Node | None" = None):
         self.shape: tuple[int, ...] = getattr(aval, "shape", ())
-        dtype = getattr(aval, "dtype", None)
-        self.dtype = dtype if isinstance(dtype, np.dtype) else None
+        self.type = _type_name(getattr(aval, "dtype", None))
         self.node = node
         known = all(isinstance(length, int) for length in self.shape)
-        self.size = int(np.prod(self.shape)) if known else 0
+        self.size = math.prod(self.shape) if known else 0
 
     @property
     def is_big(self) -> bool:
@@ -51,8 +57,7 @@ class Constant:
         value: an array ().
     """
 
-    __slots__ = ("dtype", "shape", "value")
-    dtype: Any
+    __slots__ = ("shape", "type", "value")
     node: Any = None
     is_big = False
     size = 1
@@ -60,7 +65,7 @@ class Constant:
     def __init__(self, value: Any, aval: Any):
         self.value = value
         self.shape: tuple[int, ...] = aval.shape
-        self.dtype = aval.dtype if isinstance(aval.dtype, np.dtype) else None
+        self.type = _type_name(aval.dtype)
 
 
 Operand = Value | Constant
@@ -86,7 +91,7 @@ class Node:
     def on(self, inputs: list[Operand], shape: tuple[int, ...]) -> "Node":
         """Return the same operation on others, with a result of this shape."""
         node = Node(self.number, self.name, self.eqn, inputs)
-        node.outputs = [Value(jax.ShapeDtypeStruct(shape, self.outputs[0].dtype), node)]
+        node.outputs = [Value(jax.ShapeDtypeStruct(shape, jnp.dtype(self.outputs[0].type)), node)]
         return node
 
     @property
@@ -173,7 +178,7 @@ def _key(eqn: Any, inputs: list[Operand]) -> Any:
 def _identity(operand: Operand) -> Any:
     if isinstance(operand, Constant) and operand.shape == ():
         value = np.asarray(operand.value)
-        return operand.dtype, value.dtype, value.tobytes()
+        return operand.type, value.dtype, value.tobytes()
     return id(operand)
 
 

@@ -39,8 +39,8 @@ class Leaf:
 
     nodes: list[Node]
     inputs: list[Value]
-    outputs: list[Value]
-    reductions: list[tuple[Value, int]]
+    outputs: list[Operand]
+    reductions: list[tuple[Operand, int]]
     reduced: list[Node]
     aliases: dict[int, int]
     scalars: list[Value] = field(default_factory=list)
@@ -130,11 +130,13 @@ loop_p = Primitive("optlab_native_loop")
 loop_p.multiple_results = True
 
 
+def _array(shape: tuple[int, ...], name: str) -> Any:
+    return jax.core.ShapedArray(shape, jnp.dtype(name))
+
+
 def _types(*avals: Any, call: Call, donated: bool) -> list[Any]:
-    outputs = [jax.core.ShapedArray(x.shape, x.dtype) for leaf in call.leaves for x in leaf.outputs]
-    return outputs + [
-        jax.core.ShapedArray((len(call.leaves),), x.dtype) for x, _ in call.leaves[0].reductions
-    ]
+    outputs = [_array(x.shape, x.type) for leaf in call.leaves for x in leaf.outputs]
+    return outputs + [_array((len(call.leaves),), x.type) for x, _ in call.leaves[0].reductions]
 
 
 def _in_xla(*operands: Any, call: Call, donated: bool) -> list[Any]:

@@ -97,7 +97,7 @@ class Plan:
         Unavailable: a loop cannot be compiled or loaded.
     """
 
-    def __init__(self, graph: Graph, places: Mapping[Value, Value]):
+    def __init__(self, graph: Graph, places: Mapping[Operand, Value]):
         self.graph = graph
         self._places = places
         self._is_elementwise: dict[Node, bool] = {}
@@ -138,8 +138,8 @@ class Plan:
                 arrays[id(one)] = one
                 if one.node is not None and one.node.name not in IN_MEMORY:
                     blame = one.node.name
-                elif one.dtype is None or one.dtype.name not in KINDS:
-                    blame = f"arrays of {one.dtype or 'another type'}"
+                elif one.type not in KINDS:
+                    blame = f"arrays of {one.type or 'another type'}"
         if len(found) > MOST_NODES or len(arrays) > MOST_ARRAYS:
             blame = "a long expression"
         nodes = sorted(found.values(), key=_number)
@@ -150,9 +150,9 @@ class Plan:
         found = {}
         for node in self.graph.nodes:
             operand = node.inputs[0] if node.inputs else None
-            if operand is None or operand.dtype is None or not operand.is_big:
+            if operand is None or not operand.is_big:
                 continue
-            code = reduction_code(node.name, operand.dtype.name)
+            code = reduction_code(node.name, operand.type)
             if code is None or len(node.params["axes"]) != len(operand.shape):
                 continue
             region = self._region(operand)
@@ -302,13 +302,13 @@ class Plan:
                 calls.append(Call(level, loop, some, some[0].scalars, constants))
         return calls
 
-    def _aliases(self, inputs: Sequence[Value], outputs: Sequence[Value]) -> dict[int, int]:
+    def _aliases(self, inputs: Sequence[Value], outputs: Sequence[Operand]) -> dict[int, int]:
         """Return for outputs, by number, the inputs whose memory they take."""
         aliases = {}
         for number, value in enumerate(outputs):
             place = self._places.get(value)
             for i, array in enumerate(inputs):
-                if array is place and (array.shape, array.dtype) == (value.shape, value.dtype):
+                if array is place and (array.shape, array.type) == (value.shape, value.type):
                     aliases[number] = i
         return aliases
 
@@ -367,10 +367,10 @@ def _is_elementwise(node: Node) -> bool:
     if node.name not in OPERATIONS or len(node.outputs) != 1 or not node.inputs:
         return False
     (result,) = node.outputs
-    if not result.is_big or result.dtype is None or result.dtype.name not in KINDS:
+    if not result.is_big or result.type not in KINDS:
         return False
     for value in node.inputs:
-        if value.dtype is None or value.dtype.name not in KINDS:
+        if value.type not in KINDS:
             return False
         if isinstance(value, Constant):
             if value.shape != () or constant(np.asarray(value.value)) is None:
@@ -381,9 +381,9 @@ def _is_elementwise(node: Node) -> bool:
         return False
     if node.name == "broadcast_in_dim" and len(node.inputs) > 1:
         return False
-    types = [value.dtype.name for value in node.inputs]
+    types = [value.type for value in node.inputs]
     names = [f"x{i}" for i in range(len(types))]
-    return expression(node.name, names, types, result.dtype.name, node.params) is not None
+    return expression(node.name, names, types, result.type, node.params) is not None
 
 
 class _Joined:

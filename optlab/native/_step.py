@@ -12,7 +12,7 @@ from optlab import _checks
 from optlab._tree import is_traced
 from optlab._types import Tree
 from optlab.native._compiler import Unavailable
-from optlab.native._graph import Graph, Value
+from optlab.native._graph import Graph, Operand, Value
 from optlab.native._plan import Plan
 from optlab.native._report import report
 
@@ -104,7 +104,7 @@ def _with_loops(
     return jax.tree.unflatten(jax.tree.structure(shapes), results)
 
 
-def _places(graph: Graph, results: Tree, arguments: Tree) -> dict[Value, Value]:
+def _places(graph: Graph, results: Tree, arguments: Tree) -> dict[Operand, Value]:
     """Return for each result the argument at the same place of the state or the parameters."""
     if jax.tree.structure(results) != jax.tree.structure(arguments):
         return {}
