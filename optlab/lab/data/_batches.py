@@ -13,6 +13,7 @@ from optlab import _checks
 from optlab._types import Tree
 from optlab.lab.data._ahead import Ahead
 from optlab.lab.data._arrays import check_layout, layout_of, to_arrays
+from optlab.lab.data._contents import contents_of
 from optlab.lab.data._errors import Source
 from optlab.lab.data._passes import AGAIN, Passes, check_loader, is_iterator, rewinds
 
@@ -192,8 +193,24 @@ class Batches:
         with self.read(stop=number, move=jax.device_put) as pairs:
             return [batch for batch, _ in pairs]
 
-    def _passes(self) -> Passes:
-        return Passes(self._source, self._loader, beginning=self._beginning)
+    def contents(self) -> dict[str, Any]:
+        """Return what tells this loader from another one as facts, name → JSON."""
+
+        def again() -> Tree | None:
+            if self.one_shot:
+                return None
+            passes = self._passes(numbered=False)
+
+            def items() -> Iterator[Tree]:
+                yield to_arrays(passes.next(), 0, self._source.fail)
+
+            with passes.ahead(items, self._timeout) as thread:
+                return next(thread)
+
+        return contents_of(self._loader, self.example, again)
+
+    def _passes(self, *, numbered: bool = True) -> Passes:
+        return Passes(self._source, self._loader, beginning=self._beginning, numbered=numbered)
 
     def _peek(self) -> Iterator[tuple[Tree, bool]]:
         """Read the first batch without losing it; say whether the loader reports its place."""

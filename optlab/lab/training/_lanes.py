@@ -21,7 +21,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from optlab._types import Array, Tree
 from optlab.lab.tasks._task import Batch, Task
 from optlab.lab.training import _loop
-from optlab.lab.training._engine import BY_LANES, Carry, Division, Engine, MakeRun, Unfinished
+from optlab.lab.training._engine import BY_LANES, Carry, Division, Engine, MakeRun
 from optlab.lab.training._evaluation import Evaluator, ReadOnce
 from optlab.lab.training._loop import Judged, Keys, TrainState
 from optlab.lab.training._threads import settings

@@ -17,7 +17,7 @@ from optlab._facts import described
 from optlab._identity import identity
 from optlab._types import Array, Tree
 from optlab.groups._assignment import Rules
-from optlab.lab.data import DataError
+from optlab.lab.data import Batches, DataError
 from optlab.lab.tasks._check_task import batch_of, batch_size, check_task
 from optlab.lab.tasks._task import Task
 from optlab.lab.training import _loop
@@ -180,7 +180,7 @@ def train(
             sharding=sharding,
             average=_checks.check_flag(_WHO, "average", average),
         )
-        facts = partial(_facts, task, tx, key, early_stopping, average, start)
+        facts = partial(_facts, task, source, tx, key, early_stopping, average, start)
         store = contexts.enter_context(_checkpoints_in(checkpoints, keep, facts))
         position = loop.start(early_stopping, start)
         is_sound = soundness(position.state) if store else None
@@ -241,6 +241,7 @@ def train(
 
 def _facts(
     task: Task,
+    source: Batches | None,
     tx: optax.GradientTransformation,
     key: Array,
     early_stopping: EarlyStopping | None,
@@ -249,7 +250,7 @@ def _facts(
 ) -> dict[str, Any]:
     rule = ("patience", "min_delta", "stop_on_nonfinite", "start", "target", "divergence")
     options = {"early_stopping": early_stopping and {n: getattr(early_stopping, n) for n in rule}}
-    options["average"] = average
+    options |= {"average": average, **({} if source is None else source.contents())}
     for name, tree in zip(("params", "model_state"), start, strict=True):
         leaves = jax.tree.leaves_with_path(_loop.without_keys(tree))
         by_path = {_checks.path_text(path): _known(leaf) for path, leaf in leaves}
