@@ -6,7 +6,8 @@
 The run makes one update at each rate, from several seeds at once. A seed diverges when its loss is
 more than four times the initial loss, or is not finite from then on; its later losses do not count.
 A few losses that are not finite, after which the run went on, as a bad batch gives them under
-`skip_nonfinite`, are passed over; many are a reason to make no suggestion.
+`skip_nonfinite`, are passed over; many are a reason to make no suggestion. Runs at constant rates
+then confirm or correct the highest suggested rate; see `_confirm`.
 
 Reference: Smith, "Cyclical Learning Rates for Training Neural Networks", WACV 2017.
 """
@@ -27,8 +28,11 @@ from optlab._divergence import limit
 from optlab._report import aligned, number, strict, versions
 from optlab._types import Schedule
 from optlab.lab.data import Batches
+from optlab.lab.rates._confirm import EVALUATIONS, Confirmation, choose
+from optlab.lab.rates._confirm import confirm as confirm_around
 from optlab.lab.rates._suggest import (
     Suggestion,
+    fallen,
     median_over_seeds,
     picks,
     smooth,
@@ -57,6 +61,15 @@ LEAST_STEPS = 10
 PARTS = 20
 """The parts of the test between which the progress bar moves."""
 
+MOST_CONFIRMING = 1000
+"""Updates of a confirming run, at most, if the caller does not say how many."""
+
+CONFIRMING_SEEDS = 3
+"""Confirming runs start from at most this many of the seeds."""
+
+CONFIRMING_RATES = 8
+"""The usual number of rates that are confirmed, by which the progress bar is drawn."""
+
 INITIAL_BATCHES = 10
 """Batches on which the loss before the first update, and the noise in it, are measured."""
 
@@ -83,17 +96,22 @@ class RangeTest:
         trends: (seeds, steps) float, means of `losses` over a window centred on each rate.
         median: (steps,) float, the median of `trends` over the seeds; NaN after half of them
             diverged.
-        suggested_max: a rate to train with: high, but below the rates at which training becomes
-            worse. None if there is no reliable suggestion.
+        confirmed_rates: (rates,) float, ascending; the constant rates of the confirming runs.
+        confirmed_losses: (rates, seeds) float, the validation losses at the end of these runs;
+            infinite where a run diverged.
+        confirmed_steps: updates of each confirming run; 0 if there is none.
+        suggested_max: a rate to train with: the constant rate at which the confirming runs end with
+            the lowest loss; without them, a rate that is high, but below the rates at which
+            training becomes worse. None if there is no reliable suggestion.
         suggested_min: the rate at which improvement begins, where a cycle or a warm-up may start;
             None if there is no reliable suggestion.
-        max_interval: the lowest and the highest `suggested_max` of a single seed; or None.
+        max_interval: the lowest and the highest rate that is best for a single seed; or None.
         min_interval: the lowest and the highest `suggested_min` of a single seed; or None.
         at_edge: whether the loss still fell at the last rate; a higher `max_lr` may then raise the
             suggestions.
         reason: why there is no suggestion; None if there is one.
-        picks: fastai's "valley", "steep" and "minimum" → a rate, from the median of `smoothed`;
-            empty if there is no reliable suggestion.
+        picks: fastai's "valley", "steep", "minimum" and "slide" → a rate, from the median of
+            `smoothed`. A pick is left out where the loss has not fallen by more than noise.
     """
 
     task: str
@@ -105,6 +123,9 @@ class RangeTest:
     smoothed: np.ndarray
     trends: np.ndarray
     median: np.ndarray
+    confirmed_rates: np.ndarray
+    confirmed_losses: np.ndarray
+    confirmed_steps: int
     suggested_max: float | None
     suggested_min: float | None
     max_interval: tuple[float, float] | None
@@ -186,6 +207,12 @@ class RangeTest:
         return list(aligned(columns))
 
     def _notes(self) -> Iterator[str]:
+        if self.confirmed_steps:
+            tried = self.confirmed_rates
+            yield (
+                f"{len(tried)} constant rates from {number(tried[0])} to {number(tried[-1])} were "
+                f"tried over {self.confirmed_steps} updates; longer runs may want a lower one."
+            )
         if self.diverged.any():
             yield f"{self.diverged.sum()} of {len(self.seeds)} seeds diverged before the last rate."
         if self.at_edge:
@@ -201,9 +228,14 @@ def lr_range_test(
     steps: int = 100,
     seeds: int | Sequence[int] = 5,
     mode: str = "exponential",
+    confirm: int | None = None,
     progress: bool = False,
 ) -> RangeTest:
     """Raise the learning rate over a short run from several seeds, and suggest rates by the loss.
+
+    One update at each rate tells little of a whole run. The test therefore goes on with runs at
+    constant rates around its first suggestion, and suggests the one that ends with the lowest
+    validation loss. These are usually 4 to 8 rates, each from up to three of the seeds.
 
     The seeds run in lanes, as in `sweep`. The test changes nothing outside: keys, parameters and
     batches are created from the seeds, in the same way as in `compare`. Batches of a loader are
@@ -218,6 +250,9 @@ def lr_range_test(
         steps: updates, one at each rate, ≥ 10.
         seeds: the number of seeds, counted from 0, or the seeds themselves.
         mode: "exponential" for equally many rates in each decade, or "linear".
+        confirm: updates of each confirming run, ≥ 0; the best constant rate of a longer run may be
+            lower. 0 for no such runs, if a rough suggestion is enough. None for the task's own
+            number of steps, at most 1000.
         progress: whether to show a progress bar on stderr.
 
     Returns:
@@ -250,12 +285,20 @@ def lr_range_test(
     tx = _make(optimizer, rates)
     if source is not None:
         source.refuse_one_shot(_WHO, "by the range test")
-    with progress_bar(_WHO, progress, steps) as show:
+    confirm = min(task.steps, MOST_CONFIRMING) if confirm is None else confirm
+    _checks.check_integer(_WHO, "confirm", confirm, 0)
+    with progress_bar(_WHO, progress, steps + CONFIRMING_RATES * confirm) as show:
         initial, losses = _losses(task, tx, steps, seeds, source, show)
-    refusal = _too_many_gaps(losses)
-    initial = _filled(initial, ~np.isfinite(initial))
-    losses = _filled(losses, _gaps(losses))
-    return _conclude(task.name, mode, rates, seeds, initial, losses, refusal)
+        refusal = _too_many_gaps(losses)
+        initial, losses = (np.asarray(x, np.float64) for x in (initial, losses))
+        initial = _filled(initial, ~np.isfinite(initial))
+        losses = _filled(losses, _gaps(losses))
+        rough = refusal or suggest(rates, losses, initial)
+        confirmation = None
+        if confirm and not isinstance(rough, str):
+            high = rough[1].rate
+            confirmation = _confirmation(task, optimizer, high, rates, confirm, seeds, show)
+    return _conclude(task.name, mode, rates, seeds, initial, losses, rough, confirmation, confirm)
 
 
 def _make(optimizer: MakeScheduled, rates: np.ndarray) -> optax.GradientTransformation:
@@ -311,6 +354,34 @@ def _losses(
     return initial, np.where(running_still & finite, losses, np.nan)[:, 1:]
 
 
+def _confirmation(
+    task: Task,
+    optimizer: MakeScheduled,
+    rate: float,
+    rates: np.ndarray,
+    steps: int,
+    seeds: np.ndarray,
+    show: Show,
+) -> Confirmation:
+    """Train at constant rates around `rate`, within the range of the test."""
+    done = len(rates)
+
+    def on_updates(updates: int) -> None:
+        nonlocal done
+        done += updates
+        show(done, "confirming runs")
+
+    runs = TrialRuns(
+        _WHO,
+        Fixed(task, lambda rate: optimizer(lambda count: jnp.asarray(rate, float))),
+        {"rate": float},
+        keys=seed_keys(jnp.asarray(seeds[:CONFIRMING_SEEDS])),
+        eval_every=max(1, steps // EVALUATIONS),
+        on_updates=on_updates,
+    )
+    return confirm_around(runs, rate, steps=steps, lowest=rates[0], highest=rates[-1])
+
+
 def _conclude(
     task: str,
     mode: str,
@@ -318,16 +389,26 @@ def _conclude(
     seeds: np.ndarray,
     initial: np.ndarray,
     losses: np.ndarray,
-    refusal: str | None = None,
+    rough: tuple[Suggestion, Suggestion, bool] | str,
+    confirmation: Confirmation | None,
+    confirmed_steps: int,
 ) -> RangeTest:
     smoothed, trends = smooth(losses), trend(losses)
-    result = refusal or suggest(rates, losses, initial)
-    reliable = not isinstance(result, str)
-    low, high, at_edge = result if reliable else (None, None, False)
+    reason = rough if isinstance(rough, str) else None
+    low, high, at_edge = (None, None, False) if isinstance(rough, str) else rough
+    if confirmation is not None:
+        choice = choose(confirmation)
+        if isinstance(choice, str):
+            low, high, at_edge, reason = None, None, False, choice
+        else:
+            low, high = low.below(choice), choice
+            at_edge = at_edge and choice.rate == confirmation.rates[-1]
 
     def interval(suggestion: Suggestion | None) -> tuple[float, float] | None:
         return (suggestion.low, suggestion.high) if suggestion else None
 
+    of_fastai = picks(rates, median_over_seeds(smoothed))
+    none = Confirmation(np.zeros(0), np.zeros(0), np.zeros((0, 0)))
     return RangeTest(
         task=task,
         mode=mode,
@@ -338,13 +419,16 @@ def _conclude(
         smoothed=smoothed,
         trends=trends,
         median=median_over_seeds(trends),
+        confirmed_rates=(confirmation or none).rates,
+        confirmed_losses=(confirmation or none).losses,
+        confirmed_steps=confirmed_steps if confirmation else 0,
         suggested_max=high.rate if high else None,
         suggested_min=low.rate if low else None,
         max_interval=interval(high),
         min_interval=interval(low),
         at_edge=at_edge,
-        reason=None if reliable else result,
-        picks=picks(rates, median_over_seeds(smoothed)) if reliable else {},
+        reason=reason,
+        picks={} if reason else fallen(rates, losses, initial, of_fastai),
     )
 
 

@@ -14,13 +14,14 @@ The suggestion is the median over seeds; the interval is their range. The rate o
 alone would be too high, because momentum still carries the loss down from better rates. A share of
 the fall alone would be too low for a loss that falls over several decades.
 
-fastai's picks are read from the median of the running averages. They look at the curve after its
-first tenth, up to 5 points before it exceeds four times its best, and do not check whether the
-curve has an answer at all:
+fastai's picks are read from the median of the running averages, as fastai reads them. They look at
+the curve after its first tenth, up to 5 points before it exceeds four times its best, and do not
+check whether the curve has an answer at all:
 
     valley          the middle of the longest decreasing subsequence
     steep           the steepest fall, Δloss / Δln(rate)
-    minimum         the lowest loss; fastai suggests a tenth of that rate
+    minimum         a tenth of the rate of the lowest loss
+    slide           from the right, the first 15 points at whose ends the slope is alike
 """
 
 from collections.abc import Mapping
@@ -46,6 +47,10 @@ RESOLUTION = 1e-5
 """A fall must also exceed this share of the loss, because float32 means are no more precise."""
 
 
+SLIDE_WIDTH, SLIDE_THRESHOLD = 15, 0.005
+"""The width of fastai's sliding window in points, and the difference of slopes that moves it."""
+
+
 @dataclass(frozen=True)
 class Suggestion:
     """A suggested rate, and the range of that rate over the usable seeds."""
@@ -59,6 +64,12 @@ class Suggestion:
         """Summarize the rates of all seeds, (seeds,), by their median on a log scale and range."""
         median = float(np.exp(np.median(np.log(rates)))) if len(rates) > 1 else float(rates[0])
         return cls(median, float(rates.min()), float(rates.max()))
+
+    def below(self, other: "Suggestion") -> "Suggestion":
+        """Return this suggestion where it lies below the other, and a tenth of the other if not."""
+        if self.rate < other.rate:
+            return self
+        return Suggestion(other.rate / 10, min(self.low, other.rate / 10), other.rate / 10)
 
 
 def smooth(losses: np.ndarray, decay: float = SMOOTHING) -> np.ndarray:
@@ -214,8 +225,42 @@ def picks(rates: np.ndarray, smoothed: np.ndarray) -> Mapping[str, float]:
     return {
         "valley": float(rates[_valley(loss)]),
         "steep": float(rates[np.argmin(np.diff(loss) / np.diff(np.log(rates)))]),
-        "minimum": float(rates[np.argmin(loss)]),
+        "minimum": float(rates[np.argmin(loss)]) / 10,
+        "slide": float(rates[_slide(loss)]),
     }
+
+
+def fallen(
+    rates: np.ndarray, losses: np.ndarray, initial: np.ndarray, picks: Mapping[str, float]
+) -> Mapping[str, float]:
+    """Return the picks at whose rates the loss has fallen by more than noise.
+
+    Of the minimum the rate of the lowest loss counts, ten times the pick.
+    """
+    sound = np.isfinite(initial).all(axis=-1)
+    initial, curves = initial[sound], trend(losses[sound])
+    fall = initial.mean() - median_over_seeds(curves)
+    doubt = _doubt(initial, window=2 * window_reach(len(rates)) + 1)
+
+    def has_fallen(name: str, rate: float) -> bool:
+        at = np.abs(np.log(rates / (10 * rate if name == "minimum" else rate))).argmin()
+        return bool(fall[at] > doubt)
+
+    return {name: rate for name, rate in picks.items() if has_fallen(name, rate)}
+
+
+def _slide(loss: np.ndarray) -> int:
+    """Return the index that fastai's `slide` picks: the left end of a window of 15 steps.
+
+    The window moves to the left from the end while the slopes at its ends differ.
+    """
+    slopes = np.gradient(loss)
+    right = len(loss) - 1
+    left = index = right - SLIDE_WIDTH
+    while left >= 0 and abs(slopes[right] - slopes[left]) > SLIDE_THRESHOLD:
+        index = left
+        right, left = right - 1, left - 1
+    return max(index, 0)
 
 
 def _valley(loss: np.ndarray) -> int:

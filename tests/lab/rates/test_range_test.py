@@ -14,7 +14,8 @@ from flax import nnx
 import optlab
 from helpers import noise_of, numbers
 from optlab.lab import Task, compare, lr_range_test, tasks
-from optlab.lab.rates._suggest import median_over_seeds, picks, smooth, suggest, trend
+from optlab.lab.rates._confirm import Confirmation, choose
+from optlab.lab.rates._suggest import fallen, median_over_seeds, picks, smooth, suggest, trend
 from optlab.lab.tasks._models import he_normal
 
 
@@ -38,12 +39,12 @@ def quadratic(curvature=2.0, deviation=0.0, loss=None):
 
 @pytest.fixture(scope="module")
 def noisy():
-    return lr_range_test(quadratic(deviation=0.3), optlab.sgd)
+    return lr_range_test(quadratic(deviation=0.3), optlab.sgd, confirm=0)
 
 
 @pytest.fixture(scope="module")
 def exact():
-    return lr_range_test(quadratic(), optax.sgd, min_lr=1e-4, seeds=2)
+    return lr_range_test(quadratic(), optax.sgd, min_lr=1e-4, seeds=2, confirm=0)
 
 
 # The run
@@ -64,7 +65,7 @@ def test_each_loss_is_that_after_the_update_at_its_rate(exact):
 
 def test_linear_mode_has_equal_steps():
     found = lr_range_test(
-        quadratic(), optax.sgd, min_lr=0.01, max_lr=2, steps=50, seeds=1, mode="linear"
+        quadratic(), optax.sgd, min_lr=0.01, max_lr=2, steps=50, seeds=1, mode="linear", confirm=0
     )
     np.testing.assert_allclose(found.rates, np.linspace(0.01, 2, 50))
     factors = np.cumprod((1 - 2.0 * found.rates) ** 2)
@@ -89,8 +90,8 @@ def test_a_seed_that_is_nan_does_not_spoil_the_others():
         x, state = good.init(key)
         return jnp.where(jax.random.bernoulli(key, 0.3), jnp.nan, x), state
 
-    found = lr_range_test(dataclasses.replace(good, init=init), optlab.sgd)
-    alone = lr_range_test(good, optlab.sgd)
+    found = lr_range_test(dataclasses.replace(good, init=init), optlab.sgd, confirm=0)
+    alone = lr_range_test(good, optlab.sgd, confirm=0)
     np.testing.assert_array_equal(np.isnan(found.initial).all(axis=1), starts_bad)
     np.testing.assert_array_equal(found.losses[~starts_bad], alone.losses[~starts_bad])
     assert found.reason is None
@@ -115,7 +116,7 @@ def test_one_compilation_serves_all_seeds_and_steps():
         return task.loss(*args)
 
     counted = dataclasses.replace(task, loss=loss)
-    lr_range_test(counted, optax.sgd, seeds=7, steps=60)
+    lr_range_test(counted, optax.sgd, seeds=7, steps=60, confirm=0)
     # To check the task, for the loss before the first update, to count the work of an update, and
     # for the program that makes it.
     assert len(traces) == 4
@@ -126,13 +127,14 @@ def test_training_afterwards_is_bitwise_the_same():
     options = {"rates": [0.01, 0.1], "seeds": 2, "steps": 6, "eval_every": 2}
     before = compare(task, {"sgd": optlab.sgd}, **options).runs["sgd"]
     numpys = np.random.get_state()[1].copy()
-    first = lr_range_test(task, optlab.sgd, steps=20)
+    first = lr_range_test(task, optlab.sgd, steps=20, confirm=8)
     np.testing.assert_array_equal(np.random.get_state()[1], numpys)
     after = compare(task, {"sgd": optlab.sgd}, **options).runs["sgd"]
     np.testing.assert_array_equal(before.train_loss, after.train_loss)
     np.testing.assert_array_equal(before.validation["loss"], after.validation["loss"])
-    again = lr_range_test(task, optlab.sgd, steps=20)
+    again = lr_range_test(task, optlab.sgd, steps=20, confirm=8)
     np.testing.assert_array_equal(first.losses, again.losses)
+    np.testing.assert_array_equal(first.confirmed_losses, again.confirmed_losses)
 
 
 def test_batch_statistics_and_random_streams_are_carried():
@@ -151,7 +153,7 @@ def test_batch_statistics_and_random_streams_are_carried():
     task = tasks.nnx_classifier(
         "bn", lambda rngs: Model(rngs=rngs), train=data, validation=data, test=data, batch_size=20
     )
-    found = lr_range_test(task, optlab.adam, min_lr=1e-4, steps=60, seeds=3)
+    found = lr_range_test(task, optlab.adam, min_lr=1e-4, steps=60, seeds=3, confirm=60)
     assert found.reason is None
     assert 1e-4 < found.suggested_min < found.suggested_max < 1
 
@@ -162,7 +164,7 @@ def test_batch_statistics_and_random_streams_are_carried():
 @pytest.mark.parametrize("curvature", [0.5, 200.0])
 @pytest.mark.parametrize("deviation", [0.0, 0.3])
 def test_the_highest_rate_for_sgd_lies_below_the_stability_limit(curvature, deviation):
-    found = lr_range_test(quadratic(curvature, deviation), optlab.sgd, max_lr=100.0)
+    found = lr_range_test(quadratic(curvature, deviation), optlab.sgd, max_lr=100.0, confirm=0)
     limit = 2 / curvature
     assert limit / 10 < found.suggested_max < limit
     assert found.max_interval[1] < limit
@@ -172,8 +174,8 @@ def test_the_highest_rate_for_sgd_lies_below_the_stability_limit(curvature, devi
 def test_the_interval_is_the_range_of_what_single_seeds_suggest(noisy):
     task = quadratic(deviation=0.3)
     seeds = [4, 7, 2]
-    together = lr_range_test(task, optlab.sgd, seeds=seeds)
-    alone = [lr_range_test(task, optlab.sgd, seeds=[seed]) for seed in seeds]
+    together = lr_range_test(task, optlab.sgd, seeds=seeds, confirm=0)
+    alone = [lr_range_test(task, optlab.sgd, seeds=[seed], confirm=0) for seed in seeds]
     for name in ("max", "min"):
         each = [getattr(one, f"suggested_{name}") for one in alone]
         assert getattr(together, f"suggested_{name}") == pytest.approx(np.median(each))
@@ -195,9 +197,9 @@ def test_suggestions_are_read_off_the_curve():
 
 
 def test_a_loss_that_still_falls_at_the_end_is_told():
-    found = lr_range_test(quadratic(), optlab.sgd, max_lr=0.1, seeds=2)
+    found = lr_range_test(quadratic(), optlab.sgd, max_lr=0.1, seeds=2, confirm=20)
     assert found.at_edge
-    assert found.suggested_max < 0.1
+    assert 0.05 < found.suggested_max <= 0.1
     assert "still falls at the last rate; raise max_lr" in str(found)
 
 
@@ -224,13 +226,112 @@ def test_the_picks_are_fastais():
     # Cut to [10:95], the longest decreasing part has 51 points, from 10 to 60, and begins,
     # as fastai counts, one before: −1 + ⌊51/3⌋ + ⌊51/6⌋ = 24.
     assert picks(rates, curve) == pytest.approx(
-        {"valley": rates[34], "steep": rates[30], "minimum": rates[60]}
+        # The slopes at 15 points from the end and at the end are 1, so that the window stays.
+        {"valley": rates[34], "steep": rates[30], "minimum": rates[60] / 10, "slide": rates[79]}
     )
     curve[70:] = 1000.0  # over four times the best: cut to [10:66]
-    assert picks(rates, curve)["minimum"] == rates[60]
+    assert picks(rates, curve)["minimum"] == rates[60] / 10
+    # A line that bends up at 50 and is level from 79 on, where the slope is ½ once. The window goes
+    # to the left while its right end, not its left end, lies there: its last left end is 79 − 15.
+    bent = 10 + np.clip(steps - 50.0, 0, 29)
+    assert picks(rates, bent)["slide"] == rates[64]
     rising = picks(rates, np.linspace(1.0, 2.0, 100))
-    assert rising["valley"] == rising["minimum"] == rates[10]  # where fastai is silent, too
+    assert rising["valley"] == rates[10]
+    assert rising["minimum"] == rates[10] / 10  # where fastai is silent, too
     assert picks(rates[:7], curve[:7]) == {}
+
+
+def test_a_pick_where_the_loss_has_not_fallen_is_noise():
+    rates = np.geomspace(1e-7, 10, 100)
+    rng = np.random.default_rng(0)
+    curve = np.interp(np.arange(100), [0, 50, 80, 99], [9.0, 9.0, 1.0, 15.0])
+    losses, initial = curve + 0.1 * rng.normal(size=(5, 100)), 9 + 0.1 * rng.normal(size=(5, 10))
+    given = {"steep": rates[20], "valley": rates[65], "minimum": rates[80] / 10, "slide": rates[99]}
+    assert fallen(rates, losses, initial, given).keys() == {"valley", "minimum"}
+
+
+# The confirming runs
+
+
+def ravine():
+    """Return a noisy quadratic whose best constant rate is far below what one update shows."""
+    curvatures = jnp.geomspace(1.0, 100.0, 16)
+
+    def height(x):
+        return 0.5 * jnp.sum(curvatures * x**2)
+
+    return dataclasses.replace(
+        quadratic(),
+        init=lambda key: (1 + numbers(key, width=16), ()),
+        loss=lambda x, state, batch, key: (height(x + 0.1 * noise_of(key, width=16)), state),
+        evaluate=lambda x, state, data: {"loss": height(x)},
+        steps=200,
+    )
+
+
+@pytest.fixture(scope="module")
+def confirmed():
+    return lr_range_test(ravine(), optlab.sgd)
+
+
+def test_the_suggested_rate_is_about_as_good_as_the_best_of_a_fine_grid(confirmed):
+    rates = [*np.geomspace(1e-4, 1e-1, 16), confirmed.suggested_max]
+    runs = compare(ravine(), {"x": optlab.sgd}, rates=rates, seeds=3, eval_every=200).runs["x"]
+    losses = dict(zip(runs.rates, runs.validation["loss"][:, :, -1].mean(axis=1), strict=True))
+    assert losses[confirmed.suggested_max] < 1.5 * np.nanmin([*losses.values()])
+
+
+def test_confirming_runs_surround_the_suggestion_and_are_those_of_compare(confirmed):
+    assert confirmed.confirmed_steps == 200
+    assert confirmed.confirmed_losses.shape == (len(confirmed.confirmed_rates), 3)
+    assert confirmed.confirmed_rates[0] < confirmed.suggested_max < confirmed.confirmed_rates[-1]
+    assert confirmed.suggested_max in confirmed.confirmed_rates
+    assert confirmed.suggested_min < confirmed.suggested_max
+    low, high = confirmed.max_interval
+    assert low <= confirmed.suggested_max <= high
+    rates = confirmed.confirmed_rates
+    runs = compare(ravine(), {"x": optlab.sgd}, rates=rates, seeds=3, steps=200, eval_every=12)
+    ends = runs.runs["x"].validation["loss"][:, :, -4:].mean(axis=2)
+    finite = np.isfinite(confirmed.confirmed_losses)
+    # The rates are traced in float32 in both, but summed in another order.
+    np.testing.assert_allclose(confirmed.confirmed_losses[finite], ends[finite], rtol=1e-3)
+    assert f"{len(rates)} constant rates from " in str(confirmed)
+
+
+def test_accumulation_of_gradients_changes_no_suggestion_by_much():
+    options = {"min_lr": 1e-3, "confirm": 100, "seeds": 2}
+    plain = lr_range_test(quadratic(), optlab.sgd, **options)
+    two = lr_range_test(quadratic(), lambda r: optlab.accumulate(optlab.sgd(r), 2), **options)
+    # Descent on a curvature of 2 converges below the rate 1, from 0.03 on fast enough.
+    assert 0.03 < plain.suggested_max < 1
+    assert 0.03 < two.suggested_max < 1
+
+
+def confirmation(losses, initial=1.0):
+    """Return runs at the rates 1, 10, … with these losses (rates, seeds)."""
+    losses = np.asarray(losses, float)
+    return Confirmation(10.0 ** np.arange(len(losses)), np.full(losses.shape[1], initial), losses)
+
+
+def test_the_middle_of_equally_good_rates_is_chosen():
+    chosen = choose(confirmation([[0.5], [0.101], [0.1], [0.102], [np.inf]]))
+    assert chosen.rate == 100
+    assert choose(confirmation([[0.3], [0.2], [0.1], [np.inf]])).rate == 100
+
+
+@pytest.mark.parametrize(
+    ("losses", "reason"),
+    [
+        ([[0.1, np.inf], [np.inf, 0.1]], "a seed diverges in the runs at all constant rates"),
+        ([[1.0, 1.0], [1.1, 0.7]], "runs at constant rates from 1 to 10 do not lower the vali"),
+        (
+            [[0.01, 0.3], [0.9, 0.5], [0.3, 0.01]],
+            "the best constant rate of single seeds lies anywhere from 1 to 100",
+        ),
+    ],
+)
+def test_no_rate_is_suggested_where_runs_at_constant_rates_do_not_agree(losses, reason):
+    assert choose(confirmation(losses)).startswith(reason)
 
 
 # Where there is nothing to suggest
@@ -308,6 +409,7 @@ def test_runs_that_diverge_at_once():
         ),
         ({"steps": 9}, "lr_range_test: steps must be an integer >= 10, got steps=9"),
         ({"steps": 50.0}, "lr_range_test: steps must be an integer >= 10, got steps=50.0"),
+        ({"confirm": -1}, "lr_range_test: confirm must be an integer >= 0, got confirm=-1"),
         ({"seeds": 0}, "lr_range_test: seeds must be an integer >= 1, got seeds=0"),
         ({"seeds": [1, 1]}, "lr_range_test: seeds must differ, got [1, 1]"),
         (
