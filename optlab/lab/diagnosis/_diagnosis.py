@@ -15,6 +15,7 @@ from optlab.lab.diagnosis._findings import (
     NO_PROGRESS,
     OVERFITTING,
     RATE_TOO_HIGH,
+    SPIKE,
     STILL_IMPROVING,
     UPDATES_TOO_SMALL,
     Finding,
@@ -31,6 +32,7 @@ from optlab.lab.diagnosis._rate_patterns import (
     divergence,
     plateau,
     rate_too_high,
+    spike,
     still_improving,
     updates_too_small,
 )
@@ -45,14 +47,15 @@ _UNMOVED = {UPDATES_TOO_SMALL, NO_PROGRESS}
 RULES: Mapping[Callable[[Curves], Finding | None], set[str]] = {
     divergence: set(),
     decayed_too_early: {DIVERGENCE},
-    rate_too_high: {DIVERGENCE},
+    spike: {DIVERGENCE},
+    rate_too_high: {DIVERGENCE, DECAYED_TOO_EARLY, SPIKE},
     high_start: set(),
     flat_start: _BROKEN,
-    updates_too_small: _BROKEN,
+    updates_too_small: _BROKEN | {DECAYED_TOO_EARLY},
     no_progress: _BROKEN | {UPDATES_TOO_SMALL},
     overfitting: _BROKEN | {NO_PROGRESS},
     still_improving: _BROKEN | {NO_PROGRESS, DECAYED_TOO_EARLY, OVERFITTING},
-    plateau: _BROKEN | _UNMOVED | {DECAYED_TOO_EARLY, FLAT_START, STILL_IMPROVING},
+    plateau: _BROKEN | _UNMOVED | {DECAYED_TOO_EARLY, FLAT_START, STILL_IMPROVING, OVERFITTING},
     underfitting: _BROKEN | _UNMOVED | {DECAYED_TOO_EARLY, OVERFITTING},
 }
 """Rule → the patterns that already explain its finding; the most important rule first."""
@@ -78,13 +81,13 @@ class Diagnosis:
 def diagnose(history: History, *, baseline: float | None = None) -> Diagnosis:
     """Name the patterns that the curves of a run show; nothing if they show none.
 
-    The patterns are: divergence, too high a rate, a start that is flat or far too high, updates too
-    small, no progress, a decay that came too early, overfitting, a run that was still improving, a
-    plateau at a constant rate, and underfitting. A pattern is only reported if the history holds
-    the data for it: a gap between training and validation, for example, needs metrics on both. It
-    helps to record metrics on training data (the task has a split "train"), some 20 evaluations
-    with one before the first update, the rate, and the values of `monitor`. `train` records all of
-    these. In a run of fewer than 20 updates only divergence is reported.
+    The patterns are: divergence, a spike, too high a rate, a start that is flat or far too high,
+    updates too small, no progress, a decay that came too early, overfitting, a run that was still
+    improving, a plateau at a constant rate, and underfitting. A pattern is only reported if the
+    history holds the data for it: a gap between training and validation, for example, needs metrics
+    on both. It helps to record metrics on training data (the task has a split "train"), some 20
+    evaluations with one before the first update, the rate, and the values of `monitor`. `train`
+    records all of these. In a run of fewer than 20 updates only divergence is reported.
 
     The rules measure shares of the loss's own fall and compare them with its own noise, so that
     the unit of the loss does not matter. Whether a final loss is poor is judged by comparison with

@@ -7,6 +7,7 @@ from optlab.lab.diagnosis._curves import Curves
 
 DIVERGENCE = "divergence"
 RATE_TOO_HIGH = "rate too high"
+SPIKE = "spike"
 FLAT_START = "flat, then a sharp drop"
 HIGH_START = "starts far too high"
 UPDATES_TOO_SMALL = "updates too small"

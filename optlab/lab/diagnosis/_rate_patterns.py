@@ -1,6 +1,6 @@
 """Patterns of the learning rate; each rule is Curves → Finding | None.
 
-The thresholds were chosen on the tasks `IN_SIGHT` of `benchmarks/diagnosis.py`.
+The thresholds were chosen on the problems `OPEN` of `benchmarks/strangers.py`.
 """
 
 from collections.abc import Iterator
@@ -16,6 +16,8 @@ from optlab.lab.diagnosis._curves import (
     TINY,
     Curve,
     Curves,
+    mann_kendall,
+    noise,
     running,
 )
 from optlab.lab.diagnosis._findings import (
@@ -23,6 +25,7 @@ from optlab.lab.diagnosis._findings import (
     DIVERGENCE,
     PLATEAU,
     RATE_TOO_HIGH,
+    SPIKE,
     STILL_IMPROVING,
     UPDATES_TOO_SMALL,
     Finding,
@@ -37,7 +40,7 @@ STAYS = 0.8
 """A rise is lasting if at least this share of the last losses lie above a quarter of it. Of losses
 that only vary by noise, half do."""
 
-SPIKE = 0.3
+THROWN = 0.3
 """In a run that ends poor, a loss that rose above its start by this share of the start is a sign of
 too high a rate. Apart from noise, a small enough rate never raises the loss."""
 
@@ -46,22 +49,47 @@ RECOVERED = 0.1
 between. The first updates of RMSProp, which has no average yet, are several times too large at any
 rate."""
 
+LITTLE = 0.7
+"""A third of the rate is advised where less than this share of the initial loss is left, and a
+tenth elsewhere."""
+
 LOST = 0.3
 """A rate is too high if the run loses more than this share of its fall again by the end."""
 
-SHAKEN = 0.05
+SHAKEN = 0.08
 """A rate is too high if evaluations on the same data fluctuate by more than this share of the fall.
 Decayed runs stay below 0.01, runs at a good constant rate near 0.02."""
 
 LEAST_FALL = 0.1
 """The fluctuation says something about the rate if the fall is at least this share of the start."""
 
-HIGH_RATIO, LOW_RATIO = 0.05, 1e-5
-"""Update-to-weight ratios far above and far below the customary 1e-3. Rates that still train have
-ratios up to 1e-2; runs of slow progress have ratios of 1e-4."""
+RESTLESS, NOTHING = 0.01, 0.1
+"""A rate is too high if evaluations on the same data differ by more than the first number, as a
+share of the initial loss, while the run gains less than the second. At a rate that is too low, or
+where nothing is trained, they do not differ."""
 
-CLIPPED = 0.9
-"""If more than this share of steps is clipped, clipping, not the gradient, sets their size."""
+LOW_RATIO = 1e-5
+"""An update-to-weight ratio far below the customary 1e-3; runs of slow progress have 1e-4. A high
+ratio says nothing, because it has no bound where the weights that fit best are 0."""
+
+LEARNED = 0.3
+"""A spike comes after this share of the fall; a higher loss before that is no spike, but a rough
+start."""
+
+JUMP, JUMP_SIGNIFICANT = 0.15, 6.0
+"""A spike rises above the losses before it by more than the first number, as a share of the fall,
+and by more than the second number of their own deviations. Both losses of two updates do."""
+
+BACK = 0.25
+"""A spike is over when less than this share of it is left, or of the fall, if that is less."""
+
+ONCE = 0.02
+"""Of the other updates, since the loss had fallen, at most this share rises three quarters as high
+as the spike; if more do, the rate is too high."""
+
+AT_ONCE, AT_ONCE_LEAVES = 0.15, 0.1
+"""A decay that has spent 95% of the sum of the rates before the first share of the run is too early
+whatever the losses of its few updates say, if the second share of the initial loss remains."""
 
 EARLY = 0.5
 """An early decay has spent 95% of the sum of the rates before this share of the run. A cosine has
@@ -84,9 +112,15 @@ CUT_SHORT = 0.2
 """A decayed run was too short if it gains more than this share of its fall after τ = 0.65. Good
 runs gain up to 0.19."""
 
-SLOW_GAINS, SLOW_RATIO = 0.1, 1e-4
-"""A higher rate is advised before more updates if a run still gains more than the first number at
-its end, as a share of its fall, or if its update-to-weight ratio is below the second."""
+DISTURBED, STEADY = 0.015, 0.4
+"""A decay itself lowers a loss that noise has kept up. Where the noise before the decay exceeds the
+first number, as a share of the fall, the gain shows no low rate, unless the second number of the
+fall came from τ = 0.3 to 0.65."""
+
+SLOW_GAINS, SLOW_THROUGHOUT, SLOW_RATIO = 0.1, 0.35, 1e-4
+"""A higher rate is advised before more updates if a run at a constant rate gains more than the
+first number at its end, as a share of its fall; if a decayed one gains as much from τ = 0.3 to 0.65
+as a straight line does, the second number; or if the update-to-weight ratio is below the third."""
 
 DONE = 0.05
 """A decayed run is not called slow if less than this share of the initial loss remains."""
@@ -95,6 +129,15 @@ SETTLED, SETTLED_SINCE = 0.02, 0.6
 """A run is on a plateau if it gained less than the first number, as a share of its fall, since the
 second number, as a share of its updates."""
 
+ROUGH, ROUGH_AT_END = 0.0125, 0.02
+"""A constant rate keeps up noise that a decay would remove if evaluations on the same data
+fluctuate by more than the first number, as a share of the fall, and the second, as a share of the
+last level."""
+
+SINKS = -1.3
+"""The Mann–Kendall z below which a curve may still be falling. It is stricter than `FALLING`, as a
+decay of a rate that still makes progress would do harm."""
+
 NEGLIGIBLE = 0.02
 """A decay of the rate is not advised if less than this share of the initial loss remains."""
 
@@ -102,8 +145,9 @@ NOISY = 0.02
 """A lower rate may average out noise of the batches' losses above this share of the fall. A run
 that has fitted everything has less noise."""
 
-ANY_SHAKE = 0.005
-"""A lower rate may average out a fluctuation between evaluations above this share of the fall."""
+ANY_SHAKE = 0.01
+"""A lower rate may average out a fluctuation between evaluations above this share of the last
+level, or above half of this share of the fall."""
 
 
 def divergence(c: Curves) -> Finding | None:
@@ -149,16 +193,18 @@ def divergence(c: Curves) -> Finding | None:
 
 
 def rate_too_high(c: Curves) -> Finding | None:
-    """Progress is lost again, the loss jumps, updates are huge, or nearly all steps are clipped."""
+    """Progress is lost again, or the loss jumps."""
     signs = list(_signs_of_a_high_rate(c))
     if not signs:
         return None
-    rate = c.rate(int(np.argmax(c.history.learning_rate))) if c.rate(0) is not None else None
-    low = f" (to {number(rate / 10)}, say)" if rate else ""
+    part = "a third" if c.trend.remaining < LITTLE else "a tenth"
+    highest = None if c.rate(0) is None else float(np.max(c.history.learning_rate))
+    low = f" ({number(highest / (3 if part == 'a third' else 10))})" if highest else ""
     return Finding(
         RATE_TOO_HIGH,
         f"{'; '.join(signs)}.",
-        f"lower the rate to a third or a tenth{low}, or warm it up over the first updates.",
+        f"lower the rate to {part} of this one{low}, and again while that helps; or warm it up "
+        "over the first updates.",
     )
 
 
@@ -173,7 +219,7 @@ def _signs_of_a_high_rate(c: Curves) -> Iterator[str]:
         )
     medians = running(c.loss, 3)
     peak = float(medians.max())
-    least = (SPIKE if poor else DIVERGENCE_FACTOR - 1) * abs(c.start)
+    least = (THROWN if poor else DIVERGENCE_FACTOR - 1) * abs(c.start)
     # The highest of many medians of three lies further out than a single level does.
     thrown = peak - c.start > max(least, 1.5 * SIGNIFICANT * c.noise)
     if thrown and c.trend.remaining > RECOVERED:
@@ -184,17 +230,56 @@ def _signs_of_a_high_rate(c: Curves) -> Iterator[str]:
         )
     evaluated = c.train or c.validation
     shaken = evaluated.fluctuation(0.5) if evaluated else 0.0
+    restless = evaluated.noise / abs(evaluated.start) if evaluated and evaluated.start else 0.0
+    gained = evaluated.start - evaluated.end if evaluated else 0.0
+    if restless > RESTLESS and gained < NOTHING * abs(evaluated.start):
+        yield (
+            f"between evaluations on the same data {evaluated.name} jumps up and down by "
+            f"{restless:.0%} of what it was before training, and gains nothing"
+        )
+        return
     if shaken > SHAKEN and evaluated.fall > LEAST_FALL * abs(evaluated.start):
         yield (
             f"between evaluations on the same data {evaluated.name} jumps up and down by "
             f"{shaken:.0%} of all it has gained"
         )
-    ratio = c.monitored("ratio")
-    if ratio is not None and (late := float(np.median(ratio[len(ratio) // 2 :]))) > HIGH_RATIO:
-        yield f"an update changes the weights by {late:.1%}, where 0.1% is customary"
-    clipped = c.monitored("clipped_share")
-    if poor and clipped is not None and clipped[-1] > CLIPPED:
-        yield f"{clipped[-1]:.0%} of the steps were clipped"
+
+
+def spike(c: Curves) -> Finding | None:
+    """The loss jumped up in the middle of the run, once, and came back."""
+    loss, width = c.loss, max(5, len(c.loss) // 20)
+    fall = c.batches.start - min(c.batches.lowest, c.batches.end)
+    both = running(loss, 2, np.min)  # of two updates, because one may have had a strange batch
+    first, stop = max(10, len(loss) // 10), len(both) - width
+    if stop - first < width or fall <= 0:
+        return None
+    windows = np.lib.stride_tricks.sliding_window_view(loss, width)[first - width : stop - width]
+    levels = np.median(windows, axis=1)
+    jumps = both[first:stop] - levels
+    i = int(jumps.argmax())
+    deviation = 1.48 * float(np.median(np.abs(windows[i] - levels[i])))
+    peak, before = first + i, float(levels[i])
+    height = min(float(jumps[i]), fall)
+    has_learned = before < c.batches.start - LEARNED * fall
+    if jumps[i] < max(JUMP * fall, JUMP_SIGNIFICANT * deviation) or not has_learned:
+        return None
+    medians = running(loss[peak:], width)
+    below = np.flatnonzero(medians < before + BACK * height)
+    if not below.size or medians[-1] > before + BACK * height:
+        return None
+    over = peak + int(below[0]) + width // 2
+    learned = int(np.argmax(running(loss, width) < before + height / 2)) + width
+    high = loss > before + 0.75 * height
+    if high[learned:peak].sum() + high[over:].sum() > ONCE * len(loss):
+        return None
+    top = float(loss[peak : peak + width].max())
+    return Finding(
+        SPIKE,
+        f"the loss jumped from {number(before)} to {number(top)} at update {peak + 1}"
+        f"{at_rate(c, peak)}, and was back after {over - peak} updates.",
+        "look at the batches of these updates; clip the gradients' norm (`clip_by_global_norm`), "
+        "or skip such steps. If it happens again, lower the rate.",
+    )
 
 
 def updates_too_small(c: Curves) -> Finding | None:
@@ -202,7 +287,8 @@ def updates_too_small(c: Curves) -> Finding | None:
     ratio = c.monitored("ratio", quantile=1.0)
     if ratio is None or c.trend.remaining <= POOR:
         return None
-    large = float(np.median(np.sort(ratio)[len(ratio) // 2 :]))
+    high = ratio[_is_high(c)]
+    large = float(np.median(high if len(high) else ratio))
     if not large < LOW_RATIO:
         return None
     sentence = (
@@ -216,6 +302,15 @@ def updates_too_small(c: Curves) -> Finding | None:
     return Finding(UPDATES_TOO_SMALL, f"{sentence}.", advice)
 
 
+def _is_high(c: Curves) -> np.ndarray:
+    """Return (updates,) bool: where the rate is at least half of its highest value."""
+    rates = c.history.learning_rate
+    if rates is None:
+        return np.ones(len(c.loss), bool)
+    rates = np.asarray(rates, np.float64)[: len(c.loss)]
+    return rates >= 0.5 * rates.max()
+
+
 def decayed_too_early(c: Curves) -> Finding | None:
     """Progress stopped when the rate decayed, and not before."""
     time = c.rate_time
@@ -223,14 +318,18 @@ def decayed_too_early(c: Curves) -> Finding | None:
         return None
     spent = int(np.searchsorted(time, 0.95)) + 1
     gain = _gain_before_cut_off(c, time)
-    if spent > EARLY * len(c.loss) or gain < CUT_OFF:
+    at_once = spent <= AT_ONCE * len(c.loss) and not c.trend.remaining <= AT_ONCE_LEAVES
+    if spent > EARLY * len(c.loss) or (gain < CUT_OFF and not at_once):
         return None
     highest = number(float(np.max(c.history.learning_rate)))
+    sentence = f"the rate fell from {highest} to {number(c.rate(spent))} in {spent} of "
+    sentence += f"{len(c.loss)} updates"
+    if gain >= CUT_OFF:
+        sentence += f", while the loss still fell: {gain:.0%} of its fall came in the second half "
+        sentence += "of the sum of the rates"
     return Finding(
         DECAYED_TOO_EARLY,
-        f"the rate fell from {highest} to {number(c.rate(spent))} in {spent} of {len(c.loss)} "
-        f"updates, while the loss still fell: {gain:.0%} of its fall came in the second half of "
-        f"the sum of the rates. It has stayed near {number(c.batches.end)} since.",
+        f"{sentence}. The loss has stayed near {number(c.batches.end)} since.",
         "decay over the whole run (`cosine`, `linear` to its last update), or hold the rate until "
         "the loss stops falling.",
     )
@@ -256,13 +355,18 @@ def still_improving(c: Curves) -> Finding | None:
     trend, validation = c.trend, c.validation or c.trend
     gain = min(trend.late_gain, validation.late_gain)
     middle, last = _gains_in_rate_time(c, trend)
-    slow = middle > SLOW or (gain > SLOW_GAINS and not c.decays)
+    slow = middle > SLOW_THROUGHOUT if c.decays else gain > SLOW_GAINS
     if gain > (ANNEALED_GAINS if c.decays else GAINS):
         sentence = (
             f"{validation.name} still fell at the end: the last {1 - LATE:.0%} of the updates "
             f"brought {gain:.0%} of its fall, to {number(validation.end)}"
         )
-    elif c.decays and trend.remaining > DONE and (slow or last > CUT_SHORT):
+    elif (
+        c.decays
+        and trend.remaining > DONE
+        and (middle > SLOW or last > CUT_SHORT)
+        and (_noise_before_decay(c, trend) < DISTURBED or middle > STEADY)
+    ):
         sentence = (
             f"{trend.name} fell all along, and stopped at {number(trend.end)} only as the rate "
             f"decayed: {middle + last:.0%} of its fall came after the first three tenths of the "
@@ -274,12 +378,15 @@ def still_improving(c: Curves) -> Finding | None:
     if ratio is not None and (usual := float(np.median(ratio))) < SLOW_RATIO:
         sentence += f"; an update changes the weights by {usual:.1e}, where 1e-3 is customary"
         slow = True
-    advice = "train longer, with the decay stretched to the new length."
     if slow:
         advice = (
-            "train longer; or, as progress is slow throughout, a rate 3 to 10 times higher, where "
-            "a sweep or `lr_range_test` has not shown that it is too high."
+            "a rate three times higher, as progress is slow throughout, where a sweep or "
+            "`lr_range_test` has not shown that it is too high; or train longer."
         )
+    elif c.decays:
+        advice = "train longer, with the decay stretched to the new length."
+    else:
+        advice = "train longer."
     return Finding(STILL_IMPROVING, f"{sentence}.", advice)
 
 
@@ -289,6 +396,12 @@ def _gains_in_rate_time(c: Curves, curve: Curve) -> tuple[float, float]:
         return 0.0, 0.0
     first, then = np.interp((0.3, 0.65), c.in_rate_time(curve.at), curve.values)
     return float(first - then) / curve.fall, float(then - curve.end) / curve.fall
+
+
+def _noise_before_decay(c: Curves, curve: Curve) -> float:
+    """Return the noise of a point from τ = 0.25 to 0.7, as a share of the fall."""
+    time = c.in_rate_time(curve.at)
+    return noise(curve.values[(time > 0.25) & (time < 0.7)]) / curve.fall if curve.fell else 0.0
 
 
 def plateau(c: Curves) -> Finding | None:
@@ -301,20 +414,33 @@ def plateau(c: Curves) -> Finding | None:
         if late.max() > 1.2 * late.min() or late.min() < 0.1 * np.max(rates):
             return None
     curves = (trend, c.validation or trend)
-    is_settled = trend.gain(SETTLED_SINCE) < SETTLED or not all(
-        x.is_falling(SETTLED_SINCE) for x in curves
+    is_settled = trend.gain(SETTLED_SINCE) < SETTLED and all(
+        mann_kendall(x.since(SETTLED_SINCE / 2).values) > SINKS for x in curves
     )
-    if not is_settled or trend.fall < SIGNIFICANT * trend.noise:
+    is_rough = (
+        trend is not c.batches
+        and trend.fluctuation(0.5) > ROUGH
+        and trend.noise > ROUGH_AT_END * abs(trend.end)
+    )
+    if not (is_settled or is_rough) or trend.fall < SIGNIFICANT * trend.noise:
         return None
-    shaken = trend.fluctuation(0.5) if trend is not c.batches else 0.0
+    shaken = trend is not c.batches and (
+        trend.fluctuation(0.5) > ANY_SHAKE / 2 or trend.noise > ANY_SHAKE * abs(trend.end)
+    )
     noisy = c.noise / trend.fall
-    if shaken < ANY_SHAKE and noisy < NOISY:
+    if not shaken and (trend is not c.batches or noisy < NOISY):
         return None
+    sentence = f"{trend.name} has stayed near {number(trend.end)} since {SETTLED_SINCE:.0%} of "
+    sentence += "the run"
+    if not is_settled:
+        sentence = (
+            f"between evaluations on the same data {trend.name} jumps up and down by "
+            f"{trend.noise / abs(trend.end):.0%} of its last level, {number(trend.end)}"
+        )
     at = "if the rate is constant" if rates is None else f"the rate stays at {number(rates[-1])}"
     return Finding(
         PLATEAU,
-        f"{trend.name} has stayed near {number(trend.end)} since {SETTLED_SINCE:.0%} of the run, "
-        f"and {at}; from batch to batch the loss varies by {noisy:.0%} of its fall.",
-        "decay the rate from here (`cosine`, `wsd`, `step_decay`, or `reduce_on_plateau`), or "
-        "average the weights (`params_ema`).",
+        f"{sentence}, and {at}; from batch to batch the loss varies by {noisy:.0%} of its fall.",
+        "hold the rate until here and then decay it to 0 by the end (`wsd`), or average the "
+        "weights (`params_ema`).",
     )
