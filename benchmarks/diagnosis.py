@@ -448,7 +448,10 @@ def main(arguments=None):
 def optimizers_of(name):
     """Return the optimizers with which a problem is trained; over all problems they are all."""
     index = list(PROBLEMS).index(name)
-    return ("adam", "momentum", "sgd")[index % 3], ROTATING[index % len(ROTATING)]
+    rotating = ROTATING[index % len(ROTATING)]
+    # Muon needs a matrix, which a function of a point has not.
+    rotating = "adamw" if rotating == "muon" and PROBLEMS[name]().train is None else rotating
+    return ("adam", "momentum", "sgd")[index % 3], rotating
 
 
 if __name__ == "__main__":

@@ -32,7 +32,8 @@ def plot_range_test(
 
     Faint lines are single seeds; the bold line is the median of their trends. A cross above the
     plot marks the rate at which a seed diverged. The suggestions are markers on the median; the
-    band behind each is its range over seeds.
+    band behind each is its range over seeds. Open circles are the validation losses at the end of
+    the confirming runs, in the mean over seeds.
 
     Args:
         result: the result of `lr_range_test`.
@@ -47,6 +48,11 @@ def plot_range_test(
         options = {"label": "single seeds"} if index == 0 else {}
         ax.plot(result.rates, losses, color="0.65", linewidth=0.7, alpha=0.7, **options)
     ax.plot(result.rates, result.median, color="black", linewidth=2.2, label="median")
+    ends = _ends(result)
+    if ends.size:
+        label_of_ends = f"after {result.confirmed_steps} updates (validation)"
+        style = {"marker": "o", "markerfacecolor": "white", "linewidth": 1, "color": "0.3"}
+        ax.plot(result.confirmed_rates, ends, **style, zorder=3, label=label_of_ends)
     suggestions = {
         "suggested max": (result.suggested_max, result.max_interval),
         "suggested min": (result.suggested_min, result.min_interval),
@@ -76,6 +82,14 @@ def plot_range_test(
     return ax
 
 
+def _ends(result: "RangeTest") -> np.ndarray:
+    """Return (rates,) float: the mean loss of the confirming runs, NaN where one diverged."""
+    if not result.confirmed_losses.size:
+        return np.zeros(0)
+    means = result.confirmed_losses.mean(axis=1)
+    return np.where(np.isfinite(means), means, np.nan)
+
+
 def _mark_rate(
     ax: "Axes", result: "RangeTest", rate: float, label: str, index: int, *, size: float
 ) -> None:
@@ -89,7 +103,7 @@ def _mark_rate(
 def _scale_range_losses(ax: "Axes", result: "RangeTest") -> None:
     """Choose the loss axis; it is logarithmic if the loss falls far, and runaways leave it."""
     level = np.median(result.initial)
-    lowest = np.nanmin(result.trends, initial=np.inf)
+    lowest = np.nanmin([np.nanmin(result.trends, initial=np.inf), *_ends(result)])
     if not np.isfinite(level):
         return
     if 0 < lowest < level / LOG_FALL:

@@ -111,7 +111,8 @@ class RangeTest:
             suggestions.
         reason: why there is no suggestion; None if there is one.
         picks: fastai's "valley", "steep", "minimum" and "slide" → a rate, from the median of
-            `smoothed`. A pick is left out where the loss has not fallen by more than noise.
+            `smoothed`. A pick is left out where the loss has fallen by no
+            more than noise, or by less than a tenth of its whole fall.
     """
 
     task: str

@@ -235,6 +235,7 @@ def fallen(
 ) -> Mapping[str, float]:
     """Return the picks at whose rates the loss has fallen by more than noise.
 
+    It must have fallen by a tenth of the whole fall, too: where it begins, a pick is still noise.
     Of the minimum the rate of the lowest loss counts, ten times the pick.
     """
     sound = np.isfinite(initial).all(axis=-1)
@@ -242,9 +243,11 @@ def fallen(
     fall = initial.mean() - median_over_seeds(curves)
     doubt = _doubt(initial, window=2 * window_reach(len(rates)) + 1)
 
+    least = max(doubt, BEGUN * np.nanmax(fall))
+
     def has_fallen(name: str, rate: float) -> bool:
         at = np.abs(np.log(rates / (10 * rate if name == "minimum" else rate))).argmin()
-        return bool(fall[at] > doubt)
+        return bool(fall[at] > least)
 
     return {name: rate for name, rate in picks.items() if has_fallen(name, rate)}
 
