@@ -117,8 +117,8 @@ class _Search:
                     losses = np.asarray(curves.validation["loss"], np.float64)
                     diverged = has_diverged([curves.train_loss, losses], losses)
                     self._initial = losses[:, 0]
-                    end = losses[:, -LAST:].mean(axis=1)
-                    self._losses[place] = np.where(diverged, np.inf, end)
+                    ends = np.where(diverged[:, None], np.inf, losses[:, -LAST:])
+                    self._losses[place] = np.nanmean(ends, axis=1)
 
     def beyond(self, spacing: int) -> list[int]:
         """Return two places beyond the best one, if it is the outermost; none at the limits."""
