@@ -163,19 +163,20 @@ def eight():
 
 
 def lanes_on_all_devices():
-    """Compare lanes on eight devices with the same lanes on one, and seeds on all with all on one.
+    """Compare lanes on eight devices with the same lanes on one, bit for bit.
 
-    Lanes agree bit for bit. Two seeds on each device round otherwise than sixteen on one do, 1e-7
-    an operation, which ten updates at growing rates multiply.
+    Where seeds are divided, as on an accelerator, two of them on each device round otherwise than
+    sixteen on one do, 1e-7 an operation, which ten updates at growing rates multiply.
     """
     for source, changes in SOURCES.items():
         print("lanes", source, flush=True)
         everywhere = lanes(task(**changes)), seeds(task(**changes))
         with patch("jax.local_devices", return_value=jax.local_devices()[:1]):
             alone = lanes(task(**changes)), seeds(task(**changes))
-        jax.tree.map(np.testing.assert_array_equal, everywhere[0], alone[0])
+        jax.tree.map(np.testing.assert_array_equal, everywhere, alone)
         assert np.isfinite(alone[1]).sum() > 100
-        np.testing.assert_allclose(everywhere[1], alone[1], rtol=1e-4)
+        with patch("optlab.lab.training._runner._fills_lanes_first", return_value=False):
+            np.testing.assert_allclose(seeds(task(**changes)), alone[1], rtol=1e-4)
 
 
 def lanes(task):
@@ -191,7 +192,7 @@ def lanes(task):
 
 def seeds(task):
     """Return the losses of a range test from sixteen seeds."""
-    return lr_range_test(task, optlab.adam, max_lr=0.1, steps=10, seeds=16).losses
+    return lr_range_test(task, optlab.adam, max_lr=0.1, steps=10, seeds=16, confirm=0).losses
 
 
 SOURCES = {"traced": {}, "loader": {"loader": loader}}

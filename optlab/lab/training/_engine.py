@@ -147,6 +147,10 @@ class Engine:
         carry = jax.eval_shape(self.begin_program, values, keys)
         self._count_batches(values, carry)
         if self.mesh is None:
+            if any(leaf.sharding is not None for leaf in jax.tree.leaves(carry)):
+                # Types say of explicit axes how arrays are divided, but not over which devices.
+                begun = self.begin_program(values, keys)
+                carry = with_shardings(carry, jax.tree.map(lambda leaf: leaf.sharding, begun))
             return carry
         return with_shardings(carry, self._divided(carry))
 

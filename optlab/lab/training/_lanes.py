@@ -11,7 +11,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from threading import Lock
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from optlab._types import Array, Tree
 from optlab.lab.tasks._task import Batch, Task
 from optlab.lab.training import _loop
-from optlab.lab.training._engine import BY_LANES, Carry, Division, Engine, MakeRun
+from optlab.lab.training._engine import BY_LANES, Carry, Division, Engine, MakeRun, Unfinished
 from optlab.lab.training._evaluation import Evaluator, ReadOnce
 from optlab.lab.training._loop import Judged, Keys, TrainState
 from optlab.lab.training._threads import settings
@@ -35,11 +35,24 @@ apart, and those of 30 million about as fast. Larger ones are faster apart, as t
 """
 
 
-def apart_is_faster(make_run: MakeRun, values: Tree, keys: Keys, batch: Batch | None) -> bool:
-    """Return whether single runs, one after another, are faster than lanes together.
+class Way(NamedTuple):
+    """How the lanes of some trials run.
 
-    On a CPU they are for updates with convolutions, whose kernels then differ between lanes, with
-    loops, or with much work. Other platforms are faster with much work at once.
+    Attributes:
+        apart: whether they are runs of their own, one after another, and not one program.
+        over_devices: whether a run is divided over devices itself; only one runs at a time then.
+    """
+
+    apart: bool
+    over_devices: bool
+
+
+def way_of(make_run: MakeRun, values: Tree, keys: Keys, batch: Batch | None) -> Way:
+    """Return the way in which the lanes of some trials run.
+
+    On a CPU single runs are faster than lanes together for updates with convolutions, whose kernels
+    then differ between lanes, with loops, or with much work. Other platforms are faster with much
+    work at once.
 
     Args:
         make_run: values → task and optimizer.
@@ -47,8 +60,6 @@ def apart_is_faster(make_run: MakeRun, values: Tree, keys: Keys, batch: Batch | 
         keys: the keys of the runs, each (seeds,).
         batch: a batch of the task's loader; None if batches come from `Task.batch`.
     """
-    if jax.default_backend() != "cpu":
-        return False
 
     def begin(lane: Tree, keys: Keys) -> TrainState:
         return _loop.begin(*make_run(lane), keys)
@@ -62,7 +73,11 @@ def apart_is_faster(make_run: MakeRun, values: Tree, keys: Keys, batch: Batch | 
     lane, keys = _at(values, 0), _at(keys, 0)
     run = jax.eval_shape(begin, lane, keys)
     work = work_of(update, lane, keys, run, jnp.int32(0))
-    return work.has_convolutions or work.has_loops or work.flops > LITTLE_WORK
+    on_mesh = not jax.sharding.get_abstract_mesh().empty
+    if on_mesh or work.is_divided or work_of(begin, lane, keys).is_divided:
+        return Way(apart=True, over_devices=True)
+    is_large = work.has_convolutions or work.has_loops or work.flops > LITTLE_WORK
+    return Way(apart=is_large and jax.default_backend() == "cpu", over_devices=False)
 
 
 class Together:
@@ -134,9 +149,12 @@ class Together:
     ) -> tuple[Carry, np.ndarray]:
         """Return the lanes after some updates, and their losses (lanes, seeds, updates)."""
         del used
-        carry, records = self._engine.advance(
-            carry, values, self._keys, first, stop, batches=batches, judged=judged
-        )
+        try:
+            carry, records = self._engine.advance(
+                carry, values, self._keys, first, stop, batches=batches, judged=judged
+            )
+        except Unfinished as error:  # trials that are not whole are not kept
+            raise error.__cause__ from error.__cause__.__cause__
         return carry, records["loss"]
 
     def evaluate(

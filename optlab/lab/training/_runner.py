@@ -24,6 +24,7 @@ from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ThreadPo
 from contextlib import contextmanager
 from functools import partial
 from itertools import zip_longest
+from threading import Lock
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -36,7 +37,7 @@ from optlab.lab.data import Batches, read_once
 from optlab.lab.tasks._task import Task
 from optlab.lab.training._engine import BY_LANES, BY_SEEDS, Division
 from optlab.lab.training._interval import next_stop
-from optlab.lab.training._lanes import Apart, Together, apart_is_faster
+from optlab.lab.training._lanes import Apart, Together, way_of
 from optlab.lab.training._loop import Judged, Keys, TrainState
 from optlab.lab.training._threads import settings
 
@@ -119,6 +120,10 @@ class Curves(NamedTuple):
         # The mean of losses on their way to divergence may overflow.
         with np.errstate(over="ignore"):
             return np.stack([_mean(part) for part in parts], axis=-1).astype(self.losses.dtype)
+
+
+ON_ALL_DEVICES = Lock()
+"""Held by what runs a program on several devices; two at once could wait for each other."""
 
 
 class TrialRuns:
@@ -316,7 +321,7 @@ class _Group:
     ):
         task = recipe.make_task(example)
         self._example, self._traced, self._keys = example, traced, keys
-        self._evaluates, self._threads = evaluates, threads
+        self._evaluates = evaluates
         self._split, self._has_test = "validation" if task.splits else None, "test" in task.splits
         self._score = task.score
         self._source = None
@@ -330,15 +335,23 @@ class _Group:
         def read(split: str) -> Iterator[tuple[Tree, int]]:
             return read_once(who, task.name, split, task.splits[split], timeout=task.timeout)
 
-        devices, division = _devices(members, lanes, len(keys.init))
+        share = _share(members, lanes, len(keys.init))
         options = {"keys": keys, "size": size, "read": read}
         self._together = partial(
-            Together, who, make_run, task, devices=devices, division=division, **options
+            Together,
+            who,
+            make_run,
+            task,
+            devices=share.devices,
+            division=share.division,
+            **options,
         )
-        self._apart = partial(Apart, who, make_run, task, threads=threads, **options)
         example_batch = None if self._source is None else self._source.example
-        is_apart = apart_is_faster(make_run, self.values([example]), keys, example_batch)
-        self._lanes = (self._apart if is_apart else self._together)(lanes=lanes)
+        way = way_of(make_run, self.values([example]), keys, example_batch)
+        self._over_devices = way.over_devices
+        self._threads = 1 if way.over_devices else threads
+        self._apart = partial(Apart, who, make_run, task, threads=self._threads, **options)
+        self._lanes = self._apart(lanes=lanes) if way.apart else self._together(lanes=share.lanes)
         self.compiled = self._compile()
 
     @property
@@ -349,7 +362,7 @@ class _Group:
     @property
     def turn(self) -> Any:
         """A context in which a chunk runs; where chunks must wait for each other, a lock."""
-        return self._lanes.turn
+        return ON_ALL_DEVICES if self._over_devices else self._lanes.turn
 
     def fit(self, memory: float) -> None:
         """Wait for the programs; compile them with fewer lanes if they need too much memory."""
@@ -472,21 +485,38 @@ def default_lanes() -> int:
     return LANES.get(jax.default_backend(), LANES_ELSEWHERE)
 
 
-def _devices(members: int, lanes: int, seeds: int) -> tuple[list[jax.Device], Division]:
-    """Return the devices between which some trials are divided, none for one, and how.
+class _Share(NamedTuple):
+    """How some trials are divided between devices: the devices, none for one, the lanes of each."""
+
+    devices: list[jax.Device]
+    lanes: int
+    division: Division
+
+
+def _share(members: int, lanes: int, seeds: int) -> _Share:
+    """Return how trials are divided between the local devices.
+
+    On a CPU the lanes of a device are filled before those of the next one, so that trials have the
+    same bits on any number of devices. Elsewhere all devices have a part, and a single trial is
+    divided by its seeds.
 
     Args:
         members: the trials.
-        lanes: the lanes of a device.
+        lanes: the most lanes of a device.
         seeds: the runs of each trial.
     """
     devices = jax.local_devices()
-    used, division = -(-members // lanes), BY_LANES
-    if used == 1:  # one device has room for all trials; a single trial is divided by its seeds
-        used, division = (seeds if members == 1 else 1), BY_SEEDS
-        while used > len(devices) or seeds % used:
-            used -= 1
-    return (devices[:used] if used > 1 else []), division
+    if not _fills_lanes_first():
+        lanes = min(lanes, -(-members // len(devices)))
+        if members == 1:
+            used = max(n for n in range(1, len(devices) + 1) if seeds % n == 0)
+            return _Share(devices[:used] if used > 1 else [], lanes, BY_SEEDS)
+    used = min(-(-members // lanes), len(devices))
+    return _Share(devices[:used] if used > 1 else [], lanes, BY_LANES)
+
+
+def _fills_lanes_first() -> bool:
+    return jax.default_backend() == "cpu"
 
 
 def available_memory() -> float:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr
+from jax.sharding import Sharding
 
 
 class Work(NamedTuple):
@@ -17,11 +18,13 @@ class Work(NamedTuple):
             where their number is known.
         has_convolutions: whether there is a convolution.
         has_loops: whether there is a loop, such as that of a recurrent network.
+        is_divided: whether arrays are divided over several devices.
     """
 
     flops: float
     has_convolutions: bool
     has_loops: bool
+    is_divided: bool
 
 
 def work_of(function: Callable[..., Any], *args: Any) -> Work:
@@ -34,7 +37,11 @@ def work_of(function: Callable[..., Any], *args: Any) -> Work:
     """
     names: set[str] = set()
     flops = _flops(jax.make_jaxpr(function)(*args).jaxpr, names)
-    return Work(flops, "conv_general_dilated" in names, bool(names & {"scan", "while"}))
+    has_loops = bool(names & {"scan", "while"})
+    return Work(flops, "conv_general_dilated" in names, has_loops, _DIVIDED in names)
+
+
+_DIVIDED = "arrays on several devices"
 
 
 def _flops(jaxpr: Jaxpr, names: set[str]) -> float:
@@ -42,6 +49,10 @@ def _flops(jaxpr: Jaxpr, names: set[str]) -> float:
     for eqn in jaxpr.eqns:
         name = eqn.primitive.name
         names.add(name)
+        if name in ("reshard", "shard_map", "sharding_constraint") or (
+            name == "device_put" and any(map(_is_on_several, eqn.params["devices"]))
+        ):
+            names.add(_DIVIDED)
         inside = [_flops(inner, names) for inner in _inner(eqn.params)]
         size = sum(math.prod(getattr(out.aval, "shape", ())) for out in eqn.outvars)
         if name == "scan":
@@ -59,6 +70,10 @@ def _flops(jaxpr: Jaxpr, names: set[str]) -> float:
         else:
             total += sum(inside) if inside else size
     return total
+
+
+def _is_on_several(where: Any) -> bool:
+    return isinstance(where, Sharding) and len(where.device_set) > 1
 
 
 def _inner(params: dict[str, Any]) -> Iterator[Jaxpr]:

@@ -15,7 +15,8 @@ import pytest
 import optlab
 import run_to_kill
 from helpers import assert_same_bits
-from optlab.lab import EarlyStopping, Task, train
+from optlab.lab import Categorical, EarlyStopping, Task, compare, lr_range_test, sweep, train
+from optlab.lab.data import Batches
 
 KEY = jax.random.key(3)
 ROWS = np.random.default_rng(0).normal(size=(10, 3)).astype(np.float32)
@@ -299,6 +300,78 @@ def test_a_loader_that_fails_at_an_evaluation_has_its_checkpoint_already(tmp_pat
     with pytest.warns(UserWarning, match="4 batches were read again"):
         assert fingerprint(run(loader, **options)) == fingerprint(straight)
     assert seen == [0, 2, 4, 4, 4, 6, 8, 9]
+
+
+@pytest.mark.parametrize("tool", ["sweep", "compare", "lr_range_test"])
+def test_tools_that_train_in_lanes_name_the_batch_that_failed(tool):
+    def fails():
+        yield from four_batches()
+        raise OSError("disk gone")
+
+    task, rates = linear(fails), {"learning_rate": Categorical([0.1, 0.2])}
+    run = {
+        "sweep": lambda: sweep(task, optlab.sgd, rates, trials=2, steps=9),
+        "compare": lambda: compare(task, {"sgd": optlab.sgd}, rates=[0.1], seeds=1, steps=9),
+        "lr_range_test": lambda: lr_range_test(task, optlab.sgd, seeds=1, steps=12),
+    }[tool]
+    with pytest.raises(ValueError, match=rf"^{tool}: the loader of task 'rows' .*: disk gone"):
+        run()
+
+
+class Scaled:
+    """A data set as PyTorch reads it, with augmentation if there is a generator."""
+
+    def __init__(self, scale=1.0, random=None):
+        self.scale, self.random = scale, random
+
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, i):
+        noise = 0.0 if self.random is None else self.random.normal()
+        return ROWS[i] * self.scale + noise
+
+
+class InBatches:
+    """A loader with the attributes of PyTorch's."""
+
+    batch_sampler = sampler = None
+
+    def __init__(self, dataset):
+        self.dataset = dataset
+
+    def __iter__(self):
+        return (rows(i) for i in range(4))
+
+
+def scaled(scale):
+    return lambda: ({"x": scale * batch["x"], "y": batch["y"]} for batch in four_batches())
+
+
+@pytest.mark.filterwarnings("ignore:.*read again")
+@pytest.mark.parametrize(
+    ("one", "other", "fact"),
+    [
+        (scaled(1.0), scaled(2.0), "loader.first_batch"),
+        (four_batches, lambda: ({"x": rows(i)["x"]} for i in range(4)), "loader.batch"),
+        (InBatches(Scaled()), InBatches(Scaled(scale=2.0)), "loader.dataset"),
+    ],
+)
+def test_a_loader_of_other_data_is_not_that_of_the_checkpoint(one, other, fact):
+    assert contents(one) == contents(one)
+    assert contents(one)[fact] != contents(other)[fact]
+
+
+def test_data_that_differ_each_time_are_known_by_their_shapes(tmp_path):
+    random = np.random.default_rng(0)
+    shuffled = lambda: (rows(i) for i in random.permutation(4))  # noqa: E731
+    assert contents(shuffled).keys() == {"loader.batch"}
+    augmented = InBatches(Scaled(random=random))
+    assert contents(augmented) == contents(augmented)
+
+
+def contents(loader):
+    return Batches("train", "rows", loader).contents()
 
 
 def test_an_iterator_that_ends_early_is_named_and_loses_nothing(tmp_path):

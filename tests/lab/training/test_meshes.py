@@ -15,9 +15,9 @@ from jax.sharding import PartitionSpec as P
 
 import on_meshes
 import optlab
-from on_meshes import GATHERS, KINDS, SOURCES, assert_alike, mesh_of, numbers_of, run, task
+from on_meshes import GATHERS, KINDS, SOURCES, assert_alike, layouts, mesh_of, numbers_of, run, task
 from optlab.groups import group
-from optlab.lab import train
+from optlab.lab import compare, train
 
 BOTH_KINDS = pytest.mark.parametrize("kind", KINDS)
 
@@ -202,6 +202,18 @@ def test_batches_that_the_devices_cannot_divide_are_refused(monkeypatch, source)
         r"'small', got 3 examples at \[0\]; take a multiple of 2",
     ):
         run(task(**SOURCES[source]), mesh=mesh_of((2,), "auto"))
+
+
+@BOTH_KINDS
+def test_trials_of_a_task_that_divides_itself_are_those_of_one_device(kind):
+    options = {"rates": [0.01, 0.03], "steps": 4, "eval_every": 2, "seeds": 1}
+    place = dict(layouts(mesh_of((1, 2), kind), kind))["model"]
+    divided, alone = (
+        compare(task(where), {"adam": optlab.adam}, **options).runs["adam"]
+        for where in (place, lambda params: params)
+    )
+    assert_alike(divided.train_loss, alone.train_loss)
+    assert_alike(dict(divided.validation), dict(alone.validation))
 
 
 # Programs of their own
