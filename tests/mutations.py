@@ -654,7 +654,7 @@ FAULTS = (
     Fault(
         "only_gradients_are_judged",
         "wrappers/_common.py",
-        "made = sound & all_finite(updates) & _stay_finite(new, old)",
+        "made = sound & all_finite(updates) & stay_finite(new, old)",
         "made = sound",
         "tests/wrappers/test_nonfinite.py",
     ),

@@ -235,11 +235,11 @@ def test_what_is_compiled_has_no_text_of_the_user(monkeypatch):
 
     monkeypatch.setattr(_compiler, "load", recorded)
 
-    def adam_of_ada(g, state, params=None):
-        return {'system("ada")': g['system("ada")'] * 2.0}, state
+    def adam_of_lovelace(g, state, params=None):
+        return {'system("lovelace")': g['system("lovelace")'] * 2.0}, state
 
-    tx = optax.GradientTransformation(lambda p: (), adam_of_ada)
-    params = {'system("ada")': jnp.ones(3)}
+    tx = optax.GradientTransformation(lambda p: (), adam_of_lovelace)
+    params = {'system("lovelace")': jnp.ones(3)}
     native.step(tx)(params, (), params)
     assert sources
-    assert not any("ada" in source for source in sources)
+    assert not any("lovelace" in source for source in sources)

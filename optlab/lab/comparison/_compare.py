@@ -237,7 +237,7 @@ def compare(
     _checks.check_integer(_WHO, "steps", steps, 1)
     if eval_every is None:
         size = batch_size(task, source)
-        eval_every = evaluation_interval(task, steps, batch_size=size, most=EVALUATIONS)
+        eval_every = evaluation_interval(_WHO, task, steps, batch_size=size, most=EVALUATIONS)
     _checks.check_integer(_WHO, "eval_every", eval_every, 1)
     if lanes is not None:
         _checks.check_integer(_WHO, "lanes", lanes, 1)

@@ -13,7 +13,7 @@ from optlab import _checks
 from optlab._types import Tree
 from optlab.lab.data._ahead import Ahead
 from optlab.lab.data._arrays import check_layout, layout_of, to_arrays
-from optlab.lab.data._contents import contents_of
+from optlab.lab.data._contents import contents_of, text_of
 from optlab.lab.data._errors import Source
 from optlab.lab.data._passes import AGAIN, Passes, check_loader, is_iterator, rewinds
 
@@ -195,19 +195,20 @@ class Batches:
 
     def contents(self) -> dict[str, Any]:
         """Return what tells this loader from another one as facts, name → JSON."""
+        return contents_of(self._loader, self.example)
 
-        def again() -> Tree | None:
-            if self.one_shot:
-                return None
-            passes = self._passes(numbered=False)
+    def begins_anew(self) -> bool:
+        """Say whether another pass begins with another first batch, as where it is shuffled."""
+        if self.one_shot:
+            return True
+        passes = self._passes(numbered=False)
 
-            def items() -> Iterator[Tree]:
-                yield to_arrays(passes.next(), 0, self._source.fail)
+        def items() -> Iterator[Tree]:
+            yield to_arrays(passes.next(), 0, self._source.fail)
 
-            with passes.ahead(items, self._timeout) as thread:
-                return next(thread)
-
-        return contents_of(self._loader, self.example, again)
+        with passes.ahead(items, self._timeout) as thread:
+            first = next(thread)
+        return text_of(first) != text_of(self.example)
 
     def _passes(self, *, numbered: bool = True) -> Passes:
         return Passes(self._source, self._loader, beginning=self._beginning, numbered=numbered)

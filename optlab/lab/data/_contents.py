@@ -1,13 +1,12 @@
 """What tells one loader from another: the shapes of its batches, and what it reads.
 
 A loader of PyTorch has its data set, of which three items and all arrays among its attributes are
-compared, and the seed of its generator. Other loaders are opened once more: if the first batch is
-the same again, it is compared. A loader that shuffles without a seed is known by its shapes alone.
+compared, and the seed of its generator. Of other loaders the first batch is compared.
 """
 
 import random
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,28 +18,24 @@ from optlab._facts import described
 from optlab._types import Tree
 from optlab.lab.data._arrays import layout_of
 
+FIRST_BATCH = "loader.first_batch"
+"""The fact that differs in each process where a loader shuffles without a seed."""
 
-def contents_of(loader: Any, example: Tree, again: Callable[[], Tree | None]) -> dict[str, Any]:
+
+def contents_of(loader: Any, example: Tree) -> dict[str, Any]:
     """Return what a loader reads as facts, name → JSON.
 
     Args:
         loader: the loader.
         example: its first batch.
-        again: reads the first batch of a new pass; returns None where that cannot be done.
     """
-    with _global_generators_kept():
-        return _contents(loader, example, again)
-
-
-def _contents(loader: Any, example: Tree, again: Callable[[], Tree | None]) -> dict[str, Any]:
     facts = {"loader.batch": described(layout_of(example))}
     data = getattr(loader, "dataset", None)
     if data is None or not hasattr(loader, "batch_sampler"):
-        second = again()
-        if second is not None and _text(second) == _text(example):
-            facts["loader.first_batch"] = _text(example)
-        return facts
-    facts["loader.dataset"] = described([type(data).__name__, *_attributes(data), *_items(data)])
+        return facts | {FIRST_BATCH: text_of(example)}
+    with _global_generators_kept():
+        items = list(_items(data))
+    facts["loader.dataset"] = described([type(data).__name__, *_attributes(data), *items])
     sampler = getattr(loader, "sampler", None)
     facts["loader.sampler"] = type(sampler).__name__
     generators = (getattr(owner, "generator", None) for owner in (loader, sampler))
@@ -75,7 +70,7 @@ def _items(data: Any) -> Iterator[str]:
     try:
         length = len(data)
         for index in sorted({0, length // 2, length - 1}):
-            one, two = (_text(jax.tree.map(_plain, data[index])) for _ in range(2))
+            one, two = (text_of(jax.tree.map(_plain, data[index])) for _ in range(2))
             yield one if one == two else ""
     except Exception:  # the data set's own code may not take an index
         return
@@ -90,6 +85,7 @@ def _plain(leaf: Any) -> Any:
         return str(leaf)
 
 
-def _text(batch: Tree) -> str:
+def text_of(batch: Tree) -> str:
+    """Return a text that two batches share only if they are equal."""
     leaves = jax.tree.leaves_with_path(batch)
     return str(described({_checks.path_text(path): leaf for path, leaf in leaves}))

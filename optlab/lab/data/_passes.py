@@ -196,7 +196,10 @@ class Passes:
     def restore(self, place: bytes) -> None:
         """Go on after the batch after which `place` was returned."""
         required = "must go on from a place that it reported"
-        remedy = "use the same data and loader"
+        remedy = (
+            "use the same data and loader; Grain needs a __repr__ of your own data source that "
+            "is the same in each process"
+        )
         try:
             place = json.loads(place)
             self.read, self._pass, self._in_pass = place["read"], place["pass"], place["in_pass"]

@@ -361,7 +361,7 @@ def _checked_plan(
     if eval_every is None:
         evaluations = EVALUATIONS if halving else FEW_EVALUATIONS
         size = batch_size(first, source)
-        eval_every = evaluation_interval(first, steps, batch_size=size, most=evaluations)
+        eval_every = evaluation_interval(_WHO, first, steps, batch_size=size, most=evaluations)
     _checks.check_integer(_WHO, "eval_every", eval_every, 1)
     return _Plan(
         recipe=recipe,

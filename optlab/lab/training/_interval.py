@@ -13,6 +13,7 @@ limited: they cost less than the compilation of the run.
 
 import math
 from collections.abc import Mapping
+from contextlib import closing
 from typing import Any
 
 import jax
@@ -20,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from optlab._types import Tree
-from optlab.lab.data import is_stream
+from optlab.lab.data import is_stream, read_once
 from optlab.lab.tasks._task import Task
 from optlab.lab.training._work import work_of
 
@@ -34,16 +35,20 @@ FREE = 5e9
 """Floating-point operations of all evaluations together that are not limited."""
 
 FEW = 10
-"""The most intervals if a split is a stream of unknown length."""
+"""The most intervals if a split is a stream of unknown length, and so is the cost of an update."""
 
 
-def evaluation_interval(task: Task, steps: int, *, batch_size: int | None, most: int) -> int:
+def evaluation_interval(
+    who: str, task: Task, steps: int, *, batch_size: int | None, most: int
+) -> int:
     """Return the updates between evaluations of a run, ≥ 1.
 
     It is the task's own `eval_every`, or else the shortest interval with which evaluation costs at
-    most a fifth of the run. A run is evaluated at its start and at its end, whatever that costs.
+    most a fifth of the run. A run is evaluated at its start and at its end, whatever that costs. A
+    stream that does not know its length is read to count its examples.
 
     Args:
+        who: the public name that errors begin with.
         task: the problem.
         steps: updates of the run, ≥ 1.
         batch_size: examples per update, ≥ 1; None if unknown, then cost is not considered.
@@ -52,7 +57,8 @@ def evaluation_interval(task: Task, steps: int, *, batch_size: int | None, most:
     if task.eval_every is not None:
         return int(task.eval_every)
     splits = {name: data for name, data in task.splits.items() if name != "test"}
-    counts = [_examples(data) for data in splits.values()]
+    limit = math.inf if batch_size is None else SHARE * UPDATE_COST * steps * batch_size
+    counts = [_examples(who, task, name, limit) for name in splits]
     if None in counts:
         intervals = min(most, FEW)
     elif not counts or batch_size is None or _flops(task, splits) * (most + 1) <= FREE:
@@ -80,14 +86,36 @@ def affordable(steps: int, batch_size: int, examples: int) -> int:
     return int(SHARE * UPDATE_COST * steps * batch_size // max(examples, 1))
 
 
-def _examples(data: Any) -> int | None:
-    """Return the number of examples of a split; None if it is unknown."""
+def _examples(who: str, task: Task, split: str, limit: float) -> int | None:
+    """Return the number of examples of a split; None if it is unknown.
+
+    Args:
+        who: the public name that errors begin with.
+        task: the problem.
+        split: the name of the split.
+        limit: the number from which on they need not be counted; ∞ not to count.
+    """
+    data = task.splits[split]
     if is_stream(data):
         length = getattr(data, "__len__", None)
         size = getattr(data, "batch_size", None)
-        return length() * size if length and isinstance(size, int) else None
+        if length and isinstance(size, int):
+            return length() * size
+        return None if limit == math.inf else _counted(who, task, split, limit)
     lengths = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(data)}
     return next(iter(lengths))[0] if len(lengths) == 1 and () not in lengths else 1
+
+
+def _counted(who: str, task: Task, split: str, limit: float) -> int:
+    count = 0
+    with closing(
+        read_once(who, task.name, split, task.splits[split], timeout=task.timeout)
+    ) as batches:
+        for _, examples in batches:
+            count += examples
+            if count > limit:
+                break
+    return count
 
 
 def _flops(task: Task, splits: Mapping[str, Any]) -> float:

@@ -17,7 +17,7 @@ from optlab._facts import described
 from optlab._identity import identity
 from optlab._types import Array, Tree
 from optlab.groups._assignment import Rules
-from optlab.lab.data import Batches, DataError
+from optlab.lab.data import FIRST_BATCH, Batches, DataError
 from optlab.lab.tasks._check_task import batch_of, batch_size, check_task
 from optlab.lab.tasks._task import Task
 from optlab.lab.training import _loop
@@ -163,7 +163,7 @@ def train(
         sharding.check_batch(_WHO, task.name, batch, is_of_process=is_of_process)
         if eval_every is None:
             size = batch_size(task, source)
-            eval_every = evaluation_interval(task, steps, batch_size=size, most=EVALUATIONS)
+            eval_every = evaluation_interval(_WHO, task, steps, batch_size=size, most=EVALUATIONS)
         _checks.check_integer(_WHO, "eval_every", eval_every, 1)
         # Python integers, because NumPy integers would compile the program a second time.
         steps, eval_every = int(steps), min(int(eval_every), int(steps))
@@ -208,7 +208,8 @@ def train(
                 if store.save(*position, sound=is_sound(position.state), extra=places):
                     saved = position.step
 
-        restored = store and store.restore(position.state, take_over=take_over, step=resume_at)
+        may_differ = _MayDiffer(take_over, source)
+        restored = store and store.restore(position.state, take_over=may_differ, step=resume_at)
         if restored:
             position = Position(restored.step, restored.state, restored.curves)
             saved = position.step
@@ -257,6 +258,20 @@ def _facts(
         options[name] = None if tree is None else described(by_path)
     # The loaders of several processes may differ in the part of the data that they read.
     return of_first(identity(task, tx, key, options))
+
+
+class _MayDiffer:
+    """The names of the facts that may differ from those of a checkpoint."""
+
+    def __init__(self, take_over: Collection[str] | bool, source: Batches | None):
+        self._asked = [take_over] if isinstance(take_over, str) else take_over
+        self._source = source
+
+    def __contains__(self, name: object) -> bool:
+        """Whether a fact may differ: by request, or because it does so in every process."""
+        asked = self._asked if isinstance(self._asked, bool) else name in self._asked
+        is_random = name == FIRST_BATCH and self._source is not None
+        return asked or (is_random and self._source.begins_anew())
 
 
 def _known(leaf: Any) -> Any:

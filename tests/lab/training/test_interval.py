@@ -28,7 +28,7 @@ def test_evaluation_is_at_most_a_fifth_of_a_run_and_no_shorter_interval_would_be
     monkeypatch.setattr(_interval, "FREE", 0.0)
     for steps, batch, examples in product([1, 2, 7, 300, 10_000], [1, 32], [1, 100, 1438]):
         task = parabola(train=examples - 1, validation=1, test=10**6)
-        every = evaluation_interval(task, steps, batch_size=batch, most=10**6)
+        every = evaluation_interval("train", task, steps, batch_size=batch, most=10**6)
         training = 3 * steps * batch
 
         def fifth(every, steps=steps, examples=examples, training=training):
@@ -42,7 +42,7 @@ def test_evaluation_is_at_most_a_fifth_of_a_run_and_no_shorter_interval_would_be
 
 @pytest.mark.parametrize(("most", "every"), [(30, 10), (10, 30), (7, 43), (1, 300)])
 def test_a_run_has_at_most_so_many_intervals(most, every):
-    assert evaluation_interval(parabola(), 300, batch_size=32, most=most) == every
+    assert evaluation_interval("train", parabola(), 300, batch_size=32, most=most) == every
 
 
 def test_little_work_is_free_and_much_is_not():
@@ -53,13 +53,13 @@ def test_little_work_is_free_and_much_is_not():
                 "loss": jnp.mean((data[:, None] * jnp.ones(width)) @ jnp.ones((width, width)))
             },
         )
-        return evaluation_interval(task, 300, batch_size=32, most=30)
+        return evaluation_interval("train", task, 300, batch_size=32, most=30)
 
     assert every(8) == 10  # 31 evaluations of 2 · 1000 · 8² operations
     assert every(1000) == 50  # of 2e9: 7 evaluations are a fifth of the run
 
 
-def test_of_a_stream_the_length_is_taken_from_the_loader_or_a_tenth_of_the_run():
+def test_of_a_stream_the_length_is_taken_from_the_loader_or_counted():
     class Loader:
         batch_size = 500
 
@@ -70,17 +70,33 @@ def test_of_a_stream_the_length_is_taken_from_the_loader_or_a_tenth_of_the_run()
             return iter(())
 
     with_length = dataclasses.replace(parabola(), splits={"validation": Loader()})
-    assert evaluation_interval(with_length, 300, batch_size=32, most=30) == 300
-    without = dataclasses.replace(parabola(), splits={"validation": lambda: iter(())})
-    assert evaluation_interval(without, 300, batch_size=32, most=30) == 30
+    assert evaluation_interval("train", with_length, 300, batch_size=32, most=30) == 300
+    read = []
+
+    def batches(number):
+        for i in range(number):
+            read.append(i)
+            yield np.zeros(100)
+
+    def every(number):
+        splits = {"validation": lambda: batches(number)}
+        task = dataclasses.replace(parabola(), splits=splits)
+        return evaluation_interval("train", task, 300, batch_size=32, most=30)
+
+    assert every(10) == 50  # a thousand examples
+    assert every(10**5) == 300
+    assert len(read) < 100  # no further than it matters
 
 
 def test_cost_does_not_count_where_the_batch_size_is_unknown():
-    assert evaluation_interval(parabola(validation=10**6), 300, batch_size=None, most=30) == 10
+    assert (
+        evaluation_interval("train", parabola(validation=10**6), 300, batch_size=None, most=30)
+        == 10
+    )
 
 
 def test_the_interval_of_the_task_wins():
-    assert evaluation_interval(parabola(eval_every=3), 300, batch_size=1, most=1) == 3
+    assert evaluation_interval("train", parabola(eval_every=3), 300, batch_size=1, most=1) == 3
 
 
 @pytest.mark.parametrize(("every", "steps"), [(1, 1), (3, 10), (5, 10), (10, 10), (30, 10)])

@@ -362,11 +362,19 @@ def test_a_loader_of_other_data_is_not_that_of_the_checkpoint(one, other, fact):
     assert contents(one)[fact] != contents(other)[fact]
 
 
-def test_data_that_differ_each_time_are_known_by_their_shapes(tmp_path):
+@pytest.mark.filterwarnings("ignore:.*read again")
+def test_a_loader_that_shuffles_without_a_seed_goes_on(tmp_path):
     random = np.random.default_rng(0)
-    shuffled = lambda: (rows(i) for i in random.permutation(4))  # noqa: E731
-    assert contents(shuffled).keys() == {"loader.batch"}
-    augmented = InBatches(Scaled(random=random))
+
+    def shuffled():
+        return (rows(i) for i in random.permutation(4))
+
+    run(shuffled, 4, checkpoints=tmp_path)
+    assert run(shuffled, 6, checkpoints=tmp_path).reason == "all updates done"
+
+
+def test_items_that_differ_each_time_are_no_fact():
+    augmented = InBatches(Scaled(random=np.random.default_rng(0)))
     assert contents(augmented) == contents(augmented)
 
 
