@@ -83,7 +83,7 @@ LAB = {
     "tasks": ["data"],
     "training": ["tasks"],
     "tracking": ["training", "sweeps"],
-    "rates": ["training"],
+    "rates": ["sweeps"],
     "sweeps": ["training"],
     "comparison": ["sweeps"],
     "diagnosis": ["training"],

@@ -13,7 +13,7 @@ The loss of a run is the mean of its validation losses in its last quarter. The 
 in the middle of those whose mean loss over seeds is within 3% of the best.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -22,7 +22,7 @@ import numpy as np
 from optlab._divergence import has_diverged
 from optlab._report import number
 from optlab.lab.rates._suggest import RESOLUTION, Suggestion
-from optlab.lab.training._runner import TrialRuns
+from optlab.lab.training._runner import Curves, TrialRuns
 
 FINEST = 18
 """The finest rates are this many to a decade."""
@@ -54,6 +54,10 @@ APART, COSTS = 30.0, 3.0
 in the mean over seeds, a loss of the second factor times the seed's best."""
 
 
+End = dict[str, np.ndarray]
+"""Of a run at one rate the "initial" and the final "losses", (seeds,) each."""
+
+
 @dataclass(frozen=True)
 class Confirmation:
     """Runs at constant rates.
@@ -71,7 +75,14 @@ class Confirmation:
 
 
 def confirm(
-    runs: TrialRuns, rate: float, *, steps: int, lowest: float, highest: float
+    runs: TrialRuns,
+    rate: float,
+    *,
+    steps: int,
+    lowest: float,
+    highest: float,
+    ended: Mapping[int, End],
+    on_end: Callable[[dict[int, End]], None],
 ) -> Confirmation:
     """Train at rates around the first suggestion until the best lies between two others.
 
@@ -81,8 +92,10 @@ def confirm(
         steps: updates of each run.
         lowest: the lowest rate to try.
         highest: the highest rate to try.
+        ended: the runs of an earlier call, by their places.
+        on_end: called with runs that have ended, by their places.
     """
-    search = _Search(runs, rate, steps, (lowest, highest))
+    search = _Search(runs, rate, steps, (lowest, highest), ended, on_end)
     spacing = SPACINGS[0]
     search.train(FIRST)
     while new := search.beyond(spacing):
@@ -95,11 +108,27 @@ def confirm(
     return search.result()
 
 
+def _end(curves: Curves) -> End:
+    losses = np.asarray(curves.validation["loss"], np.float64)
+    diverged = has_diverged([curves.train_loss, losses], losses)
+    ends = np.where(diverged[:, None], np.inf, losses[:, -LAST:])
+    return {"initial": losses[:, 0], "losses": np.nanmean(ends, axis=1)}
+
+
 class _Search:
     """The runs so far, by place: the rate at place k is the first one times 10^(k/18)."""
 
-    def __init__(self, runs: TrialRuns, rate: float, steps: int, limits: tuple[float, float]):
+    def __init__(
+        self,
+        runs: TrialRuns,
+        rate: float,
+        steps: int,
+        limits: tuple[float, float],
+        ended: Mapping[int, End],
+        on_end: Callable[[dict[int, End]], None],
+    ):
         self._runs, self._rate, self._steps, self._limits = runs, rate, steps, limits
+        self._ended, self._on_end = ended, on_end
         self._losses: dict[int, np.ndarray] = {}
         self._initial = np.zeros(0)
 
@@ -111,14 +140,16 @@ class _Search:
     def train(self, places: Sequence[int]) -> None:
         new = [k for k in places if k not in self._losses and self._is_allowed(k)]
         points = [(k, {"rate": self._at(k)}) for k in new]
-        with closing(self._runs.run(points, self._steps)) as running:
+        self._take({k: self._ended[k] for k in new if k in self._ended})
+        with closing(self._runs.run(points, self._steps, skip=self._ended)) as running:
             for chunk in running:
-                for place, curves in chunk.items():
-                    losses = np.asarray(curves.validation["loss"], np.float64)
-                    diverged = has_diverged([curves.train_loss, losses], losses)
-                    self._initial = losses[:, 0]
-                    ends = np.where(diverged[:, None], np.inf, losses[:, -LAST:])
-                    self._losses[place] = np.nanmean(ends, axis=1)
+                ends = {place: _end(curves) for place, curves in chunk.items()}
+                self._on_end(ends)
+                self._take(ends)
+
+    def _take(self, ends: Mapping[int, End]) -> None:
+        for place, end in ends.items():
+            self._initial, self._losses[place] = end["initial"], end["losses"]
 
     def beyond(self, spacing: int) -> list[int]:
         """Return two places beyond the best one, if it is the outermost; none at the limits."""

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import count
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
@@ -39,11 +40,13 @@ from optlab.lab.rates._suggest import (
     suggest,
     trend,
 )
+from optlab.lab.sweeps._recipe import name_of
+from optlab.lab.sweeps._store import Store
 from optlab.lab.tasks._check_task import check_task
 from optlab.lab.tasks._task import Task
 from optlab.lab.training._loop import checked_seeds, losses_at_start, seed_keys
-from optlab.lab.training._progress import Show, progress_bar
-from optlab.lab.training._runner import Fixed, TrialRuns
+from optlab.lab.training._progress import Show, count_updates, progress_bar
+from optlab.lab.training._runner import Fixed, TrialRuns, default_lanes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -52,6 +55,10 @@ MakeScheduled = Callable[[Schedule], optax.GradientTransformation]
 """A function of the learning rate, given as a schedule, that returns the optimizer."""
 
 _WHO = "lr_range_test"
+
+RAMP, CONFIRMING = -1000, 0
+"""Keys in the file of results: the number of the rising run, whose step is its length, and the step
+of the confirming ones, whose numbers are their places."""
 
 MODES = ("exponential", "linear")
 
@@ -230,6 +237,9 @@ def lr_range_test(
     seeds: int | Sequence[int] = 5,
     mode: str = "exponential",
     confirm: int | None = None,
+    results: str | Path | None = None,
+    lanes: int | None = None,
+    memory: float | None = None,
     progress: bool = False,
 ) -> RangeTest:
     """Raise the learning rate over a short run from several seeds, and suggest rates by the loss.
@@ -254,6 +264,12 @@ def lr_range_test(
         confirm: updates of each confirming run, ≥ 0; the best constant rate of a longer run may be
             lower. 0 for no such runs, if a rough suggestion is enough. None for the task's own
             number of steps, at most 1000.
+        results: an SQLite file in which the rising run and the confirming ones are stored as they
+            end. A test that was stopped in any way continues from this file when it is called again
+            with the same arguments. Tasks and optimizers are compared by name only. None for no
+            file.
+        lanes: confirming runs that train at the same time on each device, as for `sweep`.
+        memory: as for `sweep`.
         progress: whether to show a progress bar on stderr.
 
     Returns:
@@ -262,7 +278,8 @@ def lr_range_test(
 
     Raises:
         ModuleNotFoundError: rich, for `progress`, is not installed.
-        ValueError: an argument is out of its range, or `optimizer` does not return an optimizer.
+        ValueError: an argument is out of its range, `optimizer` does not return an optimizer, or
+            `results` belongs to another test.
 
     Example:
         Gradient descent on f(x) = x² converges below the rate 1, and at ½ in one step:
@@ -288,17 +305,44 @@ def lr_range_test(
         source.refuse_one_shot(_WHO, "by the range test")
     confirm = min(task.steps, MOST_CONFIRMING) if confirm is None else confirm
     _checks.check_integer(_WHO, "confirm", confirm, 0)
-    with progress_bar(_WHO, progress, steps + CONFIRMING_RATES * confirm) as show:
-        initial, losses = _losses(task, tx, steps, seeds, source, show)
-        refusal = _too_many_gaps(losses)
-        initial, losses = (np.asarray(x, np.float64) for x in (initial, losses))
+    if lanes is not None:
+        _checks.check_integer(_WHO, "lanes", lanes, 1)
+    if memory is not None:
+        _checks.check_number(_WHO, "memory", memory, _checks.POSITIVE)
+    about = {
+        "task": task.name,
+        "optimizer": name_of(optimizer),
+        "rates": rates.tolist(),
+        "seeds": seeds.tolist(),
+        "confirm": int(confirm),
+        "lanes": int(lanes or default_lanes()),
+    }
+    with (
+        closing(Store(_WHO, results, about, what="range test")) as store,
+        progress_bar(_WHO, progress, steps + CONFIRMING_RATES * confirm) as show,
+    ):
+        if not (ramp := store.rungs(steps).get(RAMP)):
+            initial, losses = _losses(task, tx, steps, seeds, source, memory, show)
+            ramp = {"initial": np.asarray(initial), "losses": losses}
+            store.add_rungs({(RAMP, steps): ramp})
+        refusal = _too_many_gaps(ramp["losses"])
+        initial, losses = (np.asarray(ramp[name], np.float64) for name in ("initial", "losses"))
         initial = _filled(initial, ~np.isfinite(initial))
         losses = _filled(losses, _gaps(losses))
         rough = refusal or suggest(rates, losses, initial)
         confirmation = None
         if confirm and not isinstance(rough, str):
-            high = rough[1].rate
-            confirmation = _confirmation(task, optimizer, high, rates, confirm, seeds, show)
+            options = {"lanes": lanes, "memory": memory}
+            runs = _confirming_runs(task, optimizer, steps, confirm, seeds, show, **options)
+            confirmation = confirm_around(
+                runs,
+                rough[1].rate,
+                steps=confirm,
+                lowest=rates[0],
+                highest=rates[-1],
+                ended=store.rungs(CONFIRMING),
+                on_end=lambda ends: store.add_rungs({(k, CONFIRMING): e for k, e in ends.items()}),
+            )
     return _conclude(task.name, mode, rates, seeds, initial, losses, rough, confirmation, confirm)
 
 
@@ -326,6 +370,7 @@ def _losses(
     steps: int,
     seeds: np.ndarray,
     source: Batches | None,
+    memory: float | None,
     show: Show,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the losses (seeds, batches) before the first update, and (seeds, steps) after each."""
@@ -343,6 +388,7 @@ def _losses(
         Fixed(task, lambda rate: tx),
         {},
         keys=keys,
+        memory=memory,
         on_updates=lambda updates: show(next(done) * options["eval_every"], "range test"),
         **options,
     )
@@ -355,32 +401,25 @@ def _losses(
     return initial, np.where(running_still & finite, losses, np.nan)[:, 1:]
 
 
-def _confirmation(
+def _confirming_runs(
     task: Task,
     optimizer: MakeScheduled,
-    rate: float,
-    rates: np.ndarray,
+    done: int,
     steps: int,
     seeds: np.ndarray,
     show: Show,
-) -> Confirmation:
-    """Train at constant rates around `rate`, within the range of the test."""
-    done = len(rates)
-
-    def on_updates(updates: int) -> None:
-        nonlocal done
-        done += updates
-        show(done, "confirming runs")
-
-    runs = TrialRuns(
+    **options: Any,
+) -> TrialRuns:
+    """Return the runner of runs at constant rates, of which each is the value "rate"."""
+    return TrialRuns(
         _WHO,
         Fixed(task, lambda rate: optimizer(lambda count: jnp.asarray(rate, float))),
         {"rate": float},
         keys=seed_keys(jnp.asarray(seeds[:CONFIRMING_SEEDS])),
         eval_every=max(1, steps // EVALUATIONS),
-        on_updates=on_updates,
+        on_updates=count_updates(show, "confirming runs", done),
+        **options,
     )
-    return confirm_around(runs, rate, steps=steps, lowest=rates[0], highest=rates[-1])
 
 
 def _conclude(

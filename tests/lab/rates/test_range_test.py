@@ -3,6 +3,9 @@
 import dataclasses
 import json
 import re
+import shutil
+import sqlite3
+from contextlib import closing
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +17,7 @@ from flax import nnx
 import optlab
 from helpers import noise_of, numbers
 from optlab.lab import Task, compare, lr_range_test, tasks
+from optlab.lab.rates import _range_test
 from optlab.lab.rates._confirm import Confirmation, choose
 from optlab.lab.rates._suggest import fallen, median_over_seeds, picks, smooth, suggest, trend
 from optlab.lab.tasks._models import he_normal
@@ -248,6 +252,51 @@ def test_a_pick_where_the_loss_has_not_fallen_is_noise():
     losses, initial = curve + 0.1 * rng.normal(size=(5, 100)), 9 + 0.1 * rng.normal(size=(5, 10))
     given = {"steep": rates[20], "valley": rates[65], "minimum": rates[80] / 10, "slide": rates[99]}
     assert fallen(rates, losses, initial, given).keys() == {"valley", "minimum"}
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory):
+    """A test that stored its runs, and the file."""
+    file = tmp_path_factory.mktemp("range") / "test.sqlite"
+    return file, lr_range_test(quadratic(), optlab.sgd, results=file, **STORED)
+
+
+STORED = {"min_lr": 1e-4, "steps": 20, "seeds": 2, "confirm": 8}
+
+
+@pytest.mark.parametrize("lost", ["trial < 0", "trial > -20", "trial > 0", "0 = 1"])
+def test_runs_that_a_file_lacks_are_made_again_to_the_same_bits(stored, tmp_path, lost, trained):
+    file, expected = stored
+    shutil.copy(file, tmp_path / "test.sqlite")
+    with closing(sqlite3.connect(tmp_path / "test.sqlite")) as connection:
+        connection.execute(f"delete from rungs where {lost}")
+        connection.commit()
+    found = lr_range_test(quadratic(), optlab.sgd, results=tmp_path / "test.sqlite", **STORED)
+    assert found.to_json() == expected.to_json()
+    assert bool(trained) == (lost != "0 = 1")
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """The numbers of updates that are made, as they are made."""
+    updates = []
+    count = _range_test.count_updates
+    monkeypatch.setattr(
+        _range_test,
+        "count_updates",
+        lambda *args: lambda made: (updates.append(made), count(*args)(made)),
+    )
+    losses = _range_test._losses
+    monkeypatch.setattr(
+        _range_test, "_losses", lambda *args: (updates.append(20), losses(*args))[1]
+    )
+    return updates
+
+
+@pytest.mark.parametrize("changes", [{"seeds": 3}, {"confirm": 9}, {"max_lr": 2.0}])
+def test_a_file_of_another_test_is_refused(stored, changes):
+    with pytest.raises(ValueError, match=r"^lr_range_test: .* must be that of the range test in "):
+        lr_range_test(quadratic(), optlab.sgd, results=stored[0], **{**STORED, **changes})
 
 
 # The confirming runs
