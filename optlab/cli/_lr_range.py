@@ -17,7 +17,7 @@ def run(options: argparse.Namespace) -> None:
     require("lr-range", "matplotlib", "rich")
     check_writable_file(options.out)
     task = make_task(options)
-    names = ("min_lr", "max_lr", "steps", "mode")
+    names = ("min_lr", "max_lr", "steps", "mode", "confirm", "results")
     with task_errors(options.task), value_errors():
         result = lr_range_test(
             task,

@@ -11,6 +11,7 @@ from optlab.cli import _lr_range
 QUICK = ["lr-range", "--task", "valley", "--optimizer", "sgd", "--seeds", "2", "--steps", "30"]
 
 
+@pytest.mark.slow
 def test_without_options_it_suggests_a_rate_for_a_network(run, tmp_path):
     status, out, err = run("lr-range")
     assert (status, err) == (0, "")
@@ -35,6 +36,17 @@ def test_json_is_all_that_stands_on_stdout(run, tmp_path):
     assert np.shape(found["losses"]) == (2, 30)
     assert 1e-4 <= found["suggested_max"] < 0.1
     assert (tmp_path / "new" / "folder" / "plot.svg").exists()
+
+
+def test_runs_in_a_file_are_not_made_again(run, monkeypatch):
+    options = ["--results", "runs.sqlite", "--confirm", "5", "--json"]
+    status, out, _ = run(*QUICK, *options)
+    assert status == 0
+    monkeypatch.setattr("optlab.lab.rates._range_test._losses", None)
+    assert run(*QUICK, *options)[:2] == (0, out)
+    status, _, err = run(*QUICK, *options, "--set", "momentum=0.5")
+    assert status == 2
+    assert "optimizer must be that of the range test in" in err
 
 
 def test_a_test_without_a_suggestion_says_why(run):

@@ -18,6 +18,8 @@ from optlab.cli._options import (
     check_task_name,
     complete_with,
     declare,
+    file,
+    natural,
     optimizer_list,
     rate,
 )
@@ -30,9 +32,9 @@ def add(parser: argparse.ArgumentParser) -> None:
         parser,
         check,
         description="Raise the learning rate over a short run, from several seeds in one compiled\n"
-        "program, and suggest a range of rates by where the loss falls. If the curves\n"
-        "allow no reliable suggestion, the reason is printed instead. The numbers go beside the\n"
-        "plot, as JSON.",
+        "program, and see where the loss falls. Then train at constant rates around there, and\n"
+        "suggest the best of them. If the runs allow no reliable suggestion, the reason is\n"
+        "printed instead. The numbers go beside the plot, as JSON.",
         epilog=optimizer_list(),
     )
     add_task(parser)
@@ -62,6 +64,19 @@ def add(parser: argparse.ArgumentParser) -> None:
         help=f"{' or '.join(MODES)} (default: %(default)s)",
     )
     complete_with(action, MODES)
+    parser.add_argument(
+        "--confirm",
+        type=natural,
+        metavar="N",
+        help="updates of each run at a constant rate that confirms the suggestion; 0 for no such "
+        "runs (default: the task's updates, 1000 at most)",
+    )
+    parser.add_argument(
+        "--results",
+        type=file,
+        metavar="FILE",
+        help="store runs in this SQLite file as they end, and continue from it (default: none)",
+    )
     add_out_plot(parser, "lr-range.png")
     add_json(parser)
 
