@@ -120,19 +120,21 @@ def plain_loop(task, tx, steps, key, eval_every):
 
 
 @pytest.mark.parametrize(
-    ("task", "tx"),
+    ("task", "tx", "window"),
     [
-        (noisy(), optlab.adam(optlab.schedules.cosine(0.1, 11))),
-        (tasks.valley(), optax.sgd(0.005, momentum=0.9)),
-        pytest.param(run_to_kill.task(), run_to_kill.optimizer(), marks=pytest.mark.slow),
+        (noisy(), optlab.adam(optlab.schedules.cosine(0.1, 11)), 1),
+        (tasks.valley(), optax.sgd(0.005, momentum=0.9), 1),
+        pytest.param(run_to_kill.task(), run_to_kill.optimizer(), 3, marks=pytest.mark.slow),
     ],
     ids=["noisy-adam", "valley-optax", "batch_norm_and_dropout-every_third"],
 )
-def test_a_run_is_a_plain_loop_bit_for_bit(task, tx):
+def test_a_run_is_a_plain_loop_bit_for_bit(task, tx, window):
     run = train(task, tx, steps=11, key=KEY, eval_every=4)
-    end, losses, metrics = plain_loop(task, tx, 11, KEY, 4)
+    end, losses, metrics = plain_loop(task, tx, 11 * window, KEY, 4 * window)
     assert_same_bits((run.params, run.model_state, run.opt_state), end)
-    np.testing.assert_array_equal(run.history.loss, losses)
+    # The mean over a window of three rounds three times, and NumPy's may do otherwise, 6e-8 each.
+    means = losses.reshape(11, window).mean(axis=1)
+    np.testing.assert_allclose(run.history.loss, means, rtol=0 if window == 1 else 4e-7)
     assert run.history.steps.tolist() == [0, 4, 8, 11]
     for name, curve in run.history.validation.items():
         np.testing.assert_array_equal(curve, [m[name] for m in metrics])
