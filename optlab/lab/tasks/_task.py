@@ -117,7 +117,7 @@ def shuffled_batches(data: Batch, batch_size: int) -> Callable[[Array, Array], B
         `data`, for what goes through all of it once.
 
     Raises:
-        ValueError: `batch_size` is not in [1, n].
+        ValueError: `batch_size` is not in [1, n], or the data do not fit into the device's memory.
 
     Example:
         >>> batch = shuffled_batches(jnp.arange(6), batch_size=2)
@@ -125,7 +125,7 @@ def shuffled_batches(data: Batch, batch_size: int) -> Callable[[Array, Array], B
         >>> sorted(int(x) for x in jnp.concatenate(epoch))
         [0, 1, 2, 3, 4, 5]
     """
-    data = jax.tree.map(jnp.asarray, data)
+    data = _on_device(data)
     (num_examples,) = {len(array) for array in jax.tree.leaves(data)}
     _checks.check_integer("shuffled_batches", "batch_size", batch_size, 1)
     if batch_size > num_examples:
@@ -144,3 +144,16 @@ def shuffled_batches(data: Batch, batch_size: int) -> Callable[[Array, Array], B
 
     batch.examples = data
     return batch
+
+
+def _on_device(data: Batch) -> Batch:
+    try:
+        return jax.tree.map(jnp.asarray, data)
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        size = sum(leaf.nbytes for leaf in jax.tree.leaves(data))
+        required = "data must fit into the memory of the device"
+        remedy = "pass a loader, which reads them batch by batch"
+        got = f"{size / 2**30:.1f} GiB"
+        raise ValueError(f"shuffled_batches: {required}, got {got}; {remedy}") from error

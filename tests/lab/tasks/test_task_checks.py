@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from optlab.lab import Task, tasks
+from optlab.lab import Task, shuffled_batches, tasks
 from optlab.lab.tasks._check_task import check_task
 
 
@@ -272,3 +272,12 @@ def test_every_split_is_looked_at():
 def test_what_the_tasks_own_functions_raise_is_passed_on():
     with pytest.raises(KeyError, match="bias"):
         check_task("who", with_loss(lambda params: params["bias"]))
+
+
+def test_arrays_that_do_not_fit_on_the_device_belong_into_a_loader(monkeypatch):
+    def full(array):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 8 bytes.")
+
+    monkeypatch.setattr("optlab.lab.tasks._task.jnp.asarray", full)
+    with pytest.raises(ValueError, match=r"^shuffled_batches: data must fit .*; pass a loader"):
+        shuffled_batches(np.zeros(8), 2)
