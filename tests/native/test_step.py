@@ -71,7 +71,17 @@ def calls(function, *args):
     return jax.jit(function).lower(*args).as_text().count(f"@{_loops._compiler.TARGET}")
 
 
-@pytest.mark.parametrize("row", [pytest.param(row, id=name) for name, row in ROWS.items()])
+MOSTLY_XLA = ("shampoo", "soap")
+"""Rules whose matrices XLA computes; they take seconds to compile."""
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        pytest.param(row, id=name, marks=[pytest.mark.slow] if name in MOSTLY_XLA else [])
+        for name, row in ROWS.items()
+    ],
+)
 def test_every_rule_makes_the_steps_that_xla_makes(row):
     tx = row.make(**row.arguments())
     params = jax.tree.map(jnp.asarray, random_tree_of(row, 0))

@@ -269,7 +269,11 @@ def test_adafactors_relative_step_is_a_share_of_the_weights():
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"momentum": 0.9, "weight_decay_rate": 0.01, "clipping_threshold": None}]
+    "options",
+    [
+        pytest.param({}, marks=pytest.mark.slow),
+        {"momentum": 0.9, "weight_decay_rate": 0.01, "clipping_threshold": None},
+    ],
 )
 def test_adafactor_agrees_with_optax_on_vectors_and_matrices(options):
     params = {"factored": (4, 6), "narrow": (6, 2), "bias": (7,), "scalar": ()}
