@@ -85,6 +85,18 @@ def one_of_each_kind(rows):
 # A task
 
 
+def parabola(**changes):
+    """Return the task of descending |x|² from 2 in three dimensions."""
+    task = Task(
+        name="parabola",
+        init=lambda key: (jnp.full((3,), 2.0), ()),
+        loss=lambda x, state, batch, key: (jnp.sum(x**2), state),
+        batch=lambda key, step: (),
+        evaluate=lambda x, state, data: {"loss": jnp.sum(x**2)},
+    )
+    return dataclasses.replace(task, **changes)
+
+
 def numbers(key, step=0, width=2):
     """Return numbers of [0, 1), others for each key and step.
 

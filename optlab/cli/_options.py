@@ -169,6 +169,23 @@ def add_out_plot(parser: argparse.ArgumentParser, default: str) -> None:
     )
 
 
+def add_results(parser: argparse.ArgumentParser, what: str, more: str = "") -> None:
+    """Add --results.
+
+    Args:
+        parser: the parser of the command.
+        what: what is stored.
+        more: what else there is to say of the file.
+    """
+    parser.add_argument(
+        "--results",
+        type=file,
+        metavar="FILE",
+        help=f"store {what} in this SQLite file as they end, and continue from it{more} "
+        "(default: none)",
+    )
+
+
 def add_json(parser: argparse.ArgumentParser) -> None:
     """Add --json."""
     parser.add_argument(

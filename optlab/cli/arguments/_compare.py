@@ -7,6 +7,7 @@ from optlab.cli._known import COMPARED, OPTIMIZERS
 from optlab.cli._options import (
     add_json,
     add_out_folder,
+    add_results,
     add_seed,
     add_seeds,
     add_steps,
@@ -18,7 +19,6 @@ from optlab.cli._options import (
     check_task_name,
     complete_with,
     declare,
-    file,
     names,
     number,
     optimizer_list,
@@ -65,12 +65,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         metavar="SCORE",
         help="report how many updates it takes to reach this score (default: the task's)",
     )
-    parser.add_argument(
-        "--results",
-        type=file,
-        metavar="FILE",
-        help="store trials in this SQLite file as they end, and continue from it (default: none)",
-    )
+    add_results(parser, "trials")
     add_out_folder(parser, "optlab-compare", "results.json and the plots")
     add_json(parser)
 

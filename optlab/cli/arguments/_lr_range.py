@@ -8,6 +8,7 @@ from optlab.cli._options import (
     add_json,
     add_optimizer,
     add_out_plot,
+    add_results,
     add_seed,
     add_seeds,
     add_steps,
@@ -18,7 +19,6 @@ from optlab.cli._options import (
     check_task_name,
     complete_with,
     declare,
-    file,
     natural,
     optimizer_list,
     rate,
@@ -71,12 +71,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         help="updates of each run at a constant rate that confirms the suggestion; 0 for no such "
         "runs (default: the task's updates, 1000 at most)",
     )
-    parser.add_argument(
-        "--results",
-        type=file,
-        metavar="FILE",
-        help="store runs in this SQLite file as they end, and continue from it (default: none)",
-    )
+    add_results(parser, "runs")
     add_out_plot(parser, "lr-range.png")
     add_json(parser)
 

@@ -11,6 +11,7 @@ from optlab.cli._options import (
     add_json,
     add_optimizer,
     add_out_folder,
+    add_results,
     add_seed,
     add_steps,
     add_task,
@@ -23,7 +24,6 @@ from optlab.cli._options import (
     check_task_name,
     complete_with,
     declare,
-    file,
     named,
     optimizer_list,
     owners_of,
@@ -109,13 +109,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         "(default: %(default)s)",
     )
     add_seed(parser, "seed of the search, and the first of the runs")
-    parser.add_argument(
-        "--results",
-        type=file,
-        metavar="FILE",
-        help="store results in this SQLite file as they arrive, and continue from those in it; "
-        "with --refine, the results of the second search are in FILE.refined",
-    )
+    add_results(parser, "trials", "; with --refine, those of the second search are in FILE.refined")
     parser.add_argument(
         "--storage",
         metavar="URL",

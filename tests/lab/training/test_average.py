@@ -1,7 +1,5 @@
 """`train(…, average=True)`: the average is what is judged, kept and returned."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,21 +7,10 @@ import optax
 import pytest
 
 import optlab
-from helpers import assert_same_bits
+from helpers import assert_same_bits, parabola
 from optlab import lab
 
 KEY = jax.random.key(0)
-
-
-def parabola(**changes):
-    task = lab.Task(
-        name="parabola",
-        init=lambda key: (jnp.full((3,), 2.0), ()),
-        loss=lambda x, state, batch, key: (jnp.sum(x**2), state),
-        batch=lambda key, step: (),
-        evaluate=lambda x, state, data: {"loss": jnp.sum(x**2)},
-    )
-    return dataclasses.replace(task, **changes)
 
 
 AVERAGES = {

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import optlab
-from helpers import assert_same_bits
+from helpers import assert_same_bits, parabola
 from optlab import lab
 
 KEY = jax.random.key(0)
@@ -18,18 +18,6 @@ WINDOWS = {
     "accumulate": lambda tx, every: optlab.accumulate(tx, every),
     "MultiSteps": lambda tx, every: optax.MultiSteps(tx, every),
 }
-
-
-def parabola(**changes):
-    """Return the task of descending |x|² from 2."""
-    task = lab.Task(
-        name="parabola",
-        init=lambda key: (jnp.full((3,), 2.0), ()),
-        loss=lambda x, state, batch, key: (jnp.sum(x**2), state),
-        batch=lambda key, step: (),
-        evaluate=lambda x, state, data: {"loss": jnp.sum(x**2)},
-    )
-    return dataclasses.replace(task, **changes)
 
 
 def following(**changes):
