@@ -88,6 +88,7 @@ LAB = {
     "comparison": ["sweeps"],
     "diagnosis": ["training"],
     "ensembles": ["sweeps"],
+    "tuning": ["rates", "diagnosis", "ensembles"],
 }
 
 

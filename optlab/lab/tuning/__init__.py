@@ -1,0 +1,1 @@
+"""The seven steps from a model to a tuned, explained run: `tune` and its report."""
