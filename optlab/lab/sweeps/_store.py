@@ -1,76 +1,36 @@
-"""Storage of a sweep's results as they arrive: one SQLite file, written in transactions.
+"""Storage of a sweep's results as they arrive.
 
-    sweep    one row: the facts that identify the sweep, as JSON
-    rungs    (trial, step) → the trial's curves up to that evaluation, as JSON
-    trials   trial → the trial at its end, as JSON
-
-Every call commits before it returns. A process that is killed at any moment therefore loses nothing
-that was written, and every row that exists is complete.
+facts    one row: the facts that identify the sweep, as JSON
+rungs    (trial, step) → the trial's curves up to that evaluation, as JSON
+trials   trial → the trial at its end, as JSON
 """
 
-import json
-import sqlite3
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from optlab import _checks
-from optlab._paths import file_of
+from optlab.lab.sweeps._database import Database, decode, encode
 from optlab.lab.sweeps._trial import Trial
 
-_TABLES = """
-create table sweep (about text not null);
-create table rungs (
-    trial integer not null, step integer not null, curves text not null,
-    primary key (trial, step)
-);
-create table trials (
-    trial integer primary key, status text not null, contents text not null
-);
-"""
 
-_APPLICATION = int.from_bytes(b"opsw")
-"""SQLite's `application_id` of these files, so that no other program's file is written to."""
+class Store(Database):
+    """The results of one sweep, or of one comparison; its arguments are those of `Database`."""
 
-_PATIENCE = 60.0
-"""Seconds to wait for another process that is writing."""
-
-
-class Store:
-    """The results of one sweep, or of one comparison.
-
-    Args:
-        who: the public name that errors begin with.
-        file: an SQLite file on this machine, created if it does not exist; `~` is the home folder.
-            None to hold everything in memory.
-        about: the facts that identify the sweep, as JSON. The file of another sweep is refused.
-        what: the word for it in errors.
-
-    Raises:
-        ValueError: the file is not on this machine or not of this kind, cannot be written, or
-            belongs to another sweep; or, in any method, it can no longer be written.
+    application = int.from_bytes(b"opsw")
+    tables = """
+        create table rungs (
+            trial integer not null, step integer not null, curves text not null,
+            primary key (trial, step)
+        );
+        create table trials (
+            trial integer primary key, status text not null, contents text not null
+        );
     """
 
     def __init__(
         self, who: str, file: str | Path | None, about: Mapping[str, Any], what: str = "sweep"
     ):
-        self._file = None if file is None else file_of(who, "results", file)
-        self._who, self._what = who, what
-        about = json.loads(json.dumps(about))
-        with self._errors():
-            # Transactions are begun by hand, because the module begins none for `create table`.
-            self._connection = sqlite3.connect(
-                ":memory:" if file is None else self._file, timeout=_PATIENCE, isolation_level=None
-            )
-        try:
-            with self._writing():  # if two processes start together, only one creates the tables
-                self._make_or_check(about)
-        except BaseException:
-            self.close()
-            raise
+        super().__init__(who, file, about, what)
 
     def add_rungs(self, curves: Mapping[tuple[int, int], Any]) -> None:
         """Write the curves of trials by (trial, step); rows that exist are left alone."""
@@ -93,74 +53,3 @@ class Store:
         """Return the trials that have ended, by number."""
         rows = self._read("select contents from trials order by trial")
         return [Trial(**decode(contents)) for (contents,) in rows]
-
-    def close(self) -> None:
-        """Close the file."""
-        self._connection.close()
-
-    def _make_or_check(self, about: Mapping[str, Any]) -> None:
-        ((application,),) = self._read("pragma application_id")
-        if application == _APPLICATION:
-            ((was,),) = self._read("select about from sweep")
-            self._check(json.loads(was), about)
-            return
-        if self._read("select * from sqlite_master"):
-            got = f"another program's database, {str(self._file)!r}"
-            required = f"results must be a new file or the file of a {self._what}"
-            _checks.fail(self._who, required, got, "pass another file")
-        for statement in _TABLES.split(";"):  # `executescript` would commit the open transaction
-            self._connection.execute(statement)
-        self._connection.execute("insert into sweep values (?)", [json.dumps(about)])
-        self._connection.execute(f"pragma application_id = {_APPLICATION}")
-
-    def _check(self, was: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-        for name in was | now:
-            if was.get(name) != now.get(name):
-                _checks.fail(
-                    self._who,
-                    f"{name} must be that of the {self._what} in {self._file}, {was.get(name)!r}",
-                    f"{now.get(name)!r}",
-                    f"pass another file, or the arguments of that {self._what}",
-                )
-
-    def _read(self, query: str, *values: Any) -> list[tuple]:
-        with self._errors():
-            return self._connection.execute(query, values).fetchall()
-
-    @contextmanager
-    def _writing(self) -> Iterator[None]:
-        """Make all writes inside the block one transaction."""
-        with self._errors():
-            self._connection.execute("begin immediate")
-            with self._connection:
-                yield
-
-    @contextmanager
-    def _errors(self) -> Iterator[None]:
-        try:
-            yield
-        except sqlite3.Error as error:
-            required = "results must be a file that SQLite can write"
-            _checks.fail(self._who, required, f"{str(self._file)!r}: {error}")
-
-
-def encode(value: Any) -> str:
-    """Write JSON that preserves the types of arrays and the value of every number, also NaN."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, np.ndarray):
-            return {"array": value.tolist(), "dtype": value.dtype.name}
-        raise TypeError(f"{type(value).__name__} cannot be stored as JSON")
-
-    return json.dumps(value, default=plain)
-
-
-def decode(text: str) -> Any:
-    """Undo `encode`."""
-
-    def arrays(entry: dict[str, Any]) -> Any:
-        if entry.keys() == {"array", "dtype"}:
-            return np.asarray(entry["array"], entry["dtype"])
-        return entry
-
-    return json.loads(text, object_hook=arrays)

@@ -23,13 +23,14 @@ from optlab import _checks
 from optlab._divergence import has_diverged
 from optlab.groups._assignment import Rules
 from optlab.lab.sweeps._bayes import Bayes
+from optlab.lab.sweeps._database import decode, encode
 from optlab.lab.sweeps._domains import check_domains
 from optlab.lab.sweeps._recipe import Recipe, Values, name_of, traced_types
 from optlab.lab.sweeps._record import Record
 from optlab.lab.sweeps._result import Sweep
 from optlab.lab.sweeps._search import check_search, grid, points
 from optlab.lab.sweeps._space import Range, checked_space
-from optlab.lab.sweeps._store import Store, decode, encode
+from optlab.lab.sweeps._store import Store
 from optlab.lab.sweeps._trial import COMPLETE, DIVERGED, STOPPED, Trial, rank
 from optlab.lab.tasks._check_task import batch_size, check_task
 from optlab.lab.tasks._task import Task

@@ -18,7 +18,8 @@ import helpers
 import optlab
 from helpers import bowl
 from optlab.lab import Categorical, LogUniform, sweep
-from optlab.lab.sweeps._store import Store, decode, encode
+from optlab.lab.sweeps._database import decode, encode
+from optlab.lab.sweeps._store import Store
 from optlab.lab.sweeps._trial import Trial
 
 RATES = {"learning_rate": LogUniform(1e-3, 3.0)}
@@ -141,7 +142,7 @@ def test_a_sweep_killed_at_any_moment_ends_with_the_same_trials(tmp_path, halvin
         import jax, optlab
         from helpers import bowl
         from optlab.lab import Categorical, LogUniform, sweep
-        from optlab.lab.sweeps._store import encode
+        from optlab.lab.sweeps._database import encode
 
         SPACE = {{"width": Categorical((2, 3)), "learning_rate": LogUniform(1e-3, 3.0)}}
 
@@ -210,7 +211,7 @@ def test_results_are_read_by_plain_sqlite(made):
         for trial, (number, status, contents) in zip(found.trials, rows.fetchall(), strict=True):
             assert (number, status) == (trial.number, trial.status)
             assert json.loads(contents)["values"] == trial.values
-        ((about,),) = connection.execute("select about from sweep")
+        ((about,),) = connection.execute("select about from facts")
     about = json.loads(about)
     assert about["task"] == "bowl"
     assert about["space['learning_rate']"] == RATES["learning_rate"].to_json()
@@ -321,7 +322,7 @@ def test_an_empty_file_becomes_a_store(tmp_path):
 
 
 def test_a_file_that_another_process_keeps_locked_is_an_error(tmp_path, monkeypatch):
-    monkeypatch.setattr("optlab.lab.sweeps._store._PATIENCE", 0.05)
+    monkeypatch.setattr("optlab.lab.sweeps._database._PATIENCE", 0.05)
     file = tmp_path / "results.db"
     with contextlib.closing(Store("sweep", file, {})) as store:
         with opened(file) as connection:
