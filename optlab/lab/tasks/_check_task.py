@@ -100,6 +100,8 @@ def _check_fields(who: str, task: Task) -> None:
         _checks.check_integer(who, "Task.eval_every", task.eval_every, 1)
     if task.target is not None:
         _checks.check_number(who, "Task.target", task.target, _checks.FINITE)
+    if task.baseline is not None:
+        _checks.check_number(who, "Task.baseline", task.baseline, _checks.POSITIVE)
     _checks.check_flag(who, "Task.maximize", task.maximize)
     if not isinstance(task.splits, Mapping):
         _checks.fail(who, "Task.splits must map names to data", type(task.splits).__name__)

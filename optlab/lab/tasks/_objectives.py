@@ -42,6 +42,10 @@ class Objective:
         """Require the shape and the type of labels."""
         raise NotImplementedError
 
+    def baseline(self, labels: np.ndarray) -> float:
+        """Return the loss of the best guess without inputs."""
+        raise NotImplementedError
+
     def knowing(self, labels: Sequence[Any]) -> Self:
         """Return the objective after a look at labels that are in memory; check them."""
         for array in labels:
@@ -116,6 +120,11 @@ class Classification(Objective):
                 remedy = f"pass labels.{'argmax(-1)' if one_hot else 'squeeze(-1)'}"
             self._refuse_labels("integers (batch,)", labels, remedy)
 
+    def baseline(self, labels: np.ndarray) -> float:
+        """Return the entropy of the classes, in nats: that is, of their shares as a guess."""
+        shares = np.unique(labels, return_counts=True)[1] / len(labels)
+        return float(-(shares * np.log(shares)).sum())
+
     def knowing(self, labels: Sequence[Any]) -> "Classification":
         """Return the objective that knows the largest label; require that none is negative."""
         super().knowing(labels)
@@ -146,6 +155,10 @@ class Regression(Objective):
         if not np.ndim(labels) or not real:
             remedy = "give the loader batches of examples" if not np.ndim(labels) else ""
             self._refuse_labels("real numbers (batch, …)", labels, remedy)
+
+    def baseline(self, labels: np.ndarray) -> float:
+        """Return the variance of the labels around their means over examples."""
+        return float(labels.astype(np.float64).var(axis=0).mean())
 
     def _errors(self, outputs: Any, labels: Any) -> Array:
         self.check_labels(labels)

@@ -3,10 +3,14 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
+import numpy as np
+
 from optlab._types import Array, ArrayLike, Tree
 from optlab.lab.data import is_stream
 from optlab.lab.tasks._examples import (
     Field,
+    Fields,
     checked_fields,
     checked_splits,
     data_of_task,
@@ -104,5 +108,16 @@ def supervised_task(
         eval_every=eval_every,
         predict=predict if kind is Classification else None,
         observe=None if model.observe is None else observe,
+        baseline=_baseline(objective, fields, splits["train"]),
         **data,
     )
+
+
+def _baseline(objective: Objective, fields: Fields, train: Any) -> float | None:
+    """Return the loss of the best guess without inputs; None if it is 0 or the data are unknown."""
+    if is_stream(train):
+        return None
+    labels = fields.of(train)[1]
+    if isinstance(labels, jax.core.Tracer):
+        return None
+    return objective.baseline(np.asarray(labels)) or None

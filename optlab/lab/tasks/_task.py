@@ -56,6 +56,9 @@ class Task:
         eval_batch: examples that are evaluated together, ≥ 1; math.inf for each split as a whole;
             None for as many as keep the largest array of `evaluate` small.
         timeout: seconds to wait for a batch of a loader, > 0.
+        baseline: the loss of the best guess without inputs, > 0: the entropy of the classes, which
+            is log C for C equally frequent ones, or the variance of the targets for a mean square.
+            `tune` judges by it what a model has learned. None if it is unknown.
 
     Example:
         A Linen model with the usual names is a task in a few lines:
@@ -99,6 +102,7 @@ class Task:
     loader: Any = None
     eval_batch: float | None = None
     timeout: float = 300.0
+    baseline: float | None = None
 
 
 def shuffled_batches(data: Batch, batch_size: int) -> Callable[[Array, Array], Batch]:

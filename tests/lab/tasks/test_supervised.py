@@ -528,3 +528,16 @@ def test_a_missing_library_is_named_with_the_command_that_installs_it(monkeypatc
     monkeypatch.setitem(sys.modules, "equinox", None)
     with pytest.raises(ModuleNotFoundError, match=r"equinox .*; run pip install equinox$"):
         made("equinox", "classifier", **ARRAYS, batch_size=4)
+
+
+def test_the_baseline_is_the_loss_of_the_best_guess_without_inputs():
+    inputs, _ = examples()
+    labels = np.array([0, 0, 0, 1], np.int32)
+    data = inputs[:4], labels
+    task = made("linen", "classifier", train=data, validation=data, batch_size=2)
+    assert task.baseline == pytest.approx(-(0.75 * np.log(0.75) + 0.25 * np.log(0.25)))
+    data = inputs, inputs[:, :2]
+    task = made("linen", "regressor", train=data, validation=data, batch_size=4)
+    assert task.baseline == pytest.approx(inputs[:, :2].astype(float).var(axis=0).mean())
+    one = dict.fromkeys(("train", "validation"), (inputs[:4], np.zeros(4, np.int32)))
+    assert made("linen", "classifier", **one, batch_size=2).baseline is None
