@@ -19,9 +19,10 @@ from optlab.lab import tasks
 from optlab.lab.comparison._compare import Comparison, compare
 from optlab.lab.comparison._rows import Row
 from optlab.lab.comparison._runs import Runs
+from optlab.lab.diagnosis._check import Check
 from optlab.lab.diagnosis._diagnosis import Diagnosis, diagnose
 from optlab.lab.diagnosis._findings import Finding
-from optlab.lab.diagnosis._model_checks import Check, check_initial_loss, check_overfits_small_batch
+from optlab.lab.diagnosis._model_checks import check_initial_loss, check_overfits_small_batch
 from optlab.lab.ensembles._calibration import (
     Reliability,
     Scores,

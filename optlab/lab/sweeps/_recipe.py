@@ -20,8 +20,6 @@ from optlab.lab.tasks._task import Task
 from optlab.lab.training import _loop
 from optlab.lab.training._grouping import grouped
 
-_WHO = "sweep"
-
 Values = Mapping[str, Any]
 """The values of one trial, by name."""
 
@@ -35,6 +33,7 @@ class Recipe:
         optimizer: a function of the other values that returns the optimizer.
         names: the names of all values.
         groups: rules for groups of parameters; None for one group.
+        who: the public name that errors begin with.
 
     Raises:
         ValueError: a name is accepted by neither function, or a required argument has no range.
@@ -44,19 +43,20 @@ class Recipe:
     optimizer: Callable[..., optax.GradientTransformation]
     names: Sequence[str]
     groups: Rules | None = None
+    who: str = "sweep"
 
     def __post_init__(self):
         """Check that each value has a function that accepts it, and each argument a value."""
         if not callable(self.optimizer):
             _checks.fail(
-                _WHO,
+                self.who,
                 "optimizer must be a function of hyperparameters",
                 repr(self.optimizer),
                 "pass optlab.adamw, or lambda learning_rate: optlab.adamw(learning_rate, b1=0.8)",
             )
         if not isinstance(self.task, Task) and not callable(self.task):
             _checks.fail(
-                _WHO, "task must be a Task, or a function that returns one", f"{self.task!r}"
+                self.who, "task must be a Task, or a function that returns one", f"{self.task!r}"
             )
         for name in self.names:
             if not any(_takes(function, name) for function in self._functions()):
@@ -67,12 +67,12 @@ class Recipe:
                     )
                 )
                 required = "space must name arguments of optimizer or task"
-                _checks.fail(_WHO, required, name, signatures)
+                _checks.fail(self.who, required, name, signatures)
         for what, function in zip(("optimizer", "task"), self._functions(), strict=False):
             for parameter in _parameters(function).values():
                 if parameter.default is parameter.empty and parameter.name not in self.names:
                     _checks.fail(
-                        _WHO,
+                        self.who,
                         f"space must have {parameter.name}, a required argument of {what}",
                         f"{', '.join(self.names)}",
                         f"add it, or pass as {what} a function that does not need it",
@@ -83,7 +83,7 @@ class Recipe:
         optimizer = self.make_optimizer(values)
         if not all(callable(getattr(optimizer, name, None)) for name in ("init", "update")):
             required = "optimizer must return an optax.GradientTransformation"
-            _checks.fail(_WHO, required, repr(optimizer))
+            _checks.fail(self.who, required, repr(optimizer))
         task = self.make_task(values)
         return task, grouped(task, optimizer, self.groups)
 
@@ -97,7 +97,7 @@ class Recipe:
             return self.task
         task = self.task(**self.task_values(values))
         if not isinstance(task, Task):
-            _checks.fail(_WHO, "task must return a Task", repr(task))
+            _checks.fail(self.who, "task must return a Task", repr(task))
         return task
 
     def task_values(self, values: Values) -> Values:
@@ -177,7 +177,7 @@ def traced_types(
             traceable[name] = dtype
         except Exception as error:
             if not isinstance(space[name], Categorical) or space[name].traced:
-                _fail_untraceable(name, space[name], error)
+                _fail_untraceable(recipe.who, name, space[name], error)
     return traceable
 
 
@@ -198,7 +198,7 @@ def type_of(values: Range) -> type:
     return next((kind for kind in (bool, int) if kinds == {kind}), float)
 
 
-def _fail_untraceable(name: str, values: Range, error: Exception) -> NoReturn:
+def _fail_untraceable(who: str, name: str, values: Range, error: Exception) -> NoReturn:
     remedy = "leave out traced=True, and each choice is compiled in"
     if not isinstance(values, Categorical):
         remedy = (
@@ -209,7 +209,7 @@ def _fail_untraceable(name: str, values: Range, error: Exception) -> NoReturn:
     required = f"{name} must be usable as a traced number, to share one compiled program"
     first_line = str(error).splitlines()[0] if str(error) else ""
     raise ValueError(
-        f"{_WHO}: {required}, got a task or an optimizer that raises {type(error).__name__}: "
+        f"{who}: {required}, got a task or an optimizer that raises {type(error).__name__}: "
         f"{first_line}; {remedy}"
     ) from error
 
