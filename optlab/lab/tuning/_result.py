@@ -159,7 +159,8 @@ class Winner:
         optimizer: the name of the optimizer.
         schedule: the name of the schedule of the rate.
         values: name → value, of all hyperparameters; "learning_rate" is the highest of the run.
-        steps: updates of a run.
+        steps: updates of a whole run, over which the schedule is laid out.
+        stop: updates after which the run ends, ≤ `steps`; it is lower where later scores are worse.
         seed: the seed of the first of its runs, which the recipe repeats.
         score: the validation score over the seeds.
         test: the test score over the same runs; None without a test split.
@@ -170,6 +171,7 @@ class Winner:
     schedule: str
     values: Mapping[str, Any]
     steps: int
+    stop: int
     seed: int
     score: Interval
     test: Interval | None

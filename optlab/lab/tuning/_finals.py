@@ -1,0 +1,307 @@
+"""Step 7: the finals. The best configurations with schedules, then over several seeds.
+
+    heats     the best configuration with each schedule, at its own rate and at a higher one; the
+              best configurations of others at a constant rate are in the running as they are
+    finals    the best of these over several seeds, all with as many updates
+
+A schedule ends at a low rate, and therefore allows a higher one before. A run may end early: if the
+mean score over the seeds was better at an earlier evaluation, by more than the seeds differ, the
+winner stops there. Two candidates are tied if the interval of the difference of their scores, seed
+by seed, holds 0.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from optlab._report import number
+from optlab.lab.sweeps._space import Range
+from optlab.lab.tuning._procedure import CONSTANT, Outcome, Procedure, Record, Values
+from optlab.lab.tuning._result import (
+    FAILED,
+    PASSED,
+    WARNING,
+    Chart,
+    Interval,
+    Series,
+    Step,
+    Table,
+)
+from optlab.lab.tuning._schedules import SCHEDULES
+from optlab.lab.tuning._search import STAGE, curves_chart, number_of, value_text
+from optlab.lab.tuning._space import RATE
+
+STEP = Step("finals", "Which schedule wins, over several seeds?")
+
+HEATS_UNTIL = 0.85
+"""The part of the budget that is used when the heats end, at most."""
+
+FACTORS = (1.0, 2.5)
+"""Multiples of the best constant rate that are the highest rate of a schedule."""
+
+FINALISTS, SEEDS = 4, 5
+"""The candidates of the finals, and the seeds of each."""
+
+QUICK_FINALISTS, QUICK_SEEDS = 2, 3
+
+FIRST, FINAL = 200 * STAGE, 300 * STAGE
+"""The numbers from which on the trials of the heats and of the finals are counted."""
+
+
+def finals(procedure: Procedure) -> Outcome:
+    """Try schedules, and then the best candidates over several seeds."""
+    done = procedure.done["refinement"].facts
+    spaces = {
+        name: {key: Range.from_json(entry) for key, entry in space.items()}
+        for name, space in done["spaces"].items()
+    }
+    earlier = [*procedure.of_stage("coarse search"), *procedure.of_stage("refinement")]
+    earlier = [r for r in earlier if len(r.trial.scores) == 1 and r.trial.status != "diverged"]
+    order = procedure.ranked([r for r in earlier if procedure.is_whole(r)] or earlier)
+    if not order:
+        evidence = "No run ended with a finite score."
+        advice = "Give a larger budget, or fewer steps."
+        return Outcome(replace(STEP, verdict=FAILED, evidence=evidence, advice=advice))
+    heats = _heats(procedure, order[0], spaces)
+    candidates = procedure.ranked([*heats, *_distinct(order)])
+    candidates = [r for r in candidates if r.trial.status != "diverged"]
+    plan = procedure.once(f"plan/{STEP.name}", partial(_plan, procedure, candidates))
+    ended = [
+        record
+        for place, entry in enumerate(plan["candidates"])
+        if (record := _final(procedure, place, entry, spaces, plan["seeds"])) is not None
+    ]
+    return _conclude(procedure, heats, ended, plan)
+
+
+def _heats(
+    procedure: Procedure, best: Record, spaces: Mapping[str, Mapping[str, Range]]
+) -> list[Record]:
+    trial = best.trial
+    contender = procedure.contender(trial.optimizer)
+    names = [name for name in SCHEDULES if name != CONSTANT]
+    if procedure.quick:
+        names = names[:1]
+    records = []
+    for place, schedule in enumerate(names):
+        points = {
+            FIRST + place * STAGE + i: {**trial.values, RATE: trial.values[RATE] * factor}
+            for i, factor in enumerate(FACTORS)
+        }
+        space = spaces[trial.optimizer]
+        records += procedure.train(
+            STEP.name, contender, points, space, schedule=schedule, share=HEATS_UNTIL
+        )
+    return records
+
+
+def _distinct(order: Sequence[Record]) -> list[Record]:
+    """Return the best trial, and the best of each other optimizer."""
+    best: dict[str, Record] = {}
+    for record in order:
+        best.setdefault(record.trial.optimizer, record)
+    return list(best.values())
+
+
+def _plan(procedure: Procedure, candidates: Sequence[Record]) -> dict[str, Any]:
+    """Return the candidates and the number of seeds that the rest of the budget allows."""
+    finalists, seeds = (QUICK_FINALISTS, QUICK_SEEDS) if procedure.quick else (FINALISTS, SEEDS)
+    affordable = procedure.meter.left() / (procedure.pace() * procedure.steps)
+    finalists = min(finalists, len(candidates), max(1, int(affordable / 2)))
+    seeds = max(1, min(seeds, int(affordable / finalists)))
+    return {
+        "seeds": seeds,
+        "candidates": [
+            {name: getattr(r.trial, name) for name in ("optimizer", "schedule", "values")}
+            | {"number": r.trial.number, "score": r.trial.score}
+            for r in candidates[:finalists]
+        ],
+    }
+
+
+def _final(
+    procedure: Procedure,
+    place: int,
+    entry: Mapping[str, Any],
+    spaces: Mapping[str, Mapping[str, Range]],
+    seeds: int,
+) -> Record | None:
+    """Return the runs of a candidate over the seeds; None if the budget is used."""
+    ended = procedure.train(
+        STEP.name,
+        procedure.contender(entry["optimizer"]),
+        {FINAL + place * STAGE: entry["values"]},
+        spaces[entry["optimizer"]],
+        schedule=entry["schedule"],
+        seeds=range(procedure.seed, procedure.seed + seeds),
+        tests=True,
+    )
+    return ended[0] if ended else None
+
+
+def _conclude(
+    procedure: Procedure, heats: Sequence[Record], ended: Sequence[Record], plan: Mapping[str, Any]
+) -> Outcome:
+    seeds = plan["seeds"]
+    if not ended:  # the budget ended before the finals did: what the heats have is the best known
+        entry = plan["candidates"][0]
+        winner = _winner(entry, procedure.steps_of(entry["values"]), [entry["score"]], None, [])
+        evidence = "The budget was used before the finals: the best single run stands for them."
+        step = replace(STEP, verdict=WARNING, evidence=evidence, advice="Give a larger budget.")
+        return Outcome(step, {"winner": winner})
+    order = procedure.ranked(ended)
+    best = order[0]
+    if best.trial.status == "diverged":
+        evidence = "From some of the seeds, every candidate diverged."
+        advice = "Lower the rate, clip the gradient, or lengthen the warm-up."
+        return Outcome(replace(STEP, verdict=FAILED, evidence=evidence, advice=advice))
+    stop = _stop(procedure, best)
+    at = int(np.searchsorted(best.steps, stop))
+    scores = np.asarray(best.scores, float)[:, at]
+    tied = [_name(r.trial) for r in order[1:] if _is_tied(best, r)]
+    test = _test(procedure, best, stop, seeds)
+    entry = {name: getattr(best.trial, name) for name in ("optimizer", "schedule", "values")}
+    winner = _winner(entry, stop, scores.tolist(), test, tied)
+    interval = Interval.of(scores)
+    split = "validation " if procedure.plain.splits else ""
+    evidence = (
+        f"{_name(best.trial)} has the best {split}{procedure.plain.score}, {interval}, of "
+        f"{len(ended)} candidates with {seeds} seed{'s' if seeds > 1 else ''} each."
+    )
+    evidence += f" Tied with it: {'; '.join(tied)}." if tied else ""
+    if stop < best.steps[-1]:
+        evidence += f" It is best after {stop} of {best.steps[-1]} updates, and stops there."
+    missing = len(plan["candidates"]) - len(ended)
+    if missing:
+        evidence += f" For {missing} more the budget did not suffice."
+    advice = ""
+    if seeds < 3:
+        advice = "Give a larger budget: with fewer than three seeds an interval says little."
+    step = replace(
+        STEP,
+        verdict=PASSED if seeds > 2 else WARNING,
+        evidence=evidence,
+        advice=advice,
+        charts=[curves_chart(procedure, order), _intervals_chart(procedure, order)],
+        tables=[_heats_table(procedure, heats), _finals_table(procedure, order, best)],
+    )
+    return Outcome(step, {"winner": winner})
+
+
+def _winner(
+    entry: Mapping[str, Any], stop: int, scores: list[float], test: Any, tied: list[str]
+) -> dict[str, Any]:
+    names = ("optimizer", "schedule", "values")
+    known = {name: entry[name] for name in names}
+    return {**known, "stop": int(stop), "scores": scores, "test": test, "tied": tied}
+
+
+def _stop(procedure: Procedure, record: Record) -> int:
+    """Return the updates after which the runs are best, if they are so before their end."""
+    scores = np.asarray(record.scores, float)
+    means = scores.mean(axis=0)
+    sign = 1 if procedure.plain.maximize else -1
+    at = int(np.nanargmax(sign * means))
+    if len(scores) < 2 or at == 0:
+        return int(record.steps[-1])
+    gain = sign * (means[at] - means[-1])
+    noise = float((scores[:, at] - scores[:, -1]).std(ddof=1)) / len(scores) ** 0.5
+    return int(record.steps[at] if gain > 2 * noise else record.steps[-1])
+
+
+def _is_tied(best: Record, other: Record) -> bool:
+    """Whether the interval of the difference of scores, seed by seed, holds 0."""
+    if other.trial.status == "diverged":
+        return False
+    differences = np.subtract(best.trial.scores, other.trial.scores)
+    interval = Interval.of(differences)
+    return len(differences) < 2 or interval.low <= 0 <= interval.high
+
+
+def _test(procedure: Procedure, best: Record, stop: int, seeds: int) -> list[float] | None:
+    """Return the test scores of the winner; None if there is no test split."""
+    if "test" not in procedure.plain.splits:
+        return None
+    if stop == best.steps[-1]:
+        return np.asarray(best.test, float).tolist()
+    trial = best.trial
+    space = {
+        key: Range.from_json(entry)
+        for key, entry in procedure.done["refinement"].facts["spaces"][trial.optimizer].items()
+    }
+    again = procedure.train(
+        STEP.name,
+        procedure.contender(trial.optimizer),
+        {trial.number + 1: trial.values},
+        space,
+        part=stop / best.steps[-1],
+        schedule=trial.schedule,
+        seeds=range(procedure.seed, procedure.seed + seeds),
+        tests=True,
+        share=1.1,
+    )
+    return np.asarray(again[0].test, float).tolist() if again else None
+
+
+def _name(trial: Any) -> str:
+    return f"{trial.optimizer}, {trial.schedule}, rate {number(trial.values[RATE])}"
+
+
+def _intervals_chart(procedure: Procedure, order: Sequence[Record]) -> Chart:
+    sound = [r for r in order if r.trial.status != "diverged"]
+    intervals = [Interval.of(r.trial.scores) for r in sound]
+    series = Series(
+        "mean, and interval of 95%",
+        [_name(r.trial) for r in sound],
+        [i.mean for i in intervals],
+        "points",
+        [i.low for i in intervals],
+        [i.high for i in intervals],
+    )
+    return Chart("Scores of the candidates", "candidate", procedure.plain.score, [series])
+
+
+def _heats_table(procedure: Procedure, heats: Sequence[Record]) -> Table:
+    order = procedure.ranked(heats)
+    return Table(
+        "Schedules, one seed",
+        {
+            "schedule": [r.trial.schedule for r in order],
+            "highest rate": [number(r.trial.values[RATE]) for r in order],
+            procedure.plain.score: [number_of(r.trial.score) for r in order],
+        },
+    )
+
+
+def _finals_table(procedure: Procedure, order: Sequence[Record], best: Record) -> Table:
+    def verdict(record: Record) -> str:
+        if record is best:
+            return "best"
+        if record.trial.status == "diverged":
+            return "diverged"
+        return "tied" if _is_tied(best, record) else "worse"
+
+    def score(record: Record) -> str:
+        sound = all(map(math.isfinite, record.trial.scores))
+        return str(Interval.of(record.trial.scores)) if sound else "–"
+
+    return Table(
+        "Candidates over seeds",
+        {
+            "optimizer": [r.trial.optimizer for r in order],
+            "schedule": [r.trial.schedule for r in order],
+            "values": [_values(r.trial.values) for r in order],
+            procedure.plain.score: [score(r) for r in order],
+            "": [verdict(r) for r in order],
+        },
+        "An interval holds the mean over seeds in 95% of cases. Hyperparameters were chosen on the "
+        "same validation split, which favours all candidates somewhat; the test score is not.",
+    )
+
+
+def _values(values: Values) -> str:
+    return ", ".join(f"{name} {value_text(value)}" for name, value in values.items())

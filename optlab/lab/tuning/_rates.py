@@ -1,0 +1,161 @@
+"""Step 3: where does each optimizer in the running train? A range test for each."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from optlab import _checks
+from optlab._report import number
+from optlab.lab.rates._range_test import RangeTest, lr_range_test
+from optlab.lab.tuning._budget import in_words
+from optlab.lab.tuning._procedure import WHO, Contender, Outcome, Procedure
+from optlab.lab.tuning._result import PASSED, WARNING, Chart, Series, Step, Table
+from optlab.lab.tuning._space import RATE, WITHOUT_A_TEST
+
+STEP = Step("learning rates", "At which learning rates does each optimizer train?")
+
+UNTIL = 0.2
+"""The part of the budget that is used when this step ends, at most."""
+
+RAMP, SEEDS = 100, 3
+"""Updates and seeds of the rising run."""
+
+QUICK_RAMP, QUICK_SEEDS = 60, 2
+
+CONFIRMING, LEAST = 8, 30
+"""The usual number of confirming rates; and the fewest updates with which they tell anything."""
+
+MOST = 300
+"""The most updates of a confirming run; the search after it goes on from there."""
+
+
+def rates(procedure: Procedure) -> Outcome:
+    """Run a range test for each optimizer, as long as the budget allows."""
+    check_budget(procedure)
+    found: dict[str, dict[str, Any]] = {}
+    for place, contender in enumerate(procedure.contenders):
+        if RATE in procedure.space:
+            break
+        share = procedure.meter.left(UNTIL) / (len(procedure.contenders) - place)
+        key = f"rates/{contender.name}"
+        found[contender.name] = procedure.once(
+            key, lambda c=contender, s=share: _test(procedure, c, s)
+        )
+    if not found:
+        evidence = f"The range {procedure.space[RATE]} is given, and no test was made."
+        return Outcome(replace(STEP, verdict=PASSED, evidence=evidence), {})
+    without = [name for name, test in found.items() if test["rate"] is None]
+    evidence = " ".join(_sentence(name, test) for name, test in found.items())
+    advice = ""
+    if without:
+        low, high = map(number, WITHOUT_A_TEST)
+        advice = f"The search takes rates from {low} to {high} for {', '.join(without)}."
+    step = replace(
+        STEP,
+        verdict=WARNING if without else PASSED,
+        evidence=evidence,
+        advice=advice,
+        charts=[_chart(name, test) for name, test in found.items()],
+        tables=[_table(found)],
+    )
+    return Outcome(step, {name: test["rate"] for name, test in found.items()})
+
+
+def check_budget(procedure: Procedure) -> None:
+    """Require that what is left allows a whole run."""
+    pace = procedure.pace()
+    needed, left = pace * procedure.steps, procedure.meter.left()
+    if needed <= left:
+        return
+    budget = procedure.meter.budget
+    if budget.in_updates:
+        whole = f"{procedure.meter.used + needed:.0f} updates"
+    else:
+        whole = in_words(procedure.meter.used + needed)
+    _checks.fail(
+        WHO,
+        f"budget must allow the checks and at least one run of {procedure.steps} updates, which "
+        f"takes about {whole} here",
+        budget.text,
+        "pass a larger budget (ten times as much for a search), or fewer steps",
+    )
+
+
+def _test(procedure: Procedure, contender: Contender, share: float) -> dict[str, Any]:
+    ramp, seeds = (QUICK_RAMP, QUICK_SEEDS) if procedure.quick else (RAMP, SEEDS)
+    pace = procedure.pace()
+    affordable = (share / pace - ramp * seeds) / (CONFIRMING * seeds)
+    confirm = int(min(procedure.steps, MOST, affordable))
+    confirm = 0 if confirm < min(LEAST, procedure.steps) else confirm
+    test = lr_range_test(
+        procedure.plain,
+        lambda rate: contender.make(learning_rate=rate),
+        steps=ramp,
+        seeds=range(procedure.seed, procedure.seed + seeds),
+        confirm=confirm,
+    )
+    runs = seeds + test.confirmed_losses.size
+    procedure.meter.count(ramp * seeds + test.confirmed_losses.size * test.confirmed_steps, runs)
+    return _plain(test)
+
+
+def _plain(test: RangeTest) -> dict[str, Any]:
+    """Return what a report shows of a test."""
+    return {
+        "rate": test.suggested_max,
+        "interval": test.max_interval,
+        "reason": test.reason,
+        "rates": test.rates,
+        "median": test.median,
+        "confirmed_rates": test.confirmed_rates,
+        "confirmed_losses": test.confirmed_losses,
+        "confirmed_steps": test.confirmed_steps,
+        "at_edge": test.at_edge,
+    }
+
+
+def _sentence(name: str, test: Mapping[str, Any]) -> str:
+    if test["rate"] is None:
+        return f"{name}: no reliable suggestion, as {test['reason']}."
+    low, high = test["interval"]
+    interval = "" if low == high else f" (single seeds: {number(low)} to {number(high)})"
+    by = "runs at constant rates" if test["confirmed_steps"] else "the rising run alone"
+    return f"{name}: {number(test['rate'])}{interval}, by {by}."
+
+
+def _chart(name: str, test: Mapping[str, Any]) -> Chart:
+    series = [
+        Series("rising rate, median of the seeds", test["rates"].tolist(), test["median"].tolist())
+    ]
+    if test["confirmed_steps"]:
+        losses = np.asarray(test["confirmed_losses"], float)
+        label = f"validation loss after {test['confirmed_steps']} updates at a constant rate"
+        series.append(
+            Series(
+                label,
+                test["confirmed_rates"].tolist(),
+                losses.mean(axis=1).tolist(),
+                "points",
+                losses.min(axis=1).tolist(),
+                losses.max(axis=1).tolist(),
+            )
+        )
+    marks = {} if test["rate"] is None else {"suggested": test["rate"]}
+    return Chart(f"Range test of {name}", "learning rate", "loss", series, x_log=True, marks=marks)
+
+
+def _table(found: Mapping[str, Mapping[str, Any]]) -> Table:
+    return Table(
+        "Suggested rates",
+        {
+            "optimizer": list(found),
+            "rate": [number(test["rate"]) for test in found.values()],
+            "over seeds": [
+                "–" if test["interval"] is None else " to ".join(map(number, test["interval"]))
+                for test in found.values()
+            ],
+            "updates of a confirming run": [str(t["confirmed_steps"]) for t in found.values()],
+        },
+    )
