@@ -18,6 +18,7 @@ from optlab import __version__
 from optlab.cli._errors import BROKEN_PIPE, OK, TRACEBACK, USAGE_ERROR, UsageError
 
 COMMANDS = {
+    "tune": "go from a model to a tuned run in seven steps, with a report",
     "compare": "train with several optimizers over a grid of learning rates and compare them",
     "lr-range": "raise the learning rate over a short run and suggest where to train",
     "sweep": "search hyperparameters: rates, decays, batch sizes, arguments of a task",
@@ -33,7 +34,8 @@ exit status:
   0    done
   2    the command cannot be carried out; one line on stderr says why
   3    training ended in losses or parameters that are not finite: that of
-       train, or all runs of compare or sweep; the results are written
+       train, or all runs of compare or sweep; the results are written.
+       A step of tune failed, or no run of it ended well
   130  interrupted
   141  the reader of the output has left
 

@@ -410,7 +410,7 @@ def check_settings(options: argparse.Namespace) -> None:
 
 
 def _rate_has_its_own(options: argparse.Namespace) -> str:
-    for word in ("rate", "rates", "min_lr"):
+    for word in ("rate", "rates", "min_lr", "space"):
         if hasattr(options, word):
             return f"the learning rate has an option of its own, --{word.replace('_', '-')}"
     raise AssertionError(options)

@@ -42,7 +42,7 @@ def run(options: argparse.Namespace) -> int | None:
     require("sweep", "matplotlib", "rich", "scipy")
     check_writable_folder(options.out)
     optimizer = swept(options)
-    task = _task(options)
+    task = task_of(options)
     space = {name: range_of(entry) for name, entry in options.space.items()}
     trials = _trials(options)
     search = partial(_search, options, task, optimizer)
@@ -76,7 +76,7 @@ def _trials(options: argparse.Namespace) -> int:
     return options.trials
 
 
-def _task(options: argparse.Namespace) -> Task | Callable[..., Task]:
+def task_of(options: argparse.Namespace) -> Task | Callable[..., Task]:
     """Return the task, or the function that makes it, with --batch-size and --set."""
     task, values = find_task(options.task), task_values(options)
     if isinstance(task, Task):

@@ -9,6 +9,7 @@ from your own models and data, such as `tasks.nnx_classifier`. The tools, in ord
     compare             several optimizers, each over a grid of rates and seeds
     train, monitor      one run, and what its optimizer does; `EarlyStopping` says when to stop it
     diagnose            patterns in a run's curves, the evidence for each, and what to try
+    tune                all of the above in seven steps, within a budget, with a report
     ensemble, snapshots many models of one task, whose predictions are combined and judged
     soup, barrier       one model from several, and the loss on the way between two
     refresh_batch_stats running statistics for weights that are an average
@@ -47,11 +48,23 @@ from optlab.lab.training._early_stopping import EarlyStopping
 from optlab.lab.training._history import History
 from optlab.lab.training._results import Evaluation, Run
 from optlab.lab.training._train import train
+from optlab.lab.tuning._result import (
+    Chart,
+    Interval,
+    Series,
+    Step,
+    Table,
+    TunedTrial,
+    Tuning,
+    Winner,
+)
+from optlab.lab.tuning._tune import tune
 from optlab.wrappers._monitor import MonitorState, monitor, monitored
 
 __all__ = [
     "Barrier",
     "Categorical",
+    "Chart",
     "Check",
     "Comparison",
     "Diagnosis",
@@ -62,6 +75,7 @@ __all__ = [
     "Finding",
     "History",
     "Integer",
+    "Interval",
     "LogUniform",
     "Member",
     "MonitorState",
@@ -72,12 +86,18 @@ __all__ = [
     "Run",
     "Runs",
     "Scores",
+    "Series",
     "Soup",
     "Spread",
+    "Step",
     "Sweep",
+    "Table",
     "Task",
     "Trial",
+    "TunedTrial",
+    "Tuning",
     "Uniform",
+    "Winner",
     "barrier",
     "check_initial_loss",
     "check_overfits_small_batch",
@@ -100,5 +120,6 @@ __all__ = [
     "tasks",
     "tensorboard",
     "train",
+    "tune",
     "wandb",
 ]

@@ -136,7 +136,7 @@ def check(options: argparse.Namespace) -> None:
     if options.rate is not None:
         options.in_schedules |= check_rate(options, names)
     for name, entry in options.space.items():
-        _check_range(options, name, entry)
+        check_range(options, name, entry)
     check_groups(options)
     _check_search(options)
     check_place(options.out)
@@ -163,7 +163,8 @@ def _space(options: argparse.Namespace) -> dict[str, Typed]:
     return space
 
 
-def _check_range(options: argparse.Namespace, name: str, entry: Typed) -> None:
+def check_range(options: argparse.Namespace, name: str, entry: Typed) -> None:
+    """Refuse a range of a name that is set elsewhere or that nothing has, and refused values."""
     if name in dict(options.set):
         raise UsageError(f"{name} is in --space and in --set; leave out one of them")
     if name == "batch_size" and options.batch_size is not None:

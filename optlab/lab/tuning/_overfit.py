@@ -40,10 +40,17 @@ MORE_RATES = (1e-6, 1e-5, 0.3, 1.0)
 FEW = 2
 """Examples that are left to tell too small a model from other faults."""
 
-SAME = 0.02
-"""How far the loss of a batch and the mean of the losses of its examples may lie apart."""
+SAME = 1e-3
+"""How far the loss of a batch and the mean of the losses of its examples may lie apart; sums of
+float32 differ by 1e-6."""
 
-FLOOR = 1.05
+ALONE = 16
+"""The most examples whose losses are taken one by one."""
+
+DRAWS = 8
+"""The keys over which both are averaged, as dropout that stays on differs between them."""
+
+FLOOR = 1.1
 """How near the loss must come to the least value of a softmax that is taken twice."""
 
 FALLEN, FEW_RIGHT = 0.3, 0.5
@@ -88,7 +95,7 @@ def overfit(procedure: Procedure) -> Outcome:
     sentence = f"{check.evidence[0].upper()}{check.evidence[1:]}"
     best = _best(memory, RATES)
     if check.passed:
-        verdict, advice = _of_success(procedure, task, best, check.advice)
+        verdict, advice = _of_success(procedure, task, best, memory, check.advice)
         step = replace(STEP, verdict=verdict, evidence=sentence, advice=advice, charts=[chart])
         return Outcome(step, {"passed": verdict != FAILED})
     tries, cause = _find_cause(task, batch, keys, memory, attempt, steps)
@@ -122,7 +129,9 @@ def _best(memory: Memory, rates: Any) -> Lane:
     return min(lanes, key=lambda lane: (not lane.passed, -lane.accuracy, lane.share))
 
 
-def _of_success(procedure: Procedure, task: Task, best: Lane, doubt: str) -> tuple[str, str]:
+def _of_success(
+    procedure: Procedure, task: Task, best: Lane, memory: Memory, doubt: str
+) -> tuple[str, str]:
     """Return the verdict on a model that memorized its batch: the loss may still be wrong."""
     classes = procedure.done["initial loss"].facts["classes"]
     if best.has_accuracy and best.accuracy < FEW_RIGHT:
@@ -136,10 +145,11 @@ def _of_success(procedure: Procedure, task: Task, best: Lane, doubt: str) -> tup
         return WARNING, f"Suspect {doubt}"
     if classes is not None and best.has_accuracy and best.accuracy >= MEMORIZED:
         floor = float(np.log(1 + (classes - 1) / np.e))
-        if floor / FLOOR <= best.end <= floor * FLOOR:
+        lowest = float(np.nanmin(memory.losses))
+        if floor * 0.999 <= lowest <= floor * FLOOR:
             return FAILED, (
                 "The loss is guilty: every label is right, and yet the loss stays at "
-                f"{number(best.end)}, the least value of a softmax that is taken twice, "
+                f"{number(lowest)}, the least value of a softmax that is taken twice, "
                 f"{number(floor)}. Pass logits to the cross-entropy, not probabilities."
             )
     return (WARNING, f"Suspect {doubt}") if doubt else (PASSED, "")
@@ -228,8 +238,8 @@ def _fault_of_loss(
     params, model_state = jax.jit(task.init)(keys.init)
 
     @jax.jit
-    def loss(params: Tree, batch: Batch) -> jax.Array:
-        return task.loss(params, model_state, batch, keys.noise)[0]
+    def loss(params: Tree, batch: Batch, noise: jax.Array) -> jax.Array:
+        return task.loss(params, model_state, batch, noise)[0]
 
     if best.has_accuracy and best.share < FALLEN and best.accuracy < FEW_RIGHT:
         return (
@@ -242,18 +252,21 @@ def _fault_of_loss(
             f"The loss is guilty: it fell below 0, to {number(best.end)}, and the model did not "
             "memorize the batch. Look at its sign."
         )
-    rows = [_first_rows(batch, 1, at) for at in range(4)]
-    if all(row is not None for row in rows):
+    rows = [row for at in range(ALONE) if (row := _first_rows(batch, 1, at)) is not None]
+    if len(rows) > 1 and not jax.tree.leaves(model_state):
         few = _first_rows(batch, len(rows))
-        whole = float(loss(params, few))
+        noises = jax.random.split(keys.noise, DRAWS)
         try:
-            alone = float(np.mean([loss(params, row) for row in rows]))
+            whole = np.array([loss(params, few, noise) for noise in noises])
+            alone = np.array([[loss(params, row, noise) for row in rows] for noise in noises])
         except Exception:  # the task's own code may not accept a batch of one
-            alone = whole
-        differs = abs(whole - alone) > SAME * max(abs(whole), abs(alone))
+            return None
+        differences = whole - alone.mean(axis=1)
+        whole, alone = float(whole.mean()), float(alone.mean())
         outcome = f"{number(whole)} together, {number(alone)} as the mean of each alone"
         tries.append(_Try(f"the loss of {len(rows)} examples", outcome, False))
-        if differs and not jax.tree.leaves(model_state):
+        noise = 4 * differences.std(ddof=1) / DRAWS**0.5
+        if abs(differences.mean()) > noise + SAME * max(abs(whole), abs(alone)):
             return (
                 f"The loss is guilty: for {len(rows)} examples it is {number(whole)}, and the mean "
                 f"of their losses one by one is {number(alone)}. It mixes examples: arrays (n, 1) "

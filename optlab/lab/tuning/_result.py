@@ -4,12 +4,15 @@ Everything here can be written as JSON and read again. A report can therefore be
 of results at any time, also while the procedure runs.
 """
 
+import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
+
+from optlab._report import strict
 
 PASSED, WARNING, FAILED, SKIPPED = "passed", "warning", "failed", "skipped"
 """The verdicts of a step. "warning" is a step that passed with something to look at."""
@@ -245,6 +248,14 @@ class Tuning:
     failures: Sequence[str]
     finished: bool
     machine: str
+
+    def to_json(self, **extra: Any) -> str:
+        """Return everything as strict JSON; a number that is not finite is null.
+
+        Args:
+            extra: further entries, such as the options of the call.
+        """
+        return json.dumps(strict({**extra, **asdict(self)}), allow_nan=False)
 
     def __str__(self) -> str:
         lines = [f"{self.task}: tuning, {self.budget}", ""]

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import jax
 import numpy as np
 
 from optlab._report import number
@@ -27,7 +28,7 @@ from optlab.lab.tuning._procedure import (
     Values,
 )
 from optlab.lab.tuning._result import FAILED, PASSED, WARNING, Chart, Series, Step, Table
-from optlab.lab.tuning._space import RATE, default_of, space_of
+from optlab.lab.tuning._space import RATE, at_edge, default_of, space_of
 
 STEP = Step("coarse search", "Which hyperparameters train well at all?")
 
@@ -63,6 +64,9 @@ STAGE = 1000
 
 LEARNED = 0.98
 """A model has learned nothing if its validation loss is above this share of that without inputs."""
+
+MEMORIZED = 0.7
+"""A model memorizes if its training loss falls below this share of the loss without inputs."""
 
 
 def coarse_search(procedure: Procedure) -> Outcome:
@@ -247,12 +251,10 @@ def _conclude(
     )
     if diverged:
         evidence += f" {diverged} diverged."
-    verdict, advice = PASSED, ""
     if shorts or correlation["value"] is not None:
         evidence += f" {_of_correlation(correlation, trusted)}"
-    if lesson := _learned(procedure, order):
-        verdict, advice = FAILED, lesson
-    elif shorts and not trusted:
+    verdict, advice = _learned(procedure, order, spaces)
+    if verdict == PASSED and shorts and not trusted:
         verdict = WARNING
         advice = "Short runs do not tell which long ones are good; the refinement makes whole runs."
     charts = [*_charts(procedure, correlation), curves_chart(procedure, records)]
@@ -279,30 +281,50 @@ def _of_correlation(correlation: Mapping[str, Any], trusted: bool) -> str:
     )
 
 
-def _learned(procedure: Procedure, order: Sequence[Record]) -> str:
-    """Return what to suspect if no trial learned anything that carries over; "" otherwise."""
-    baseline = procedure.plain.baseline
-    if baseline is None or not procedure.plain.splits:
-        return ""
-    losses = [float(np.nanmin(r.loss.mean(axis=0))) for r in order if r.trial.status != "diverged"]
-    if min(losses) < LEARNED * baseline:
-        return ""
-    sound = [r for r in order if r.trial.status != "diverged"]
-    trained = min(float(np.nanmin(r.train_loss.mean(axis=0))) for r in sound)
+def _learned(
+    procedure: Procedure, order: Sequence[Record], spaces: Mapping[str, Mapping[str, Range]]
+) -> tuple[str, str]:
+    """Return a verdict and what to suspect if no trial learned anything that carries over."""
+    baseline, splits = procedure.plain.baseline, procedure.plain.splits
+    if baseline is None or not splits:
+        return PASSED, ""
+    sound = [record for record in order if record.trial.status != "diverged"]
+    lowest = min(float(np.nanmin(record.loss.mean(axis=0))) for record in sound)
+    # Initial weights may guess well by chance; what is learned must be better than they are.
+    known = min(baseline, *(float(record.loss[:, 0].mean()) for record in sound))
+    if lowest < (1 - _chance(splits["validation"])) * known:
+        return PASSED, ""
+    verdict = FAILED if lowest >= LEARNED * known else WARNING
+    trained = min(float(np.nanmin(record.train_loss.mean(axis=0))) for record in sound)
+    best = sound[0].trial
     start = (
-        f"No trial has a lower validation loss ({number(min(losses))}) than the best guess "
-        f"without inputs ({number(baseline)}), at any time of its run. "
+        f"The lowest validation loss of any trial, at any time of its run, is {number(lowest)}, "
+        f"and the best guess without inputs has {number(baseline)}"
+        + ("." if known == baseline else f", the initial weights {number(known)}.")
+        + " "
     )
-    if trained < 0.7 * baseline:
-        return start + (
+    if trained < MEMORIZED * baseline:
+        return verdict, start + (
             f"The training loss does fall, to {number(trained)}: the models memorize. Suspect "
-            "labels that do not belong to their inputs, in training or in validation, and a split "
+            "labels that do not belong to their inputs, in training or in validation, and splits "
             "of different kinds of data."
         )
-    return start + (
-        f"The training loss does not fall far either ({number(trained)}). Suspect inputs that say "
-        "nothing of the targets, preprocessing that destroys them, or too small a model."
+    at_last = ""
+    if RATE in best.values and at_edge(spaces[best.optimizer][RATE], best.values[RATE]) == "upper":
+        verdict = WARNING
+        at_last = " The best rate is among the highest that were tried; the next step moves them."
+    return verdict, (
+        f"{start}The training loss does not fall far either, to {number(trained)}. Suspect inputs "
+        "that say nothing of the targets, labels that do not belong to their inputs, preprocessing "
+        f"that destroys them, or too small a model.{at_last}"
     )
+
+
+def _chance(validation: Any) -> float:
+    """Return the share of the baseline by which a loss is below it by chance, in many trials."""
+    lengths = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(validation) if np.ndim(leaf)}
+    examples = next(iter(lengths))[0] if len(lengths) == 1 else math.inf
+    return min(0.5, max(1 - LEARNED, 2 / max(examples, 1) ** 0.5))
 
 
 def _charts(procedure: Procedure, correlation: Mapping[str, Any]) -> list[Chart]:

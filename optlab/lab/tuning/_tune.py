@@ -18,10 +18,12 @@ import platform
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from optlab import _checks
@@ -40,7 +42,9 @@ from optlab.lab.tuning import (
     _search,
 )
 from optlab.lab.tuning._budget import Budget, Meter
+from optlab.lab.tuning._folder import Folder
 from optlab.lab.tuning._journal import Journal
+from optlab.lab.tuning._live import live_view
 from optlab.lab.tuning._procedure import WHO, Contender, Outcome, Procedure, failed
 from optlab.lab.tuning._result import (
     SKIPPED,
@@ -68,12 +72,10 @@ STEPS: Sequence[tuple[Step, Callable[[Procedure], Outcome]]] = (
 """The seven steps, and the functions that carry them out."""
 
 
-def nesterov(learning_rate: Any) -> optax.GradientTransformation:
-    """SGD with Nesterov's momentum of 0.9."""
-    return sgd(learning_rate, momentum=0.9, nesterov=True)
-
-
-OPTIMIZERS: Mapping[str, Make] = {"adamw": adamw, "nesterov": nesterov}
+OPTIMIZERS: Mapping[str, Make] = {
+    "adamw": adamw,
+    "momentum": partial(sgd, momentum=0.9, nesterov=True),
+}
 """The optimizers in the running, if the caller does not say which."""
 
 
@@ -87,8 +89,9 @@ def tune(
     seed: int = 0,
     quick: bool = False,
     go_on: bool = False,
-    results: str | Path | None = None,
+    folder: str | Path | None = None,
     callbacks: Sequence[Callable[[Tuning, str], None]] = (),
+    progress: bool = False,
 ) -> Tuning:
     """Go from a model to a tuned run in seven steps, each with a verdict and its evidence.
 
@@ -96,7 +99,7 @@ def tune(
     coarse search, a refinement around the best, a look at the curves, and the finals with schedules
     over several seeds. A step that fails ends the procedure, unless `go_on`.
 
-    What a step decides from the time that was left is written to `results` before it is carried
+    What a step decides from the time that was left is written to the folder before it is carried
     out. A procedure that is called again with the same arguments goes on from there; only runs that
     had not ended are made again. Hyperparameters are chosen on the validation split. The test split
     is used once, for the winner.
@@ -117,14 +120,17 @@ def tune(
         seed: seed of the search, and the first one of the runs.
         quick: whether to be content with one optimizer, and with fewer and shorter runs.
         go_on: whether to go on after a step that failed.
-        results: an SQLite file in which everything is stored as it arrives; None for none.
+        folder: where results.sqlite holds everything as it arrives, and report.html, report.md and
+            recipe.py are written. It must be new, empty, or that of this procedure. None for none.
         callbacks: each is called with the `Tuning` so far, and with what is going on in words, as
             that changes.
+        progress: whether to show the steps on stderr, if that is a terminal.
 
     Raises:
+        ModuleNotFoundError: rich, for `progress`, is not installed.
         ValueError: an argument is out of its range, the budget does not allow a single run, no
             optimizer and not the task takes a name of `space`, they refuse a value of it, or
-            `results` belongs to another procedure.
+            `folder` cannot be written or holds anything else.
 
     Example:
         >>> from optlab.lab import tasks
@@ -150,7 +156,12 @@ def tune(
         "seed": int(seed),
         "quick": quick,
     }
-    with closing(Journal(WHO, results, about)) as journal:
+    place = None if folder is None else Folder(WHO, folder)
+    with (
+        closing(Journal(WHO, None if place is None else place.results, about)) as journal,
+        live_view(WHO, progress) as draw,
+    ):
+        callbacks = [*callbacks, draw, *([] if place is None else [place.report])]
         meter = Meter(amount, *journal.used)
         procedure = Procedure(
             task, plain, contenders, given, int(steps), int(seed), quick, journal, meter
@@ -159,8 +170,8 @@ def tune(
         procedure.on_change = lambda text: _notify(procedure, callbacks, text)
         reason = _carry_out(procedure, go_on)
         result = _result(procedure, reason, finished=True)
-    for callback in callbacks:
-        callback(result, "")
+        for callback in callbacks:
+            callback(result, "")
     return result
 
 
@@ -330,23 +341,21 @@ def _plain(task: Any) -> Task:
     else:
         required = "task must be a Task, or a function that returns one"
         _checks.fail(WHO, required, repr(task))
-    source = check_task(WHO, plain)
-    if source is not None:
-        source.refuse_one_shot(WHO, "by each run")
-    if not plain.splits and not jax.tree.leaves(_batch(plain)):
-        return plain
-    if "validation" not in plain.splits:
+    if isinstance(plain, Task) and not plain.splits and _has_data(plain):
         required = f"task {plain.name!r} must have validation data, by which runs are judged"
         remedy = 'hold out a part of the training data: Task(splits={"validation": …})'
         _checks.fail(WHO, required, "no split", remedy)
+    source = check_task(WHO, plain)
+    if source is not None:
+        source.refuse_one_shot(WHO, "by each run")
     return plain
 
 
-def _batch(task: Task) -> Any:
-    """Return the shapes of a batch; () for an objective without data."""
-    if task.batch is None:
-        return jax.ShapeDtypeStruct((), float)
-    return jax.eval_shape(task.batch, jax.random.key(0), 0)
+def _has_data(task: Task) -> bool:
+    """Whether the batches of a task hold anything; those of a plain objective do not."""
+    if not callable(task.batch):
+        return True
+    return bool(jax.tree.leaves(jax.eval_shape(task.batch, jax.random.key(0), jnp.int32(0))))
 
 
 def _check_space(procedure: Procedure) -> None:

@@ -1,0 +1,316 @@
+"""The seven steps, from beginning to end, on a task of a few numbers."""
+
+import dataclasses
+import json
+import shutil
+import sqlite3
+from contextlib import closing
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import optlab
+from optlab.lab import LogUniform, Task, Uniform, shuffled_batches, tune
+
+STEPS = 40
+
+
+def blobs(count, seed):
+    """Three classes of points, which overlap somewhat."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 3, count)
+    centres = np.array([[2.0, 0, 0], [0, 2.0, 0], [0, 0, 2.0]])
+    points = centres[labels] + rng.normal(size=(count, 3))
+    return points.astype(np.float32), labels.astype(np.int32)
+
+
+TRAIN, VALIDATION, TEST = blobs(240, 0), blobs(120, 1), blobs(120, 2)
+
+
+def forward(params, x):
+    return jnp.tanh(x @ params["w"]) @ params["v"] + params["b"]
+
+
+def make_task(batch_size=16, *, loss=None, init=None, train=TRAIN, validation=VALIDATION):
+    def usual_init(key):
+        w, v = jax.random.split(key)
+        return {
+            "w": jax.random.normal(w, (3, 8)) * 0.8,
+            "v": jax.random.normal(v, (8, 3)) * 0.5,
+            "b": jnp.zeros(3),
+        }
+
+    def usual_loss(params, batch):
+        x, y = batch
+        return optax.softmax_cross_entropy_with_integer_labels(forward(params, x), y).mean()
+
+    def evaluate(params, state, data):
+        x, y = data
+        logits = forward(params, x)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, y)
+        return {"loss": losses.mean(), "accuracy": jnp.mean(logits.argmax(-1) == y)}
+
+    return Task(
+        name="blobs",
+        init=lambda key: ((init or usual_init)(key), ()),
+        loss=lambda params, state, batch, key: ((loss or usual_loss)(params, batch), state),
+        batch=shuffled_batches(train, batch_size),
+        evaluate=evaluate,
+        predict=lambda params, state, data: (forward(params, data[0]), data[1]),
+        splits={"validation": validation, "test": TEST},
+        score="accuracy",
+        maximize=True,
+        steps=STEPS,
+        eval_every=10,
+        baseline=float(np.log(3)),
+    )
+
+
+def task(batch_size=16):
+    return make_task(batch_size)
+
+
+OPTIONS = {"budget": "60 trials", "quick": True, "optimizers": {"adamw": optlab.adamw}}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tune") / "blobs"
+    seen = []
+    result = tune(task, **OPTIONS, folder=folder, callbacks=[lambda *change: seen.append(change)])
+    return folder, result, seen
+
+
+def test_seven_steps_lead_to_a_winner_with_its_interval_and_its_cost(made):
+    _, result, _ = made
+    verdicts = {step.name: step.verdict for step in result.steps}
+    assert len(verdicts) == 7
+    assert set(verdicts.values()) <= {"passed", "warning"}
+    winner = result.winner
+    assert winner.optimizer == "adamw"
+    assert winner.score.low <= winner.score.mean <= winner.score.high
+    # The classes overlap: an exact rule of Bayes has about 0.88.
+    assert 0.8 < winner.score.mean < 0.95
+    assert len(winner.test.values) == len(winner.score.values) == 3
+    assert result.finished
+    assert result.updates == sum(step.updates for step in result.steps)
+    assert result.runs == sum(step.runs for step in result.steps)
+
+
+def test_a_budget_of_updates_is_not_exceeded_by_more_than_a_tenth(made):
+    _, result, _ = made
+    assert result.updates <= 1.1 * 60 * STEPS
+
+
+def test_the_folder_holds_reports_and_results(made):
+    folder, result, _ = made
+    names = {path.name for path in folder.iterdir()}
+    assert {"results.sqlite", "report.html", "report.md"} <= names
+    assert f"{result.winner.score.mean:.3g}" in (folder / "report.html").read_text()
+    with closing(sqlite3.connect(folder / "results.sqlite")) as connection:
+        ((trials,),) = connection.execute(
+            "select count(*) from entries where key like 'trial/%'"
+        ).fetchall()
+    assert trials >= len(result.trials)
+
+
+def test_callbacks_see_the_steps_as_they_go_on(made):
+    _, _, seen = made
+    running = [
+        [step.name for step in tuning.steps if step.verdict == "running"] for tuning, _ in seen
+    ]
+    order = list(dict.fromkeys(names[0] for names in running if names))
+    assert order == [step.name for step in seen[-1][0].steps]
+    assert not seen[0][0].finished
+    assert seen[-1][0].finished
+
+
+def without_time(tuning):
+    steps = [dataclasses.replace(step, seconds=0.0) for step in tuning.steps]
+    document = dataclasses.asdict(dataclasses.replace(tuning, seconds=0.0, steps=steps))
+    return {name: value for name, value in document.items() if name != "summary"}
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("after", [3, 8, 12])
+def test_a_procedure_that_was_killed_ends_with_the_same_trials_none_of_them_made_twice(
+    made, after, tmp_path
+):
+    _, whole, seen = made
+    changes = []
+
+    def kill(tuning, text):
+        changes.append(text)
+        if len(changes) == after:
+            raise Killed
+
+    assert after < len(seen)
+    with pytest.raises(Killed):
+        tune(task, **OPTIONS, folder=tmp_path / "t", callbacks=[kill])
+    again = tune(task, **OPTIONS, folder=tmp_path / "t")
+    assert again.updates <= 1.1 * 60 * STEPS
+    of_whole, of_again = without_time(whole), without_time(again)
+    assert json.dumps(of_again["trials"]) == json.dumps(of_whole["trials"])
+    assert of_again["winner"] == of_whole["winner"]
+    assert [s["verdict"] for s in of_again["steps"]] == [s["verdict"] for s in of_whole["steps"]]
+
+
+def test_a_procedure_that_ended_is_read_again_without_a_run(made, tmp_path):
+    folder, result, _ = made
+    shutil.copytree(folder, tmp_path / "copy")
+    again = tune(task, **OPTIONS, folder=tmp_path / "copy")
+    assert without_time(again) == without_time(result)
+
+
+# What is refused
+
+
+def test_the_folder_of_something_else_is_refused(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match=r"tune: folder must be new, empty, .*notes.txt"):
+        tune(task, **OPTIONS, folder=tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_the_folder_of_another_procedure_is_refused(made, tmp_path):
+    shutil.copytree(made[0], tmp_path / "copy")
+    with pytest.raises(ValueError, match="tune: seed must be that of the tuning procedure"):
+        tune(task, **OPTIONS, seed=1, folder=tmp_path / "copy")
+
+
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="tune: folder must be a folder that can be written"):
+        tune(task, **OPTIONS, folder=tmp_path / "file")
+
+
+def without_validation():
+    return dataclasses.replace(make_task(), splits={}, predict=None)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"budget": "soon"}, "budget must be a time.*got 'soon'"),
+        ({"budget": "0m"}, "budget must be a time.*got '0m'"),
+        ({"budget": True}, "budget must be a time.*got True"),
+        ({"budget": "30 updates"}, "budget must allow the checks and at least one run of 40"),
+        ({"space": {"momentum": Uniform(0.5, 0.99)}}, "space must name arguments.*got momentum"),
+        ({"space": {"b1": Uniform(0.5, 1.5)}}, r"b1 must be in \[0, 1\)"),
+        ({"space": {"learning_rate": (1e-3, 1e-1)}}, "must be a LogUniform"),
+        ({"optimizers": {}}, "optimizers must map names to constructors"),
+        ({"optimizers": {"adamw": 3}}, "optimizers must map names to functions"),
+        ({"optimizers": {"mine": lambda rate: None}}, "the constructor of mine must take"),
+        ({"task": without_validation}, "'blobs' must have validation data"),
+        ({"task": 3}, "task must be a Task, or a function"),
+        ({"steps": 0}, "steps must be an integer >= 1"),
+        ({"quick": "no"}, "quick must be True or False"),
+        ({"callbacks": 3}, "callbacks must be a list of functions"),
+    ],
+)
+def test_what_cannot_be_tuned_is_refused(options, message):
+    options = {**OPTIONS, "task": task, **options}
+    with pytest.raises(ValueError, match=f"tune: .*{message}|tune: {message}|{message}"):
+        tune(options.pop("task"), **options)
+
+
+# Faults that the first steps find
+
+
+def summed(params, batch):
+    x, y = batch
+    return optax.softmax_cross_entropy_with_integer_labels(forward(params, x), y).sum()
+
+
+def of_probabilities(params, batch):
+    x, y = batch
+    logits = jax.nn.softmax(forward(params, x))
+    return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
+
+
+def of_shifted_labels(params, batch):
+    x, y = batch
+    logits = forward(params, x)
+    return optax.softmax_cross_entropy_with_integer_labels(logits, (y + 1) % 3).mean()
+
+
+def of_all_pairs(params, batch):
+    x, y = batch
+    logits = forward(params, x)[:, None]
+    return optax.softmax_cross_entropy_with_integer_labels(
+        jnp.broadcast_to(logits, (len(x), len(x), 3)), jnp.broadcast_to(y, (len(x), len(x)))
+    ).mean()
+
+
+def without_gradient(params, batch):
+    x, y = batch
+    logits = jax.lax.stop_gradient(forward(params, x))
+    return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
+
+
+def of_zeros(key):
+    return {"w": jnp.zeros((3, 8)), "v": jnp.zeros((8, 3)), "b": jnp.zeros(3)}
+
+
+def of_large_weights(key):
+    w, v = jax.random.split(key)
+    return {
+        "w": 30 * jax.random.normal(w, (3, 8)),
+        "v": 30 * jax.random.normal(v, (8, 3)),
+        "b": jnp.zeros(3),
+    }
+
+
+@pytest.mark.parametrize(
+    ("change", "step", "advice"),
+    [
+        ({"loss": summed}, "initial loss", "the loss is a sum over the batch"),
+        ({"init": of_large_weights}, "initial loss", "initial weights too large"),
+        ({"loss": of_probabilities}, "overfit a batch", "a softmax that is taken twice"),
+        ({"loss": of_shifted_labels}, "overfit a batch", "labels that are shifted"),
+        ({"loss": of_all_pairs}, "overfit a batch", "It mixes examples"),
+        ({"loss": without_gradient}, "overfit a batch", "no parameter ever changed"),
+        ({"init": of_zeros}, "overfit a batch", "The initialization is guilty"),
+    ],
+    ids=lambda value: value if isinstance(value, str) and " " not in value else "",
+)
+def test_a_planted_fault_is_named_by_the_step_that_shows_it(change, step, advice):
+    result = tune(partial(make_task, **change), **OPTIONS)
+    verdicts = {one.name: one for one in result.steps}
+    assert verdicts[step].verdict == "failed"
+    assert advice in verdicts[step].advice
+    assert result.winner is None
+    assert result.steps[-1].verdict == "skipped"
+    assert advice in " ".join(result.summary)
+
+
+def test_labels_that_belong_to_no_inputs_are_named_by_the_search():
+    inputs, labels = TRAIN
+    shuffled = inputs, np.random.default_rng(3).permutation(labels)
+    result = tune(partial(make_task, train=shuffled), **OPTIONS)
+    search = result.steps[3]
+    assert search.verdict in ("failed", "warning")
+    assert "labels that do not belong to their inputs" in search.advice
+
+
+def test_the_procedure_goes_on_after_a_failed_check_on_request():
+    result = tune(partial(make_task, loss=summed), **OPTIONS, go_on=True)
+    assert result.steps[0].verdict == "failed"
+    assert result.winner is not None
+
+
+# The space
+
+
+def test_a_best_value_at_an_edge_moves_the_space():
+    narrow = {"learning_rate": LogUniform(1e-5, 2e-5)}
+    result = tune(task, **OPTIONS, space=narrow)
+    assert "lies at the upper edge" in result.steps[4].evidence
+    assert max(trial.values["learning_rate"] for trial in result.trials) > 2e-5
