@@ -21,6 +21,7 @@ from optlab.lab.tuning._texts import (
     escaped,
     is_number,
     judged,
+    length,
     number,
     running,
     sureness,
@@ -130,7 +131,7 @@ def _winner(tuning: Tuning, winner: Winner) -> Iterator[str]:
     yield "<h3>To train with</h3>"
     rows = {"optimizer": winner.optimizer, "schedule": winner.schedule}
     rows |= {name: number(value) for name, value in winner.values.items()}
-    rows |= {"updates": number(winner.steps), "first seed": number(winner.seed)}
+    rows |= {"updates": length(winner), "first seed": number(winner.seed)}
     yield '<table class="pairs"><tbody>'
     for name, value in rows.items():
         exact = winner.values.get(name, value)

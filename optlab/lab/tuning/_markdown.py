@@ -22,6 +22,7 @@ from optlab.lab.tuning._texts import (
     duration,
     is_number,
     judged,
+    length,
     number,
     running,
     sureness,
@@ -110,7 +111,7 @@ def _winner(tuning: Tuning, winner: Winner) -> Iterator[str]:
     yield f"**{safe(winner_title(winner))}**: {score}."
     rows = [("optimizer", winner.optimizer), ("schedule", winner.schedule)]
     rows += [(name, number(value)) for name, value in winner.values.items()]
-    rows += [("updates", number(winner.steps)), ("first seed", number(winner.seed))]
+    rows += [("updates", length(winner)), ("first seed", number(winner.seed))]
     yield _table(["to train with", "value"], rows)
     yield "### How sure it is"
     yield from map(safe, sureness(tuning, winner))

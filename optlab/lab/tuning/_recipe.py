@@ -65,13 +65,13 @@ def recipe(
         >>> import optlab
         >>> from optlab.lab import tasks
         >>> from optlab.lab.tuning._result import Interval
-        >>> winner = Winner("sgd", "cosine", {"learning_rate": 0.01, "momentum": 0.9}, 300, seed=0,
-        ...     score=Interval.of([0.97]), test=None, tied=[])
+        >>> winner = Winner("sgd", "cosine", {"learning_rate": 0.01, "momentum": 0.9},
+        ...     steps=300, stop=300, seed=0, score=Interval.of([0.97]), test=None, tied=[])
         >>> script = recipe(winner, tasks.valley, optlab.sgd)
         >>> [line for line in script.splitlines() if line.startswith("optimizer = optlab")]
         ['optimizer = optlab.sgd(learning_rate=learning_rate, momentum=0.9)']
     """
-    parts = Recipe(task, optimizer, list(winner.values))
+    parts = Recipe(task, optimizer, list(winner.values), who="tune")
     made = parts.make_task(winner.values)
     names = _Names()
     task_lines = _task_lines(names, task, parts.task_values(winner.values), task_source)
@@ -79,7 +79,7 @@ def recipe(
     optimizer_lines = _optimizer_lines(names, winner, optimizer, values)
     batches = _batches_per_update(parts, winner, made)
     body = [
-        f"SEED, STEPS = {int(winner.seed)}, {int(winner.steps)}",
+        f"SEED, STEPS = {int(winner.seed)}, {int(winner.stop)}",
         "",
         *names.to_fill_in,
         *task_lines,
@@ -315,8 +315,12 @@ def _docstring(winner: Winner, task: Task, names: _Names) -> Iterator[str]:
     title = shortened(title.replace("\\", "/").replace('"', "'"), 60)
     yield f'"""Train the winner of the tuning of {title}.'
     yield ""
-    yield f"Its validation {task.score}: {winner.score}. Seed {winner.seed} had"
+    yield f"Its {task.score}: {winner.score}. Seed {winner.seed} had"
     yield f"{number(winner.score.values[0])}; this script makes the same run, up to rounding."
+    if winner.stop < winner.steps:
+        yield ""
+        yield f"The schedule is that of {winner.steps} updates; the run ends after {winner.stop},"
+        yield "because later scores were worse."
     if names.missing:
         yield ""
         yield f"It cannot run yet: write {' and '.join(names.missing)} where it says {FILL_IN}."

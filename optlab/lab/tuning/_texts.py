@@ -118,7 +118,7 @@ def clock(time: datetime) -> str:
 def judged(tuning: Tuning) -> str:
     """Say by what runs are judged, and what the procedure may cost."""
     better = "higher" if tuning.maximize else "lower"
-    return f"Judged by validation {tuning.score} ({better} is better). Budget: {tuning.budget}."
+    return f"Judged by {tuning.score} ({better} is better). Budget: {tuning.budget}."
 
 
 def running(tuning: Tuning, written: datetime | None) -> str:
@@ -131,11 +131,17 @@ def running(tuning: Tuning, written: datetime | None) -> str:
     return f"{text} If it was ended, the same call goes on where it stopped."
 
 
+def length(winner: Winner) -> str:
+    """Say how many updates the winner takes."""
+    whole = f" of the schedule's {winner.steps:,}" if winner.stop < winner.steps else ""
+    return f"{winner.stop:,}{whole}"
+
+
 def averaged(tuning: Tuning, winner: Winner) -> str:
     """Say what the winner's score is."""
     seeds = len(winner.score.values)
     of_seeds = f"the mean over {seeds} seeds" if seeds > 1 else "of one seed"
-    return f"validation {tuning.score}, {of_seeds}"
+    return f"{tuning.score}, {of_seeds}"
 
 
 def winner_title(winner: Winner) -> str:
@@ -149,26 +155,22 @@ def sureness(tuning: Tuning, winner: Winner) -> Iterator[str]:
     if len(score.values) > 1:
         digits = interval_digits(score.high - score.low)
         yield (
-            f"The true mean of the validation {tuning.score} lies between {score.low:.{digits}f} "
+            f"The true mean of the {tuning.score} lies between {score.low:.{digits}f} "
             f"and {score.high:.{digits}f} in {CONFIDENCE:.0%} of such cases. The seeds have "
-            f"{_listed([number(value) for value in score.values])}."
+            f"{', '.join(map(number, score.values))}."
         )
     else:
         yield "There is one seed, so nothing is known about how much the score varies."
     if winner.test is not None:
         yield f"On the test split: {winner.test}."
     if winner.tied:
-        yield f"The data cannot tell it from {_listed(winner.tied)}."
+        yield f"The data cannot tell it from these: {'; '.join(winner.tied)}."
     else:
         yield "No other final candidate is tied with it."
 
 
-def _listed(names: Sequence[str]) -> str:
-    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
-
-
 class Trials(NamedTuple):
-    """The rows of all trials: the last stage first, in a stage the best first.
+    """The rows of all trials: the last stage first, in a stage the best whole run first.
 
     Attributes:
         headings: of the columns.
@@ -184,12 +186,12 @@ class Trials(NamedTuple):
     def of(cls, tuning: Tuning) -> "Trials":
         """Return the rows of the trials of a result."""
 
-        def order(trial: TunedTrial) -> tuple[int, bool, float, int]:
+        def order(trial: TunedTrial) -> tuple[int, bool, bool, float, int]:
             stage = STAGES.index(trial.stage) if trial.stage in STAGES else len(STAGES)
             score = _score(trial)
-            is_lost = math.isnan(score)
+            is_lost, is_short = math.isnan(score), trial.status == "stopped"
             badness = 0.0 if is_lost else (-score if tuning.maximize else score)
-            return stage, is_lost, badness, trial.number
+            return stage, is_lost, is_short, badness, trial.number
 
         trials = sorted(tuning.trials, key=order)
         names = list(dict.fromkeys(name for trial in trials for name in trial.values))
@@ -213,7 +215,7 @@ class Trials(NamedTuple):
 
     def text(self, shown: int) -> str:
         """Say how the rows are ordered, and how many are left out."""
-        order = "The last stage comes first, and in a stage the best trial."
+        order = "The last stage comes first, and in a stage the best of the whole runs."
         if shown < len(self.rows):
             order += f" The first {shown:,} of {len(self.rows):,} are shown."
         return order

@@ -132,9 +132,11 @@ def mine(tmp_path_factory):
         del sys.modules["tuned_module"]
 
 
-def winner(schedule="cosine", steps=40, seed=3, **values):
+def winner(schedule="cosine", steps=40, stop=None, seed=3, **values):
     score = Interval.of([0.5, 0.75])
-    return Winner("an optimizer", schedule, values, steps, seed, score, test=None, tied=[])
+    return Winner(
+        "an optimizer", schedule, values, steps, stop or steps, seed, score, test=None, tied=[]
+    )
 
 
 def run(script, tmp_path, monkeypatch):
@@ -150,7 +152,7 @@ def run(script, tmp_path, monkeypatch):
 def assert_same_run(names, task, optimizer, won, **options):
     """The script's last loss and its metrics are those of `train` with the same seed."""
     key = jax.random.key(won.seed)
-    history = train(task, optimizer, steps=won.steps, key=key, **options).history
+    history = train(task, optimizer, steps=won.stop, key=key, **options).history
     # Programs that are compiled apart round differently; 40 updates of a small model keep that
     # below a hundredth of a percent.
     assert float(names["loss"]) == pytest.approx(float(history.loss[-1]), rel=1e-4)
@@ -166,6 +168,14 @@ def test_a_recipe_makes_the_run_of_train(mine, tmp_path, monkeypatch, schedule):
     optimizer = optlab.adamw(rate, weight_decay=0.01)
     names = run(script, tmp_path, monkeypatch)
     assert_same_run(names, mine.line(batch_size=8), optimizer, won)
+
+
+def test_a_run_that_ends_early_has_the_schedule_of_the_whole(mine, tmp_path, monkeypatch):
+    won = winner(steps=80, stop=40, learning_rate=0.1)
+    script = recipe(won, mine.line, optlab.sgd)
+    assert "The schedule is that of 80 updates; the run ends after 40," in script
+    names = run(script, tmp_path, monkeypatch)
+    assert_same_run(names, mine.line(), optlab.sgd(SCHEDULES["cosine"](0.1, 80)), won)
 
 
 def test_complex_numbers_move_along_the_conjugate(mine, tmp_path, monkeypatch):

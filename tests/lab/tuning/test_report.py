@@ -58,7 +58,7 @@ def test_the_page_says_first_what_was_found_then_how_sure_and_what_it_cost(tunin
         *tuning.summary,
         "0.951",
         "How sure it is",
-        "The data cannot tell it from adamw, cosine.",
+        "The data cannot tell it from these: adamw, cosine, rate 0.01; sgd, wsd, rate 0.1.",
         "What it cost",
         "1. Initial loss",
         "7. Finals",
@@ -74,7 +74,7 @@ def test_the_text_says_the_same_in_the_same_order(tuning):
         *tuning.summary,
         "**0.951**",
         "## How sure it is",
-        "The data cannot tell it from adamw, cosine.",
+        "The data cannot tell it from these: adamw, cosine, rate 0.01; sgd, wsd, rate 0.1.",
         "## What it cost",
         "## 1. Initial loss",
         "## 7. Finals",
@@ -205,6 +205,19 @@ def test_trials_come_by_stage_and_score_and_those_without_a_score_last(tuning):
             known = [float(score) for score in scores if score != "–"]
             assert known == sorted(known, reverse=maximize)
             assert all(score == "–" for score in scores[len(known) :])
+
+
+def test_runs_that_were_stopped_come_after_whole_ones(tuning):
+    short = replace(tuning.trials[-1], status="stopped", scores=[0.99])
+    whole = replace(tuning.trials[-1], scores=[0.9])
+    text = report_markdown(replace(tuning, trials=[short, whole]))
+    in_order(text, "| 0.9 |", "| complete |", "| 0.99 |", "| stopped |")
+
+
+def test_a_run_that_ends_early_is_said(tuning):
+    assert "540 of the schedule's 600" in report_markdown(tuning)
+    whole = replace(tuning, winner=replace(tuning.winner, stop=600))
+    assert "| updates | 600 |" in report_markdown(whole)
 
 
 def test_a_hyperparameter_may_have_the_name_of_another_column(tuning):
