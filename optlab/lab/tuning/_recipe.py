@@ -209,8 +209,11 @@ def _place(function: Any) -> tuple[str, str] | None:
 def _attribute(module: str, name: str) -> Any:
     """Return an attribute of a module that has been imported; None if there is none."""
     first, *rest = name.split(".")
-    # Not with getattr, by which some modules warn of names, or import others.
-    known: Any = vars(sys.modules.get(module, object)).get(first)
+    inside = sys.modules.get(module)
+    known = vars(inside).get(first) if inside is not None else None
+    # Modules may make public names when they are asked for. They may warn of others.
+    if known is None and first in getattr(inside, "__all__", ()):
+        known = getattr(inside, first, None)
     for part in rest:
         known = getattr(known, part, None)
     return known

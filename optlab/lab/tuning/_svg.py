@@ -304,7 +304,7 @@ class _Drawer:
         more = len(names) - MOST_NAMES
         for name in [*names[:MOST_NAMES], *([f"and {more} more"] if more > 0 else [])]:
             text = shortened(name, 40)
-            length = 24 + CHARACTER * len(text)
+            length = 28 + CHARACTER * len(text)
             if x and x + length > WIDTH:
                 x, row = 0.0, row + 1
             y = 32 + 17 * row
@@ -334,6 +334,7 @@ class _Drawer:
         every = math.ceil((FONT + 3) * len(ticks) / self.width) if is_turned else 1
 
         def labels(bottom: float) -> Iterator[str]:
+            end = -math.inf
             for i, (tick, text) in enumerate(zip(ticks, texts, strict=True)):
                 x = self.left + self.width * tick.share
                 if i % every:
@@ -344,6 +345,9 @@ class _Drawer:
                     continue
                 half = CHARACTER * len(text) / 2
                 x = min(max(x, half), WIDTH - half)
+                if x - half < end + 5:  # on a logarithmic axis, ticks come closer and closer
+                    continue
+                end = x + half
                 yield self._text(x, bottom + 17, text, "tick", anchor="middle")
 
         return labels, 14 + SINE * self._longest_name() if is_turned else 20
@@ -434,18 +438,23 @@ class _Drawer:
         return f'<path class="{kind}" {place} d="{shape}"><title>{title}</title></path>'
 
     def _levels(self) -> Iterator[str]:
-        """Yield the horizontal lines; a name stands below its line where another is above it."""
-        levels = {k: math.nan if v is None else v for k, v in self.chart.levels.items()}
-        heights = zip(self._down(floats(list(levels.values()))), levels, strict=True)
-        last = self.top
-        for y, label in sorted(heights):
+        """Yield the horizontal lines; those that lie close together share a name above them."""
+        places = self._down(floats(list(self.chart.levels.values())))
+        groups: list[list[tuple[float, str]]] = []
+        for y, label in sorted(zip(places, self.chart.levels, strict=True)):
             if not math.isfinite(y):
                 continue
-            right = self.left + self.width
-            base = y - 4 if y - 4 - FONT >= last else y + 13
-            last = max(base, y)
             yield f'<path class="level" d="M{self.left:.1f} {y:.1f}h{self.width:.1f}"/>'
-            yield self._text(right, base, shortened(label, 40), "level-name", anchor="end")
+            if groups and y - groups[-1][-1][0] < FONT + 4:
+                groups[-1].append((y, label))
+            else:
+                groups.append([(y, label)])
+        for group in groups:
+            above, below = group[0][0] - 4, group[-1][0] + FONT
+            base = below if above - FONT < self.top and below < self.bottom else above
+            text = shortened(", ".join(label for _, label in group), 50)
+            right = self.left + self.width
+            yield self._text(right, base, text, "level-name", anchor="end")
 
     def _marks(self) -> tuple[Callable[[], Iterator[str]], int]:
         """Return the vertical lines, once the plot's top is known, and the rows of their names.

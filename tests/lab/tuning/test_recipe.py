@@ -330,8 +330,11 @@ def test_a_name_that_is_no_text_of_a_docstring_does_not_break_the_script(mine):
     assert "Train the winner" in ast.get_docstring(ast.parse(script))
 
 
-def test_built_in_tasks_are_imported_by_their_public_names():
-    script = recipe(winner(learning_rate=0.1), tasks.valley, optlab.lion)
+def test_built_in_tasks_and_rules_have_their_public_names(monkeypatch):
+    # As in a process in which nobody has asked for the name yet.
+    lion = optlab.lion
+    monkeypatch.delitem(vars(optlab), "lion", raising=False)
+    script = recipe(winner(learning_rate=0.1), tasks.valley, lion)
     assert "from optlab.lab.tasks import valley as make_task\n" in script
     assert "optlab.lion(learning_rate=learning_rate)" in script
     assert "sys" not in script

@@ -2,6 +2,7 @@
 
 import math
 import re
+from itertools import pairwise
 from xml.etree import ElementTree
 
 import numpy as np
@@ -201,6 +202,32 @@ def test_names_of_vertical_lines_do_not_cover_each_other():
     names = of_class(drawing, "mark-name")
     assert len({name.get("y") for name in names}) == 4
     assert len(of_class(drawing, "mark")) == 4
+
+
+def test_levels_that_lie_close_together_share_a_name():
+    levels = {"log 10": 2.303, "best guess": 2.302, "aim": 1.0}
+    drawing = draw(chart(Series("a", [0, 1], [0.5, 3]), levels=levels))
+    assert [name.text for name in of_class(drawing, "level-name")] == ["log 10, best guess", "aim"]
+    assert len(of_class(drawing, "level")) == 3
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_the_name_of_a_level_at_the_edge_stays_inside(value):
+    drawing = draw(chart(Series("a", [0, 1], [0, 1]), levels={"edge": value}))
+    (name,) = of_class(drawing, "level-name")
+    (axis,) = (e for e in of_class(drawing, "axis") if "h" in e.get("d"))
+    bottom = numbers(axis)[1]
+    assert bottom - 180 + 8 < float(name.get("y")) < bottom
+
+
+@pytest.mark.parametrize("high", [0.012, 0.016, 0.02, 0.03])
+def test_numbers_on_a_logarithmic_axis_do_not_cover_each_other(high):
+    drawing = draw(chart(Series("a", [0.006, high], [1, 2]), x_log=True))
+    labels = [t for t in of_class(drawing, "tick") if t.get("text-anchor") == "middle"]
+    ends = [(float(t.get("x")), 6.5 * len(t.text) / 2) for t in labels]
+    assert len(labels) >= 2
+    for (left, half), (right, other) in pairwise(ends):
+        assert left + half < right - other
 
 
 def test_a_mark_that_cannot_be_drawn_is_said():
