@@ -1,11 +1,8 @@
 """`optlab tune`: seven steps from a model to a tuned, explained run, with a report."""
 
 import argparse
-import functools
-import inspect
 import sys
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 import optax
 
@@ -14,7 +11,7 @@ from optlab.cli._optimizers import swept
 from optlab.cli._output import log, require
 from optlab.cli._sweep import range_of, task_of
 from optlab.cli._task_errors import task_errors
-from optlab.lab import Task, Tuning, tune
+from optlab.lab import Tuning, tune
 
 
 def run(options: argparse.Namespace) -> int | None:
@@ -26,7 +23,6 @@ def run(options: argparse.Namespace) -> int | None:
     require("tune", "rich", "scipy")
     options.rate = options.schedule = None
     options.optimizer = (options.optimizers or ["adamw"])[0]
-    task = task_of(options)
     optimizers = None
     if options.optimizers or options.set or options.clip:
         names = options.optimizers or ["adamw", "momentum"]
@@ -34,7 +30,7 @@ def run(options: argparse.Namespace) -> int | None:
     terminal = sys.stderr.isatty()
     with task_errors(options.task), value_errors():
         result = tune(
-            _without_fixed(task),
+            task_of(options),
             budget=options.budget,
             optimizers=optimizers,
             space={name: range_of(entry) for name, entry in options.space.items()} or None,
@@ -58,23 +54,6 @@ def _constructor(
     options: argparse.Namespace, name: str
 ) -> Callable[..., optax.GradientTransformation]:
     return swept(argparse.Namespace(**{**vars(options), "optimizer": name}))
-
-
-def _without_fixed(task: Task | Callable[..., Task]) -> Task | Callable[..., Task]:
-    """Return the function of a task without the arguments that options set, so they stay as set."""
-    if not isinstance(task, functools.partial):
-        return task
-
-    @functools.wraps(task.func)
-    def make(**values: Any) -> Task:
-        return task(**values)
-
-    signature = inspect.signature(task.func)
-    left: Mapping[str, inspect.Parameter] = {
-        name: p for name, p in signature.parameters.items() if name not in task.keywords
-    }
-    make.__signature__ = signature.replace(parameters=list(left.values()))
-    return make
 
 
 def _log_steps() -> Callable[[Tuning, str], None]:

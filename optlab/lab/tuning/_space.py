@@ -6,7 +6,8 @@
     dropout          0 to 0.5, if the task takes it
     label_smoothing  0 to 0.2, if the task takes it
 
-A range of the user's takes the place of the one here. A trial with another batch size sees as many
+A range of the user's takes the place of the one here; an argument that `functools.partial` sets
+stays as it is set. A trial with another batch size sees as many
 examples in as many fewer or more updates.
 """
 
@@ -59,6 +60,11 @@ def takes(function: Any, name: str) -> bool:
         return False
 
 
+def is_fixed(function: Any, name: str) -> bool:
+    """Return whether `functools.partial` sets this argument, which then stays as it is set."""
+    return name in getattr(function, "keywords", {})
+
+
 def plain_values(task: Any) -> dict[str, Any]:
     """Return the values with which a task does not regularize: 0 for those that it takes."""
     return {name: 0.0 for name in REGULARIZATION if takes(task, name)}
@@ -77,12 +83,16 @@ def space_of(
     """
     low, high = WITHOUT_A_TEST if rate is None else (rate / BELOW, rate * ABOVE)
     space: dict[str, Range] = {RATE: LogUniform(low, high)}
-    if takes(make, "weight_decay"):
+    if takes(make, "weight_decay") and not is_fixed(make, "weight_decay"):
         space["weight_decay"] = LogUniform(1e-4, 1.0)
     usual = default_of(task, "batch_size")
-    if isinstance(usual, int) and not isinstance(usual, bool) and usual > 1:
+    if isinstance(usual, int) and usual > 1 and not is_fixed(task, "batch_size"):
         space["batch_size"] = Categorical((usual // 2, usual, usual * 2))
-    space |= {name: values for name, values in REGULARIZATION.items() if takes(task, name)}
+    space |= {
+        name: values
+        for name, values in REGULARIZATION.items()
+        if takes(task, name) and not is_fixed(task, name)
+    }
     taken = {name: v for name, v in given.items() if takes(make, name) or takes(task, name)}
     return {**space, **taken}
 

@@ -46,6 +46,7 @@ from optlab.lab.tuning._folder import Folder
 from optlab.lab.tuning._journal import Journal
 from optlab.lab.tuning._live import live_view
 from optlab.lab.tuning._procedure import WHO, Contender, Outcome, Procedure, failed
+from optlab.lab.tuning._recipe import recipe
 from optlab.lab.tuning._result import (
     SKIPPED,
     WARNING,
@@ -106,8 +107,8 @@ def tune(
 
     Args:
         task: the problem; or a function that returns it, whose arguments `batch_size`, `dropout`
-            and `label_smoothing` are then searched, too. It must have validation data, or be an
-            objective without data.
+            and `label_smoothing` are then searched, too, unless `functools.partial` sets them. The
+            task must have validation data, or be an objective without data.
         budget: what the procedure may cost over all calls: "10m", "90s" or "2h" of wall time,
             "20000 updates" over all runs, or "40 trials", which are that many whole runs; or a
             number of minutes. It is used up to a tenth more at most, if one compilation and the
@@ -170,6 +171,10 @@ def tune(
         procedure.on_change = lambda text: _notify(procedure, callbacks, text)
         reason = _carry_out(procedure, go_on)
         result = _result(procedure, reason, finished=True)
+        if place is not None and result.winner is not None:
+            winner = result.winner
+            make = procedure.contender(winner.optimizer).make
+            place.write_recipe(lambda: recipe(winner, task, make))
         for callback in callbacks:
             callback(result, "")
     return result
