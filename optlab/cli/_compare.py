@@ -16,10 +16,11 @@ from optlab.cli._options import optimizers_of, seeds_of
 from optlab.cli._output import check_writable_folder, log, require, write_errors
 from optlab.cli._task_errors import task_errors
 from optlab.cli._tasks import make_task
+from optlab.cli._train import early_stopping
 from optlab.lab import Comparison, Task, Trial, compare
 from optlab.lab.tasks import valley_height
 
-WORDS = ("task", "set", "clip", "schedule")
+WORDS = ("task", "set", "clip", "schedule", "patience")
 """Options that results.json repeats, in addition to those of a comparison alone."""
 
 
@@ -50,6 +51,7 @@ def run(options: argparse.Namespace) -> int | None:
             seeds=seeds_of(options),
             steps=steps,
             target=options.target,
+            early_stopping=early_stopping(task, options.patience),
             results=options.results,
             progress=terminal,
             callbacks=() if terminal else (_log_optimizers(len(options.rates)),),

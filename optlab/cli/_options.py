@@ -147,6 +147,23 @@ def add_steps(parser: argparse.ArgumentParser, meaning: str, default: int | None
     parser.add_argument("--steps", type=count, default=default, metavar="N", help=meaning)
 
 
+def add_patience(parser: argparse.ArgumentParser, run: str, then: str) -> None:
+    """Add `--patience`.
+
+    Args:
+        parser: where to add it.
+        run: what ends early, such as "each run".
+        then: what is done at the end, in the words of the help.
+    """
+    parser.add_argument(
+        "--patience",
+        type=count,
+        metavar="N",
+        help=f"stop {run} after N evaluations in a row without improvement, and {then} (default: "
+        "train to the end)",
+    )
+
+
 def add_out_folder(parser: argparse.ArgumentParser, default: str, files: str) -> None:
     """Add --out, a folder for `files`."""
     parser.add_argument(

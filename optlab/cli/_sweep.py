@@ -17,8 +17,10 @@ from optlab.cli._output import Progress, check_writable_folder, log, require, wr
 from optlab.cli._ranges import Numbers, Typed, points_in
 from optlab.cli._task_errors import task_errors
 from optlab.cli._tasks import find_task, flags_of, task_values, with_flags
+from optlab.cli._train import early_stopping
 from optlab.lab import (
     Categorical,
+    EarlyStopping,
     Integer,
     LogUniform,
     Range,
@@ -29,7 +31,7 @@ from optlab.lab import (
     sweep,
 )
 
-WORDS = ("optimizer", "set", "rate", "schedule", "clip", "halving", "seeds", "seed")
+WORDS = ("optimizer", "set", "rate", "schedule", "clip", "halving", "patience", "seeds", "seed")
 """Options that results.json repeats."""
 
 
@@ -132,6 +134,7 @@ def _search(
             optimizer,
             space,
             trials=trials,
+            early_stopping=_early_stopping(options, task, space),
             groups=group_rules(options),
             results=results,
             storage=storage,
@@ -139,6 +142,18 @@ def _search(
             callbacks=() if terminal else (_log_trial(trials),),
             **{name: getattr(options, name) for name in names},
         )
+
+
+def _early_stopping(
+    options: argparse.Namespace, task: Task | Callable[..., Task], space: Mapping[str, Range]
+) -> EarlyStopping | None:
+    """Return the rule of --patience; a task that is made of values says with some which is best."""
+    if options.patience is None:
+        return None
+    if not isinstance(task, Task):
+        accepted = inspect.signature(task).parameters
+        task = task(**{name: values.at(0.5) for name, values in space.items() if name in accepted})
+    return early_stopping(task, options.patience)
 
 
 def _log_trial(trials: int) -> Callable[[Trial], None]:

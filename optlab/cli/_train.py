@@ -4,6 +4,7 @@ import argparse
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import jax
 import optax
@@ -26,6 +27,7 @@ from optlab.cli._output import Progress, check_writable_folder, log, require, wr
 from optlab.cli._task_errors import task_errors
 from optlab.cli._tasks import make_task
 from optlab.cli.arguments._groups import check_starts
+from optlab.cli.arguments._train import Average
 from optlab.lab import (
     EarlyStopping,
     Evaluation,
@@ -60,6 +62,7 @@ def run(options: argparse.Namespace) -> int | None:
     if options.ensemble or options.snapshots:
         run_many(options, task, optimizer, steps)
         return None
+    judges_average = bool(options.average and options.patience)
     terminal = sys.stderr.isatty()
     callbacks = [] if terminal else [_log_evaluations(steps)]
     with task_errors(options.task), value_errors(), _refusals_of_checkpoints():
@@ -70,7 +73,8 @@ def run(options: argparse.Namespace) -> int | None:
             optimizer,
             steps=steps,
             key=jax.random.key(options.seed),
-            early_stopping=_early_stopping(task, options.patience),
+            early_stopping=early_stopping(task, options.patience),
+            average=judges_average,
             callbacks=callbacks,
             progress=terminal,
             checkpoints=options.checkpoints,
@@ -78,7 +82,8 @@ def run(options: argparse.Namespace) -> int | None:
             take_over=options.take_over,
         )
         ended = result.reason == "all updates done"
-        averaged = average_scores(options, task, result) if options.average and ended else {}
+        beside = options.average and not options.patience
+        averaged = average_scores(options, task, result) if beside and ended else {}
     _show(options, task, result, averaged)
     return DIVERGED if result.diverged else None
 
@@ -134,7 +139,8 @@ def _optimizer_of(
     return make_for
 
 
-def _early_stopping(task: Task, patience: int | None) -> EarlyStopping | None:
+def early_stopping(task: Task, patience: int | None) -> EarlyStopping | None:
+    """Return the rule of --patience for a task; None without it."""
     return EarlyStopping(patience, mode="max" if task.maximize else "min") if patience else None
 
 
@@ -164,7 +170,7 @@ def _show(
         reason=run_result.reason,
         step=run_result.step,
         test=run_result.test,
-        average={"how": str(options.average), **averaged} if averaged else None,
+        average=_average_record(options, averaged),
         findings=[vars(finding) for finding in diagnosis.findings],
     )
     if options.json:
@@ -172,7 +178,7 @@ def _show(
     else:
         print(
             f"{options.optimizer} on {task.name}: {run_result.reason}",
-            _scores(run_result),
+            _scores(run_result, options.average if options.patience else None),
             *([average_table(options.average, averaged)] if averaged else []),
             diagnosis,
             sep="\n\n",
@@ -185,8 +191,17 @@ def _show(
         print("", f"Wrote {options.out / 'history.json'}, history.png", sep="\n")
 
 
-def _scores(run_result: Run) -> str:
-    """Return the metrics at the final parameters, as aligned text."""
+def _average_record(
+    options: argparse.Namespace, averaged: Mapping[str, Mapping[str, float]]
+) -> dict[str, Any] | None:
+    """Return what history.json says of an average: how, and its scores where they stand beside."""
+    if averaged:
+        return {"how": str(options.average), **averaged}
+    return {"how": str(options.average)} if options.average and options.patience else None
+
+
+def _scores(run_result: Run, average: Average | None) -> str:
+    """Return the metrics at the final parameters, or at their average, as aligned text."""
     history = run_result.history
     at = int((history.steps == run_result.step).argmax())
     splits = {
@@ -195,7 +210,8 @@ def _scores(run_result: Run) -> str:
         "test": run_result.test,
     }
     splits = {name: metrics for name, metrics in splits.items() if metrics}
-    columns = {f"after {run_result.step} updates": list(splits)}
+    of = "" if average is None else f"average, {average}, "
+    columns = {f"{of}after {run_result.step} updates": list(splits)}
     for name in history.validation:
         columns[name] = [number(metrics.get(name)) for metrics in splits.values()]
     return "\n".join(aligned(columns))

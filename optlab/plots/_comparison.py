@@ -47,7 +47,8 @@ def plot_curves(
 ) -> "Axes":
     """Draw a metric against updates, for each optimizer at its best rate.
 
-    The line is the median over the seeds that did not diverge; the band is their range.
+    The line is the median over the seeds that did not diverge; the band is their range. They end
+    where early stopping ended the last of the runs; the others hold their values until there.
 
     Args:
         comparison: the result of `compare`.
@@ -66,16 +67,21 @@ def plot_curves(
             continue
         runs = comparison.runs[row.optimizer]
         best = np.flatnonzero(runs.rates == row.rate)[0]
-        values = runs.validation[metric][best, ~runs.diverged[best]].clip(lowest, highest)
+        converged = ~runs.diverged[best]
+        values = runs.held(metric)[best, converged].clip(lowest, highest)
+        steps = runs.steps
+        if runs.ended is not None:
+            steps = steps[steps <= runs.ended[best, converged].max()]
+            values = values[:, : len(steps)]
         ax.plot(
-            runs.steps,
+            steps,
             np.median(values, axis=0),
             **style,
             markevery=(0.03 * index, 0.2),
             label=f"{row.optimizer} at {row.rate:.3g}",
         )
         ax.fill_between(
-            runs.steps,
+            steps,
             values.min(axis=0),
             values.max(axis=0),
             color=style["color"],
@@ -124,12 +130,15 @@ def plot_sensitivity(
             mark_diverged(ax, rates_with_divergence, style["color"], CROSS_ROW * lines_of_crosses)
     ax.plot([], [], **ring("black"), label=f"best {comparison.title(comparison.score)}")
     ax.plot([], [], **cross("black"), label="a run diverged")
+    when = f"{runs.steps[-1]} updates"
+    if runs.ended is not None:
+        when = f"at most {when}, of each run at its best evaluation"
     every_rate = np.concatenate([runs.rates for runs in comparison.runs.values()])
     ax.set_xscale("log")
     ax.set_xlim(every_rate.min() / 1.6, every_rate.max() * 1.6)
     ax.set_xlabel("learning rate")
     ax.set_title(
-        f"{comparison.task}: {comparison.title(metric)} after {runs.steps[-1]} updates",
+        f"{comparison.task}: {comparison.title(metric)} after {when}",
         loc="left",
         pad=6 + CROSS_ROW * (lines_of_crosses + 0.5),
     )

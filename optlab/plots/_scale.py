@@ -110,10 +110,10 @@ def metric_scale(sweep: "Sweep", metric: str) -> Scale | None:
 
 
 def metric_of(trial: "Trial", metric: str) -> float:
-    """Return a metric at a trial's last evaluation, the mean over the seeds; NaN if it diverged."""
+    """Return a metric where a trial's score is taken, its mean over seeds; NaN if it diverged."""
     if trial.diverged:
         return math.nan
-    return float(np.asarray(trial.validation[metric], np.float64)[:, -1].mean())
+    return float(np.asarray(trial.final(metric), np.float64).mean())
 
 
 def spans_decades(values: Sequence[float]) -> bool:

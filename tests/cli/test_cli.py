@@ -46,6 +46,13 @@ def test_compare_writes_results_and_plots(quick):
     )
 
 
+def test_patience_ends_runs_of_a_comparison(run):
+    status, out, _ = run(*QUICK, "--rates", "1e-9", "--steps", "20", "--patience", "2")
+    assert status == 0
+    assert "ended early" in out.splitlines()[0]
+    assert "2 of 2 (2 by patience)" in out
+
+
 def test_progress_is_plain_lines_unless_on_a_terminal(quick):
     _, err, _ = quick
     lines = err.splitlines()

@@ -59,6 +59,20 @@ def test_an_average_is_scored_beside_the_last_parameters(run):
     assert rows[2].split()[2] == f"{float(loss):.3g}"
 
 
+def test_with_patience_the_average_is_judged_and_kept(run, tmp_path):
+    status, out, _ = run(*TRAIN, "--average", "ema:0.9", "--patience", "2", "--seed", "3")
+    assert status == 0
+    tx = optax.chain(optlab.adam(0.05), optlab.params_ema(0.9))
+    rule = lab.EarlyStopping(2, mode="max")
+    options = {"steps": 30, "key": jax.random.key(3), "early_stopping": rule, "average": True}
+    result = lab.train(blobs(), tx, **options)
+    heading, *rows = out.split("\n\n")[1].splitlines()
+    assert heading.startswith(f"average, ema:0.9, after {result.step} updates")
+    assert rows[2].split()[2] == f"{result.test['loss']:.3g}"
+    record = json.loads((tmp_path / "optlab-train" / "history.json").read_text())
+    assert (record["average"], record["step"]) == ({"how": "ema:0.9"}, result.step)
+
+
 POWER = 6.9372
 """The exponent γ of a power average of the relative width 0.1."""
 
@@ -98,7 +112,6 @@ def test_each_average_has_the_weights_of_its_definition(run, how, weights):
         (["--average", "uniform:30"], "argument --average: START must be below the 30 updates"),
         (["--average", "power:0.4"], "argument --average: WIDTH must be in (0, 1/√12], got"),
         (["--average", "lawa:0"], "argument --average: expected a whole number >= 1, got '0'"),
-        (["--average", "ema:0.9", "--patience", "2"], "--average cannot go with --patience"),
         (
             ["--task", "valley", "--ensemble", "2"],
             "ensemble: the task must be a classification, with Task.predict and Task.splits, got",

@@ -235,6 +235,25 @@ def test_words_of_other_commands_have_the_same_meaning_in_a_sweep(run):
     assert trial["validation"]["loss"][0][-1] == pytest.approx(once["validation"]["loss"][-1])
 
 
+def test_patience_ends_runs_where_it_ends_that_of_train(run):
+    space = ["--space", "learning_rate=1e-20,1e-3", "--search", "grid", "--trials", "2"]
+    status, out, _ = run(*QUICK, *space, "--patience", "3", "--json")
+    assert status == 0
+    trial = next(t for t in json.loads(out)["trials"] if t["causes"] == ["patience"])
+    alike = [*QUICK[1:5], "--steps", "20", "--rate", "1e-20", "--patience", "3", "--json"]
+    once = json.loads(run("train", *alike)[1])
+    assert once["reason"] == f"early stopping: {trial['reasons'][0]}"
+    assert json.loads(out)["options"]["patience"] == 3
+
+
+def test_patience_follows_the_score_of_a_task_that_is_made_of_values(run):
+    words = ["--task", "digits-mlp", "--space", "width=4,8", "--rate", "1e-6", "--steps", "4"]
+    status, out, _ = run("sweep", *words, "--trials", "2", "--patience", "1", "--json")
+    assert status == 0
+    assert json.loads(out)["maximize"]
+    assert all(len(trial["causes"]) == 1 for trial in json.loads(out)["trials"])
+
+
 def test_a_schedule_may_take_numbers_of_the_space(run):
     space = ["--space", "learning_rate=1e-3,1e-2", "--space", "wait=1,5", "--search", "grid"]
     schedule = "warmup_cosine(learning_rate, warmup_steps=wait, decay_steps=20)"

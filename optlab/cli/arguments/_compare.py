@@ -7,6 +7,7 @@ from optlab.cli._known import COMPARED, OPTIMIZERS
 from optlab.cli._options import (
     add_json,
     add_out_folder,
+    add_patience,
     add_results,
     add_seed,
     add_seeds,
@@ -59,6 +60,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     add_seeds(parser, default=3, meaning="runs at each rate")
     add_seed(parser, "the first of the seeds")
     add_steps(parser, "optimizer updates per run (default: the task's)")
+    add_patience(parser, "each run", "judge it by its best evaluation")
     parser.add_argument(
         "--target",
         type=number,

@@ -11,6 +11,7 @@ from optlab.cli._options import (
     add_json,
     add_optimizer,
     add_out_folder,
+    add_patience,
     add_results,
     add_seed,
     add_steps,
@@ -100,6 +101,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         help="search again with N trials, in a smaller space around the best ones",
     )
     add_steps(parser, "optimizer updates per trial (default: the task's)")
+    add_patience(parser, "each run of a trial", "judge it by its best evaluation")
     parser.add_argument(
         "--seeds",
         type=runs,

@@ -11,6 +11,7 @@ from optlab.cli._options import (
     add_json,
     add_optimizer,
     add_out_folder,
+    add_patience,
     add_seed,
     add_steps,
     add_task,
@@ -83,13 +84,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     add_updates(parser)
     add_steps(parser, "optimizer updates (default: the task's)")
     add_seed(parser, "seed of the run")
-    parser.add_argument(
-        "--patience",
-        type=count,
-        metavar="N",
-        help="stop after N evaluations in a row without improvement, and return to the best "
-        "parameters (default: train to the end)",
-    )
+    add_patience(parser, "the run", "return to the best parameters")
     parser.add_argument(
         "--checkpoints",
         type=folder_or_bucket,
@@ -143,9 +138,10 @@ def _add_many_weights(parser: argparse.ArgumentParser) -> None:
         "--average",
         type=average,
         metavar="HOW",
-        help=f"average the parameters as well, and score the average beside the last ones; one of "
-        f"{_forms()}: exponential, uniform from update START on, by a power of the update with "
-        "this relative width, or over the last K evaluations",
+        help=f"average the parameters as well, and score the average beside the last ones, or with "
+        f"--patience judge and keep it in their place; one of {_forms()}: exponential, uniform "
+        "from update START on, by a power of the update with this relative width, or over the last "
+        "K evaluations",
     )
 
 
@@ -205,8 +201,3 @@ def _check_many_weights(options: argparse.Namespace) -> None:
                 raise UsageError(
                     f"--{name} cannot go with --{other}, which is for a single run; leave it out"
                 )
-    if options.average is not None and options.patience:
-        raise UsageError(
-            "--average cannot go with --patience: the average is that of the last update, and "
-            "--patience returns to an earlier one; leave out one of them"
-        )

@@ -1,7 +1,6 @@
 """`compare`: which optimizer is best on a task, at which rate, and how much the rate matters."""
 
 import json
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -13,20 +12,21 @@ import jax.numpy as jnp
 import numpy as np
 
 from optlab import _checks
-from optlab._divergence import has_diverged
 from optlab._report import aligned, number, strict, versions
 from optlab.lab.comparison._rows import Row, summarize
 from optlab.lab.comparison._runs import MakeOptimizer, Runs
 from optlab.lab.sweeps._recipe import name_of
 from optlab.lab.sweeps._record import Record
 from optlab.lab.sweeps._store import Store
-from optlab.lab.sweeps._trial import COMPLETE, DIVERGED, Trial
+from optlab.lab.sweeps._trial import COMPLETE, Trial
 from optlab.lab.tasks._check_task import batch_size, check_task
 from optlab.lab.tasks._task import Task
+from optlab.lab.training._early_stopping import EarlyStopping
 from optlab.lab.training._interval import evaluation_interval
 from optlab.lab.training._loop import checked_seeds, seed_keys
 from optlab.lab.training._progress import count_updates, progress_bar
-from optlab.lab.training._runner import Curves, Fixed, TrialRuns, default_lanes
+from optlab.lab.training._runner import Fixed, TrialRuns, default_lanes
+from optlab.lab.training._stoppers import check_rule, rule_facts
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -80,6 +80,9 @@ class Comparison:
             columns[f"updates to {self.target:g}"] = [_updates(row) for row in rows]
         if any(row.decades is not None for row in rows):
             columns["decades"] = [_decades(row) for row in rows]
+        if any(row.num_ended is not None for row in rows):
+            columns["best at"] = [_best_at(row) for row in rows]
+            columns["ended early"] = [_ended_early(row) for row in rows]
         columns["diverged"] = [f"{row.num_diverged} of {row.num_runs}" for row in rows]
         return "\n\n".join(filter(None, ("\n".join(aligned(columns)), "\n".join(self._notes()))))
 
@@ -113,7 +116,8 @@ class Comparison:
         runs = next(iter(self.runs.values()))
         seeds = "one seed" if len(runs.seeds) == 1 else f"{len(runs.seeds)} seeds"
         title = f"{self.task}: {len(self.runs)} optimizers × {len(runs.rates)} rates × {seeds}"
-        return f"{title}, {runs.steps[-1]} updates each\n\n{self.table()}\n\n{self.verdict()}"
+        most = "" if runs.taken is None else "at most "
+        return f"{title}, {most}{runs.steps[-1]} updates each\n\n{self.table()}\n\n{self.verdict()}"
 
     def plot(self, *, metric: str = "loss") -> "Figure":
         """Draw the curves and the sensitivity; see `optlab.plots.plot_comparison`.
@@ -144,6 +148,7 @@ class Comparison:
                 "validation": runs.validation,
                 "test": runs.test,
                 "seconds": runs.seconds,
+                **runs.early,
             }
             for row, runs in zip(self.rows(), self.runs.values(), strict=True)
         }
@@ -167,6 +172,9 @@ class Comparison:
             yield "±: one standard deviation over seeds."
         if any(row.decades is not None for row in self.rows()):
             yield "decades: width in log10(rate), around the best, that keeps 90% of its progress."
+        if any(row.num_ended is not None for row in self.rows()):
+            yield "best at: updates at the best evaluation, as the median over seeds, at that rate."
+            yield "ended early: runs that early stopping ended, over all rates and seeds."
         for row in self.rows():
             if row.at_edge:
                 which = "lowest" if row.rate == self.runs[row.optimizer].rates[0] else "highest"
@@ -185,6 +193,7 @@ def compare(
     steps: int | None = None,
     eval_every: int | None = None,
     target: float | None = None,
+    early_stopping: EarlyStopping | None = None,
     results: str | Path | None = None,
     lanes: int | None = None,
     memory: float | None = None,
@@ -209,6 +218,9 @@ def compare(
             at most, by the number of examples.
         target: a score; the updates until it is first reached are reported. None for the task's
             own target.
+        early_stopping: when each run ends before that, as in `train`: its mode must be that of the
+            task's score, and validation and test scores are those of the run's best evaluation.
+            None to let no run end early.
         results: an SQLite file in which trials are stored as they end. A comparison that was
             stopped in any way continues from this file when it is called again with the same
             arguments. Tasks and optimizers are compared by name only. None for no file.
@@ -232,6 +244,7 @@ def compare(
         [0.01, 1.0]
     """
     source = check_task(_WHO, task)
+    check_rule(_WHO, task, early_stopping)
     seeds, rates = checked_seeds(_WHO, seeds), _checked_rates(rates)
     steps = task.steps if steps is None else steps
     _checks.check_integer(_WHO, "steps", steps, 1)
@@ -259,6 +272,8 @@ def compare(
         "lanes": lanes,
         "score": task.score,
     }
+    if early_stopping is not None:  # else the file may be older than this entry
+        about["early_stopping"] = rule_facts(early_stopping)
     total = len(optimizers) * len(rates) * steps
     with (
         closing(Store(_WHO, results, about, what="comparison")) as store,
@@ -278,14 +293,17 @@ def compare(
                 memory=memory,
                 on_updates=count_updates(show, label, index * len(rates) * steps),
                 tests=True,
+                early_stopping=early_stopping,
             )
             first = index * len(rates)
             points = [(first + i, {"rate": rate}) for i, rate in enumerate(rates.tolist())]
+            named = {"optimizer": label}
+            rate_of = {number: {"learning_rate": values["rate"]} for number, values in points}
             with closing(trials.run(points, steps, skip=record.ended)) as running:
                 for chunk in running:
                     record.add(
-                        _trial(task, label, number, rates[number - first], curves)
-                        for number, curves in chunk.items()
+                        Trial.of(n, {**named, **rate_of[n]}, curves, task.score, COMPLETE)
+                        for n, curves in chunk.items()
                     )
             runs[label] = Runs.of(
                 [record.ended[number] for number, _ in points],
@@ -303,22 +321,6 @@ def compare(
     )
 
 
-def _trial(task: Task, label: str, number: int, rate: float, curves: Curves) -> Trial:
-    values = {"optimizer": label, "learning_rate": float(rate)}
-    loss, scores = (curves.validation[name] for name in ("loss", task.score))
-    diverged = has_diverged([curves.train_loss, loss], scores).any()
-    return Trial(
-        number,
-        values,
-        DIVERGED if diverged else COMPLETE,
-        steps=curves.steps,
-        train_loss=curves.train_loss,
-        validation=curves.validation,
-        score=math.nan if diverged else float(scores[:, -1].mean(dtype=float)),
-        test=curves.test,
-    )
-
-
 def _checked_rates(rates: Sequence[float]) -> np.ndarray:
     checked = np.unique(np.asarray(rates, np.float64))
     if checked.size == 0:
@@ -332,6 +334,16 @@ def _updates(row: Row) -> str:
     if row.rate is None:
         return "–"
     return "never" if row.updates_to_target is None else f"{row.updates_to_target:g}"
+
+
+def _best_at(row: Row) -> str:
+    return "–" if row.best_at is None else f"{row.best_at:g}"
+
+
+def _ended_early(row: Row) -> str:
+    """Write how many runs ended early, and by what."""
+    causes = ", ".join(f"{count} by {cause}" for cause, count in row.causes.items())
+    return f"{row.num_ended} of {row.num_runs}" + (f" ({causes})" if causes else "")
 
 
 def _decades(row: Row) -> str:

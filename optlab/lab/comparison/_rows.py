@@ -1,6 +1,9 @@
 """From the runs of one optimizer to a row: the best rate, its scores, how much the rate matters."""
 
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -38,6 +41,11 @@ class Row:
             be larger.
         num_diverged: the number of runs that diverged, over all rates and seeds.
         num_runs: the number of runs, rates × seeds.
+        num_ended: the number of runs that early stopping ended, over all rates and seeds; None
+            without early stopping.
+        causes: cause → how many runs it ended, as `EarlyStopping.cause` says it.
+        best_at: the updates at the best evaluation of the runs at the best rate, as their median;
+            None without early stopping, or if every run diverged.
     """
 
     optimizer: str
@@ -50,6 +58,9 @@ class Row:
     decades_at_least: bool
     num_diverged: int
     num_runs: int
+    num_ended: int | None = None
+    causes: Mapping[str, int] = field(default_factory=dict)
+    best_at: float | None = None
 
 
 def summarize(
@@ -64,24 +75,30 @@ def summarize(
         maximize: whether a higher score is better.
         target: the score to reach; None if there is none.
     """
-    counts = {"num_diverged": int(runs.diverged.sum()), "num_runs": runs.diverged.size}
+    counts: dict[str, Any] = {"num_diverged": int(runs.diverged.sum())}
+    counts["num_runs"] = runs.diverged.size
+    if runs.taken is not None:
+        causes = Counter(cause for of_rate in runs.causes for cause in of_rate if cause)
+        counts |= {"num_ended": causes.total(), "causes": dict(causes.most_common())}
     best = best_rate(runs, score=score, maximize=maximize)
     if best is None:
         return Row(optimizer, None, False, None, None, None, None, False, **counts)
     converged = ~runs.diverged[best]
+    if runs.taken is not None:
+        counts["best_at"] = float(np.median(runs.taken[best, converged]))
     scores = runs.validation[score]
     last = len(runs.rates) - 1
     decades, at_least = decades_near_best(
         runs.rates,
         runs.eligible_means(score),
-        float(runs.eligible_means(score, evaluation=0)[best]),
+        float(runs.eligible_means(score, at_start=True)[best]),
         best,
     )
     return Row(
         optimizer=optimizer,
         rate=float(runs.rates[best]),
         at_edge=last > 0 and best in (0, last),
-        validation=Spread.of(scores[best, converged, -1]),
+        validation=Spread.of(runs.final(score)[best, converged]),
         test=Spread.of(runs.test[score][best, converged]) if runs.test else None,
         updates_to_target=updates_to_target(
             runs.steps, scores[best, converged], target=target, maximize=maximize

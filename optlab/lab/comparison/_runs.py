@@ -5,6 +5,7 @@ Arrays are (rates, seeds, …).
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import optax
@@ -12,6 +13,7 @@ import optax
 from optlab._divergence import has_diverged
 from optlab._types import Array
 from optlab.lab.sweeps._trial import Trial
+from optlab.lab.training._stoppers import held, value_at
 
 MakeOptimizer = Callable[[Array], optax.GradientTransformation]
 """A function of the learning rate, a () float that may be traced."""
@@ -29,9 +31,16 @@ class Runs:
             previous evaluation; at 0 the loss of the first batch before any update.
         validation: metric → (rates, seeds, evaluations) float, on the validation split; if the task
             has no splits, the metrics of the objective itself.
-        test: metric → (rates, seeds) float, at the end; empty if the task has no test split.
+        test: metric → (rates, seeds) float, at the end, or with early stopping at the best
+            evaluation; empty if the task has no test split.
         seconds: wall time, including compilation.
         score: the metric by which the runs are judged.
+        ended: (rates, seeds) int, the updates done where early stopping ended each run, after which
+            its curves are NaN; None without early stopping.
+        taken: (rates, seeds) int, the updates of each run's best evaluation; None likewise.
+        reasons: rate → seed → why early stopping ended the run, as `EarlyStopping.reason` says it,
+            or None; empty without early stopping.
+        causes: the same in a word.
     """
 
     rates: np.ndarray
@@ -42,6 +51,24 @@ class Runs:
     test: Mapping[str, np.ndarray]
     seconds: float
     score: str = "loss"
+    ended: np.ndarray | None = None
+    taken: np.ndarray | None = None
+    reasons: Sequence[Sequence[str | None]] = ()
+    causes: Sequence[Sequence[str | None]] = ()
+
+    @property
+    def early(self) -> dict[str, Any]:
+        """What early stopping did, by the names of the attributes; empty without it."""
+        names = ("ended", "taken", "reasons", "causes")
+        return {} if self.taken is None else {name: getattr(self, name) for name in names}
+
+    def final(self, metric: str) -> np.ndarray:
+        """Return a validation metric where the score is taken, (rates, seeds) float."""
+        return value_at(self.validation[metric], self.steps, self.taken)
+
+    def held(self, metric: str) -> np.ndarray:
+        """Return a validation metric, whose runs hold it after their end; as `validation`."""
+        return held(self.validation[metric], self.steps, self.ended)
 
     @property
     def diverged(self) -> np.ndarray:
@@ -52,26 +79,26 @@ class Runs:
         times the first. A run whose final score is not finite cannot be judged, and counts as one
         that diverged.
         """
-        losses = [self.train_loss, self.validation["loss"]]
-        return has_diverged(losses, self.validation[self.score])
+        losses = [held(self.train_loss, self.steps, self.ended), self.held("loss")]
+        return has_diverged(losses, self.final(self.score)[..., None])
 
     def eligible(self) -> np.ndarray:
         """(rates,) bool: rates at which no run diverged; without any, where one did not."""
         whole = ~self.diverged.any(axis=1)
         return whole if whole.any() else ~self.diverged.all(axis=1)
 
-    def eligible_means(self, metric: str, evaluation: int = -1) -> np.ndarray:
+    def eligible_means(self, metric: str, *, at_start: bool = False) -> np.ndarray:
         """Average a validation metric over the seeds that did not diverge.
 
         Args:
             metric: a metric of the task.
-            evaluation: the index of the evaluation; by default the last one.
+            at_start: whether it is that before training, and not that where the score is taken.
 
         Returns:
             (rates,) float, NaN where the rate is not eligible.
         """
         converged = ~self.diverged
-        values = self.validation[metric][..., evaluation]
+        values = self.validation[metric][..., 0] if at_start else self.final(metric)
         totals = np.where(converged, values, 0).sum(axis=1, dtype=np.float64)
         means = np.full(len(totals), np.nan)
         return np.divide(totals, converged.sum(axis=1), out=means, where=self.eligible())
@@ -88,7 +115,14 @@ class Runs:
             score: the metric by which the runs are judged.
             seconds: wall time.
         """
-        first = trials[0]
+        first, early = trials[0], {}
+        if first.taken is not None:
+            early = {
+                "ended": np.stack([trial.ended for trial in trials]),
+                "taken": np.stack([trial.taken for trial in trials]),
+                "reasons": [trial.reasons for trial in trials],
+                "causes": [trial.causes for trial in trials],
+            }
         return cls(
             rates=np.array([trial.values["learning_rate"] for trial in trials]),
             seeds=seeds,
@@ -101,4 +135,5 @@ class Runs:
             test={name: np.stack([trial.test[name] for trial in trials]) for name in first.test},
             seconds=seconds,
             score=score,
+            **early,
         )

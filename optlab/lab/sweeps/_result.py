@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -52,8 +53,8 @@ class Sweep:
     def ranked(self) -> list[Trial]:
         """Return the trials, the best first.
 
-        The order is by the number of updates (halving stops the worse trials early), then by the
-        score, then by the loss; diverged trials come last.
+        The order is by the number of updates that `halving` left them, then by the score, then by
+        the loss; diverged trials come last.
         """
         return rank(self.trials, maximize=self.maximize)
 
@@ -125,6 +126,9 @@ class Sweep:
         if self.score != "loss":
             columns["loss"] = [number(trial.loss) for trial in best_trials]
         columns["updates"] = [str(trial.num_updates) for trial in best_trials]
+        if any(trial.causes for trial in best_trials):
+            columns["best at"] = [_updates(trial.taken) for trial in best_trials]
+            columns["ended by"] = [_causes(trial) for trial in best_trials]
         columns["status"] = [trial.status for trial in best_trials]
         left_out = len(self.trials) - len(best_trials)
         notes = [f"{left_out} more trials are not shown."] if left_out else []
@@ -143,7 +147,7 @@ class Sweep:
         random ranks hardly ever explain as much; with few trials nothing is sure.
         """
         order = self.ranked()
-        keys = [(t.diverged or (-t.num_updates, t.score)) for t in order]
+        keys = [(t.diverged or (-int(t.steps[-1]), t.score)) for t in order]
         places: dict[Any, list[int]] = {}
         for place, key in enumerate(keys):
             places.setdefault(key, []).append(place)
@@ -163,12 +167,19 @@ class Sweep:
         return plot_sweep(self)
 
     def to_csv(self) -> str:
-        """Return a CSV line per trial, the best first: number, status, scores and values."""
+        """Return a CSV line per trial, the best first: number, status, scores and values.
+
+        With early stopping there are also the updates of the best evaluation, and what ended it.
+        """
         text = io.StringIO()
         lines = csv.writer(text, lineterminator="\n")
-        lines.writerow(["trial", "status", "updates", self.score, "validation_loss", *self.space])
+        stops = any(trial.causes for trial in self.trials)
+        own = ["best_at", "ended_by"] if stops else []
+        head = ["trial", "status", "updates", *own, self.score, "validation_loss"]
+        lines.writerow([*head, *self.space])
         for trial in self.ranked():
-            numbers = [trial.number, trial.status, trial.num_updates, trial.score, trial.loss]
+            own = [_updates(trial.taken), _causes(trial)] if stops else []
+            numbers = [trial.number, trial.status, trial.num_updates, *own, trial.score, trial.loss]
             lines.writerow([*numbers, *(trial.values[name] for name in self.space)])
         return text.getvalue()
 
@@ -188,8 +199,7 @@ class Sweep:
         return json.dumps(strict({**extra, **document}), allow_nan=False)
 
     def _score(self, trial: Trial) -> str:
-        scores = trial.validation[self.score][:, -1]
-        return "–" if trial.status == DIVERGED else str(Spread.of(scores))
+        return "–" if trial.status == DIVERGED else str(Spread.of(trial.final(self.score)))
 
     def _notes(self) -> Iterator[str]:
         diverged = sum(trial.status == DIVERGED for trial in self.trials)
@@ -198,6 +208,11 @@ class Sweep:
             yield f"{self.missing} more trials still run elsewhere."
         if stopped:
             yield f"{stopped} of {len(self.trials)} trials were stopped early for better ones."
+        causes = Counter(cause for trial in self.trials for cause in trial.causes if cause)
+        if causes:
+            runs = sum(len(trial.causes) for trial in self.trials)
+            counts = ", ".join(f"{count} by {cause}" for cause, count in causes.most_common())
+            yield f"Early stopping ended {causes.total()} of {runs} runs: {counts}."
         if diverged:
             yield f"{diverged} of {len(self.trials)} trials diverged."
         if diverged == len(self.trials):
@@ -222,6 +237,18 @@ def _edge(values: Range, value: Any, trials: int) -> str | None:
     if position <= reach or value == values.low:
         return "lower"
     return "upper" if position >= 1 - reach or value == values.high else None
+
+
+def _updates(updates: np.ndarray | None) -> str:
+    """Write the updates of the runs of a trial: one number, or the least and the most."""
+    if updates is None:
+        return "–"
+    ends = sorted({int(np.min(updates)), int(np.max(updates))})
+    return "–".join(map(str, ends))
+
+
+def _causes(trial: Trial) -> str:
+    return ", ".join(sorted({cause for cause in trial.causes if cause})) or "–"
 
 
 def _value(value: Any) -> str:

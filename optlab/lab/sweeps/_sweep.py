@@ -20,7 +20,6 @@ import numpy as np
 import optax
 
 from optlab import _checks
-from optlab._divergence import has_diverged
 from optlab.groups._assignment import Rules
 from optlab.lab.sweeps._bayes import Bayes
 from optlab.lab.sweeps._database import decode, encode
@@ -31,14 +30,16 @@ from optlab.lab.sweeps._result import Sweep
 from optlab.lab.sweeps._search import check_search, grid, points
 from optlab.lab.sweeps._space import Range, checked_space
 from optlab.lab.sweeps._store import Store
-from optlab.lab.sweeps._trial import COMPLETE, DIVERGED, STOPPED, Trial, rank
+from optlab.lab.sweeps._trial import COMPLETE, STOPPED, Trial, rank
 from optlab.lab.tasks._check_task import batch_size, check_task
 from optlab.lab.tasks._task import Task
+from optlab.lab.training._early_stopping import EarlyStopping
 from optlab.lab.training._grouping import group_table
 from optlab.lab.training._interval import evaluation_interval
 from optlab.lab.training._loop import checked_seeds, seed_keys
 from optlab.lab.training._progress import Show, progress_bar
 from optlab.lab.training._runner import Curves, Point, TrialRuns, default_lanes
+from optlab.lab.training._stoppers import check_rule, rule_facts
 from optlab.lab.training._train import EVALUATIONS
 
 _WHO = "sweep"
@@ -64,6 +65,7 @@ def sweep(
     steps: int | None = None,
     eval_every: int | None = None,
     halving: int | None = None,
+    early_stopping: EarlyStopping | None = None,
     results: str | Path | None = None,
     storage: str | None = None,
     lanes: int | None = None,
@@ -100,6 +102,11 @@ def sweep(
             the run, or a thirtieth with `halving`.
         halving: η ≥ 2: at each rung, continue only the best 1/η of the trials. None to train all
             trials to the end. Not available for "bayes".
+        early_stopping: when each run ends before that, as in `train`: its mode must be that of the
+            task's score, and a run's score is that of its best evaluation. None to let no run end
+            early. With `halving`, a rung judges the best score so far, and a trial that has ended
+            keeps its place among those that continue as long as its score is good enough; it takes
+            no more time. With several seeds each run ends by itself.
         results: an SQLite file in which results are stored as they arrive. A sweep that was stopped
             in any way continues from this file when it is called again with the same arguments, and
             ends with the same trials, bit for bit. `trials` may then be raised, unless the search
@@ -147,6 +154,7 @@ def sweep(
     _check_destinations(search, results, storage)
     _check_callbacks(callbacks)
     options = {"search": search, "trials": trials, "seed": seed, "seeds": seeds, "lanes": lanes}
+    options["early_stopping"] = early_stopping
     plan = _checked_plan(task, optimizer, space, steps, eval_every, halving, groups, **options)
     if memory is not None:
         memory = float(_checks.check_number(_WHO, "memory", memory, _checks.POSITIVE))
@@ -161,6 +169,7 @@ def sweep(
             lanes=plan.lanes,
             memory=memory,
             on_updates=bar.on_updates,
+            early_stopping=early_stopping,
         )
         if storage is not None:
             trials_done = _search_shared(plan, runs, storage, (*callbacks, bar.on_trial))
@@ -201,6 +210,7 @@ class _Plan:
     lanes: int
     batch: int  # trials that are requested from Optuna together
     groups: str | None  # as a table, with the values in the middle of their ranges
+    early_stopping: Mapping[str, Any] | None
 
     def about(self) -> dict[str, Any]:
         """Return the facts that identify this sweep; stored results must have the same ones."""
@@ -210,8 +220,9 @@ class _Plan:
         about["space"] = list(self.space)  # names in their order, which affects the values
         about |= {f"space[{name!r}]": values.to_json() for name, values in self.space.items()}
         about |= {name: getattr(self, name) for name in names}
-        if self.groups is not None:
-            about["groups"] = self.groups
+        # A file of a sweep that has none of these may be older than they are.
+        rare = {"groups": self.groups, "early_stopping": self.early_stopping}
+        about |= {name: value for name, value in rare.items() if value is not None}
         if self.search == "grid" or self.halving:
             about["trials"] = self.trials
         return about
@@ -244,20 +255,8 @@ class _Plan:
         return sorted(rung for rung in rungs if rung < self.steps)
 
     def trial(self, number: int, values: Values, curves: Curves, status: str) -> Trial:
-        """Return a trial that ends here with this status, or as diverged."""
-        loss, scores = (curves.validation[name] for name in ("loss", self.task.score))
-        diverged = has_diverged([curves.train_loss, loss], scores).any()
-        score = math.nan if diverged else float(scores[:, -1].mean(dtype=float))
-        status = DIVERGED if diverged else status
-        return Trial(
-            number,
-            dict(values),
-            status,
-            steps=curves.steps,
-            train_loss=curves.train_loss,
-            validation=curves.validation,
-            score=score,
-        )
+        """Return a trial that ends here with this status, as diverged, or as ended early."""
+        return Trial.of(number, values, curves, self.task.score, status)
 
 
 def _search_fixed(plan: _Plan, runs: TrialRuns, record: Record) -> None:
@@ -332,6 +331,7 @@ def _checked_plan(
     seed: int,
     seeds: int | Sequence[int],
     lanes: int | None,
+    early_stopping: EarlyStopping | None,
 ) -> _Plan:
     check_search(_WHO, search, seed)
     _checks.check_integer(_WHO, "trials", trials, 1)
@@ -356,6 +356,7 @@ def _checked_plan(
     check_domains(_WHO, recipe, space, example)
     first = recipe.make_task(example)
     source = check_task(_WHO, first)
+    check_rule(_WHO, first, early_stopping)
     table = None if groups is None else group_table(*recipe.make(example))
     steps = first.steps if steps is None else steps
     _checks.check_integer(_WHO, "steps", steps, 1)
@@ -380,6 +381,7 @@ def _checked_plan(
         lanes=int(lanes),
         batch=batch,
         groups=table,
+        early_stopping=rule_facts(early_stopping),
     )
 
 

@@ -1,13 +1,20 @@
 """`Trial`: one point of a sweep, and its result."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from optlab._divergence import has_diverged
+from optlab.lab.training._runner import Curves
+from optlab.lab.training._stoppers import held, value_at
+
 COMPLETE, STOPPED, DIVERGED = "complete", "stopped", "diverged"
-"""How a trial ended: at its last update, stopped early by halving, or by divergence."""
+ENDED = "ended early"
+"""How a trial ended: at its last update, stopped early by halving, by divergence, or as early
+stopping ended all of its runs."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -17,15 +24,23 @@ class Trial:
     Attributes:
         number: counted from 0; with the sweep's seed it determines the values and all randomness.
         values: name → value.
-        status: "complete"; "stopped", if halving stopped it early; or "diverged".
+        status: "complete"; "stopped", if halving stopped it early; "ended early", if early stopping
+            ended all of its runs; or "diverged".
         steps: (evaluations,) int, updates done at each evaluation.
         train_loss: (seeds, evaluations) float, the mean loss of the batches since the previous
             evaluation; at 0 the loss of the first batch before any update.
         validation: metric → (seeds, evaluations) float, on the validation split; if the task has no
             splits, the metrics of the objective itself.
         test: metric → (seeds,) float, on the test split at the end; empty in a sweep.
-        score: the judged metric at the last evaluation, as the mean over the seeds; NaN if the
-            trial diverged.
+        score: the judged metric at the last evaluation, or with early stopping at the best one of
+            each run, as the mean over the seeds; NaN if the trial diverged.
+        ended: (seeds,) int, the updates done where early stopping ended each run, after which its
+            curves are NaN; None without early stopping.
+        taken: (seeds,) int, the updates of each run's best evaluation, where its score is taken;
+            None likewise.
+        reasons: why early stopping ended each run, as `EarlyStopping.reason` says it; None for a
+            run that made all its updates. Empty without early stopping.
+        causes: the same in a word, as `EarlyStopping.cause` says it.
     """
 
     number: int
@@ -36,11 +51,58 @@ class Trial:
     validation: Mapping[str, np.ndarray]
     score: float
     test: Mapping[str, np.ndarray] = field(default_factory=dict)
+    ended: np.ndarray | None = None
+    taken: np.ndarray | None = None
+    reasons: Sequence[str | None] = ()
+    causes: Sequence[str | None] = ()
+
+    @classmethod
+    def of(
+        cls, number: int, values: Mapping[str, Any], curves: Curves, score: str, status: str
+    ) -> "Trial":
+        """Return a trial that ends with this status, as diverged, or as ended early.
+
+        Args:
+            number: its number.
+            values: name → value.
+            curves: its curves.
+            score: the judged metric.
+            status: how it ended, if neither by divergence nor by early stopping of all runs.
+        """
+        steps, ended = curves.steps, curves.ended
+        scores = value_at(curves.validation[score], steps, curves.taken)
+        losses = [held(x, steps, ended) for x in (curves.train_loss, curves.validation["loss"])]
+        if has_diverged(losses, scores[..., None]).any():
+            status = DIVERGED
+        elif curves.causes and None not in curves.causes:
+            status = ENDED
+        return cls(
+            number,
+            dict(values),
+            status,
+            steps=steps,
+            train_loss=curves.train_loss,
+            validation=curves.validation,
+            score=math.nan if status == DIVERGED else float(scores.mean(dtype=float)),
+            test=curves.test,
+            ended=ended,
+            taken=curves.taken,
+            reasons=curves.reasons,
+            causes=curves.causes,
+        )
 
     @property
     def num_updates(self) -> int:
-        """The number of updates done."""
-        return int(self.steps[-1])
+        """The number of updates done, of the longest of its runs."""
+        return int(self.steps[-1] if self.ended is None else np.max(self.ended))
+
+    def final(self, metric: str) -> np.ndarray:
+        """Return a validation metric where the score is taken, (seeds,) float."""
+        return value_at(self.validation[metric], self.steps, self.taken)
+
+    def held(self, metric: str) -> np.ndarray:
+        """Return a validation metric, (seeds, evaluations), whose runs hold it after their end."""
+        return held(self.validation[metric], self.steps, self.ended)
 
     @property
     def diverged(self) -> bool:
@@ -54,18 +116,18 @@ class Trial:
 
     @property
     def loss(self) -> float:
-        """The validation loss at the last evaluation, as the mean over the seeds."""
+        """The validation loss where the score is taken, as the mean over the seeds."""
         with np.errstate(invalid="ignore"):  # the mean of a diverged trial may be ∞ − ∞
-            return float(self.validation["loss"][:, -1].mean(dtype=float))
+            return float(self.final("loss").mean(dtype=float))
 
 
 def rank(trials: Sequence[Trial], *, maximize: bool) -> list[Trial]:
-    """Order trials from the best: by updates done, then score, loss and number."""
+    """Order trials from the best: by the updates that halving left them, score, loss and number."""
 
     def order(trial: Trial) -> tuple:
         if trial.diverged:
             return (True, trial.number)
         score = -trial.score if maximize else trial.score
-        return (False, -trial.num_updates, score, trial.loss, trial.number)
+        return (False, -int(trial.steps[-1]), score, trial.loss, trial.number)
 
     return sorted(trials, key=order)

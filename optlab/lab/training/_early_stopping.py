@@ -204,34 +204,46 @@ class EarlyStopping:
         return self._with(best_params=_copied(params))
 
     @property
+    def cause(self) -> str | None:
+        """Why it stopped, in a word; None if it has not stopped.
+
+        It is "patience", "target", "divergence", for a value worse than that, or "not finite".
+
+        Raises:
+            ValueError: the stopper is traced, or holds several lanes.
+        """
+        self._check_readable("cause")
+        if not self.should_stop:
+            return None
+        if self.stop_on_nonfinite and not np.isfinite(self.last_value):
+            return "not finite"
+        if self._reaches_target(self.last_value):
+            return "target"
+        return "divergence" if self._is_divergent(self.last_value) else "patience"
+
+    @property
     def reason(self) -> str | None:
         """Why it stopped, as a sentence; None if it has not stopped.
 
         Raises:
             ValueError: the stopper is traced, or holds several lanes.
         """
-        if isinstance(self.should_stop, jax.core.Tracer):
-            _checks.fail(
-                _WHO, "reason must be read outside of jit, scan and vmap", "a traced stopper"
-            )
-        if np.ndim(self.should_stop):
-            _checks.fail(
-                _WHO,
-                "reason must be that of one stopper",
-                f"lanes of shape {np.shape(self.should_stop)}",
-                "take one with jax.tree.map(lambda x: x[0], stopper)",
-            )
-        if not self.should_stop:
-            return None
-        if self.stop_on_nonfinite and not np.isfinite(self.last_value):
-            return f"the value was not finite ({self.last_value}) at check {self.num_checks}"
-        for word, is_so, limit in (
-            ("reached the target", self._reaches_target(self.last_value), self.target),
-            ("was worse than", self._is_divergent(self.last_value), self.divergence),
-        ):
-            if is_so:
-                value = f"{self.last_value:.6g}"
-                return f"the value {word} {limit:g} at check {self.num_checks} ({value})"
+        self._check_readable("reason")
+        value = f"{self.last_value:.6g}"
+        match self.cause:
+            case None:
+                return None
+            case "not finite":
+                return f"the value was not finite ({self.last_value}) at check {self.num_checks}"
+            case "target":
+                word, limit = "reached the target", self.target
+            case "divergence":
+                word, limit = "was worse than", self.divergence
+            case _:
+                return self._reason_of_patience()
+        return f"the value {word} {limit:g} at check {self.num_checks} ({value})"
+
+    def _reason_of_patience(self) -> str:
         checks = "1 check" if self.patience == 1 else f"{self.patience} checks"
         if self.best_check == 0:
             return f"no finite value in {checks}"
@@ -240,6 +252,18 @@ class EarlyStopping:
             f"no improvement{by} in {checks} since check {self.best_check} "
             f"(best {self.best_value:.6g})"
         )
+
+    def _check_readable(self, what: str) -> None:
+        if isinstance(self.should_stop, jax.core.Tracer):
+            required = f"{what} must be read outside of jit, scan and vmap"
+            _checks.fail(_WHO, required, "a traced stopper")
+        if np.ndim(self.should_stop):
+            _checks.fail(
+                _WHO,
+                f"{what} must be that of one stopper",
+                f"lanes of shape {np.shape(self.should_stop)}",
+                "take one with jax.tree.map(lambda x: x[0], stopper)",
+            )
 
     def _reaches_target(self, value: Array) -> Array:
         """Return whether a value is as good as the target, a () bool."""

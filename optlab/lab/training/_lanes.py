@@ -265,7 +265,7 @@ class Apart:
                 ]
             )
         losses = self._in_all_lanes([records["loss"] for _, records in ended], used)
-        return self._by_lane(used, [carry for carry, _ in ended]), losses
+        return {**runs, **self._by_lane(used, [carry for carry, _ in ended])}, losses
 
     def evaluate(
         self, runs: dict[int, list[Carry]], values: Tree, split: str | None, used: Sequence[int]

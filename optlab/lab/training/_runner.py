@@ -15,6 +15,9 @@ one lane after another, from one thread per core. A trial then has the bits of a
 With several devices, lanes that run together are divided between them; each device has as many
 lanes as one device would have alone, and the same bits. Batches of a loader are read once for all
 lanes that run at the same time.
+
+With early stopping each run of a trial has a stopper of its own. A lane is idle once all its runs
+have stopped, and a chunk ends with its last lane; what a run does after its end is not recorded.
 """
 
 import os
@@ -35,10 +38,12 @@ import optax
 from optlab._types import Tree
 from optlab.lab.data import Batches, read_once
 from optlab.lab.tasks._task import Task
+from optlab.lab.training._early_stopping import EarlyStopping
 from optlab.lab.training._engine import BY_LANES, BY_SEEDS, Division
 from optlab.lab.training._interval import next_stop
 from optlab.lab.training._lanes import Apart, Together, way_of
 from optlab.lab.training._loop import Judged, Keys, TrainState
+from optlab.lab.training._stoppers import Stoppers, blanked
 from optlab.lab.training._threads import settings
 
 Values = Mapping[str, Any]
@@ -101,12 +106,23 @@ class Curves(NamedTuple):
         losses: (seeds, updates) float, the loss of each update's batch, before the update.
         validation: metric → (seeds, evaluations) float; empty without evaluation.
         test: metric → (seeds,) float, after the last update; empty if it was not asked for.
+        ended: (seeds,) int, the updates done where early stopping ended each run, after which its
+            curves are NaN; None without early stopping.
+        taken: (seeds,) int, the updates of the evaluation that early stopping keeps of each run;
+            `test` is of there. None likewise.
+        reasons: why early stopping ended each run, a sentence; None for one that went on to the
+            end. Empty without early stopping.
+        causes: the same in a word.
     """
 
     steps: np.ndarray
     losses: np.ndarray
     validation: dict[str, np.ndarray]
     test: dict[str, np.ndarray] = {}  # noqa: RUF012, which takes it for a class variable
+    ended: np.ndarray | None = None
+    taken: np.ndarray | None = None
+    reasons: Sequence[str | None] = ()
+    causes: Sequence[str | None] = ()
 
     @property
     def train_loss(self) -> np.ndarray:
@@ -141,6 +157,7 @@ class TrialRuns:
         on_updates: called with the number of updates done, over all trials; from several threads.
         evaluates: whether the runs are evaluated; if not, they have no curves of validation.
         tests: whether they are evaluated on the test split at the end of `run`, if there is one.
+        early_stopping: when a run stops before that, by the task's score; None for never.
     """
 
     def __init__(
@@ -156,9 +173,11 @@ class TrialRuns:
         on_updates: Callable[[int], None] = lambda updates: None,
         evaluates: bool = True,
         tests: bool = False,
+        early_stopping: EarlyStopping | None = None,
     ):
         self._who, self._recipe, self._traced = who, recipe, traced
         self._on_updates, self._evaluates, self._tests = on_updates, evaluates, tests
+        self._early_stopping = early_stopping
         self._keys = keys
         # One program per core of a CPU, because a program of few lanes keeps only one core busy.
         self._streams = os.cpu_count() or 1 if jax.default_backend() == "cpu" else 1
@@ -277,22 +296,92 @@ class TrialRuns:
         else:
             runs = group.stack([reached[number][0] for number, _ in lanes])
             curves = _stacked([reached[number][1] for number, _ in lanes])
-        first = int(curves.steps[-1])
-        with group.batches(first, stop) as batches:
-            while first < stop:
+        watch = _Watch(group, self._early_stopping, curves, tests=self._tests)
+        watch.test(runs, values, curves, used)
+        first, used = int(curves.steps[-1]), watch.going_on(used)
+        with group.batches(first, stop if used else first) as batches:
+            while first < stop and used:
                 end = next_stop(first, self._eval_every, stop)
                 if self._stopping:
                     raise CancelledError
                 runs, curves = group.advance(runs, values, curves, end, used, batches)
                 self._on_updates(len(chunk) * (end - first))
-                first = end
-        if self._tests:
-            curves = curves._replace(test=group.tested(runs, values, used))
-        curves_by_number = {number: _lane(curves, lane) for lane, (number, _) in chunk.items()}
+                watch.judge(curves)
+                watch.test(runs, values, curves, used)
+                first, used = end, watch.going_on(used)
+        self._on_updates(len(chunk) * (stop - first))
+        curves = watch.ended(_padded(curves, self._eval_every, stop))
+        if self._tests and self._early_stopping is None:
+            curves = curves._replace(test=group.tested(runs, values, [*chunk]))
+        curves_by_number = {
+            number: watch.told(_lane(curves, lane), lane) for lane, (number, _) in chunk.items()
+        }
         if keep:
             for lane, (number, _) in chunk.items():
                 self._resumable[number] = (group.take(runs, lane), curves_by_number[number])
         return curves_by_number
+
+
+class _Watch:
+    """The early stopping of the runs of a chunk; without a rule none of them stops.
+
+    Args:
+        group: the programs of the chunk.
+        rule: when a run stops; None for never.
+        curves: the evaluations so far, which are judged first.
+        tests: whether the test metrics of the evaluations that are kept are asked for.
+    """
+
+    def __init__(self, group: "_Group", rule: EarlyStopping | None, curves: Curves, *, tests: bool):
+        self._group, self._tests, self._test = group, tests, {}
+        self._stoppers = None if rule is None else Stoppers(rule, curves.losses.shape[:2])
+        for index in range(len(curves.steps)):
+            self.judge(curves, index)
+
+    def judge(self, curves: Curves, index: int = -1) -> None:
+        """Judge one of the evaluations, by default the last one."""
+        if self._stoppers is not None:
+            score, loss = (
+                curves.validation[name][..., index] for name in (self._group.score, "loss")
+            )
+            self._stoppers.update(int(curves.steps[index]), score, loss)
+
+    def test(self, runs: Any, values: Tree, curves: Curves, used: Sequence[int]) -> None:
+        """Evaluate the runs whose last evaluation is kept on the test split."""
+        if self._stoppers is None or not self._tests:
+            return
+        is_kept = self._stoppers.taken == curves.steps[-1]
+        lanes = [lane for lane in used if is_kept[lane].any()]
+        if lanes:
+            new = self._group.tested(runs, values, lanes)
+            self._test = {k: np.where(is_kept, x, self._test.get(k, x)) for k, x in new.items()}
+
+    def going_on(self, used: Sequence[int]) -> list[int]:
+        """Return those of some lanes that have a run that has not stopped."""
+        if self._stoppers is None:
+            return list(used)
+        stopped = self._stoppers.stopped
+        return [lane for lane in used if not stopped[lane].all()]
+
+    def ended(self, curves: Curves) -> Curves:
+        """Return the curves with NaN after the end of each run, and what is said of the ends."""
+        if self._stoppers is None:
+            return curves
+        ended, updates = self._stoppers.ended, np.arange(1, curves.losses.shape[-1] + 1)
+        return curves._replace(
+            losses=blanked(curves.losses, updates, ended),
+            validation={k: blanked(x, curves.steps, ended) for k, x in curves.validation.items()},
+            test=self._test,
+            ended=ended,
+            taken=self._stoppers.taken,
+        )
+
+    def told(self, curves: Curves, lane: int) -> Curves:
+        """Return the curves of a lane, with the reasons of its ends."""
+        if self._stoppers is None:
+            return curves
+        reasons, causes = self._stoppers.reasons(lane), self._stoppers.causes(lane)
+        return curves._replace(reasons=reasons, causes=causes)
 
 
 class _Group:
@@ -353,6 +442,11 @@ class _Group:
         self._apart = partial(Apart, who, make_run, task, threads=self._threads, **options)
         self._lanes = self._apart(lanes=lanes) if way.apart else self._together(lanes=share.lanes)
         self.compiled = self._compile()
+
+    @property
+    def score(self) -> str:
+        """The metric by which the trials are judged."""
+        return self._score
 
     @property
     def lanes(self) -> int:
@@ -545,9 +639,32 @@ def _stacked(curves: Sequence[Curves]) -> Curves:
     )
 
 
+def _padded(curves: Curves, every: int, stop: int) -> Curves:
+    """Return curves up to an update, with NaN for what was not trained or evaluated."""
+    steps = [int(curves.steps[-1])]
+    while steps[-1] < stop:
+        steps.append(next_stop(steps[-1], every, stop))
+
+    def longer(curve: np.ndarray, count: int) -> np.ndarray:
+        rest = np.full((*curve.shape[:-1], count), np.nan, curve.dtype)
+        return np.concatenate([curve, rest], axis=-1)
+
+    if len(steps) == 1:
+        return curves
+    return curves._replace(
+        steps=np.append(curves.steps, steps[1:]),
+        losses=longer(curves.losses, stop - steps[0]),
+        validation={k: longer(x, len(steps) - 1) for k, x in curves.validation.items()},
+    )
+
+
 def _lane(curves: Curves, index: int) -> Curves:
     validation, test = (
         {name: values[index] for name, values in metrics.items()}
         for metrics in (curves.validation, curves.test)
     )
-    return Curves(curves.steps, curves.losses[index], validation, test)
+    ended, taken = (
+        None if updates is None else updates[index] for updates in (curves.ended, curves.taken)
+    )
+    losses = curves.losses[index]
+    return Curves(curves.steps, losses, validation, test, ended, taken)

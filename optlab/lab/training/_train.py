@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 import optax
 from jax.sharding import Mesh
 
@@ -36,6 +35,7 @@ from optlab.lab.training._run import (
 )
 from optlab.lab.training._sharding import Sharding
 from optlab.lab.training._start import checked_start
+from optlab.lab.training._stoppers import check_rule, rule_facts
 
 _WHO = "train"
 
@@ -249,8 +249,7 @@ def _facts(
     average: bool,
     start: tuple[Tree | None, Tree | None],
 ) -> dict[str, Any]:
-    rule = ("patience", "min_delta", "stop_on_nonfinite", "start", "target", "divergence")
-    options = {"early_stopping": early_stopping and {n: getattr(early_stopping, n) for n in rule}}
+    options: dict[str, Any] = {"early_stopping": rule_facts(early_stopping)}
     options |= {"average": average, **({} if source is None else source.contents())}
     for name, tree in zip(("params", "model_state"), start, strict=True):
         leaves = jax.tree.leaves_with_path(_loop.without_keys(tree))
@@ -314,25 +313,7 @@ def _check_options(
 ) -> None:
     if not isinstance(callbacks, Sequence) or not all(map(callable, callbacks)):
         _checks.fail(_WHO, "callbacks must be a sequence of functions", repr(callbacks))
-    if early_stopping is None:
-        return
-    if not isinstance(early_stopping, EarlyStopping):
-        _checks.fail(_WHO, "early_stopping must be an EarlyStopping", repr(early_stopping))
-    mode = "max" if task.maximize else "min"
-    if early_stopping.mode != mode:
-        better = "higher" if task.maximize else "lower"
-        _checks.fail(
-            _WHO,
-            f"early_stopping must have mode={mode!r}, as a {better} {task.score} is better",
-            f"mode={early_stopping.mode!r}",
-        )
-    if np.any(early_stopping.num_checks):
-        _checks.fail(
-            _WHO,
-            "early_stopping must be new",
-            f"num_checks={early_stopping.num_checks}",
-            "pass EarlyStopping(patience=3), say",
-        )
+    check_rule(_WHO, task, early_stopping)
 
 
 def _check_resuming(

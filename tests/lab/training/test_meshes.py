@@ -17,7 +17,7 @@ import on_meshes
 import optlab
 from on_meshes import GATHERS, KINDS, SOURCES, assert_alike, layouts, mesh_of, numbers_of, run, task
 from optlab.groups import group
-from optlab.lab import compare, train
+from optlab.lab import EarlyStopping, compare, train
 
 BOTH_KINDS = pytest.mark.parametrize("kind", KINDS)
 
@@ -107,6 +107,29 @@ def test_a_module_that_names_axes_is_divided_by_them():
     )
     result = train(layer, optlab.adam(0.01), steps=2, key=on_meshes.key(), mesh=mesh)
     assert result.params["kernel"].sharding.spec == P(None, "data")
+
+
+@pytest.mark.parametrize(
+    ("rule", "cause", "ended"),
+    [
+        ({"start": 3, "target": 1.0}, "reached the target", 4),
+        ({"start": 3, "divergence": -1.0}, "was worse than", 4),
+    ],
+)
+def test_early_stopping_ends_a_divided_run_that_goes_on(tmp_path, alone, rule, cause, ended):
+    losses = alone["traced"].history.validation["loss"]
+    assert losses[0] > losses[1] > losses[2]  # evaluated at 0, 2 and 4
+    limits = {name: float(losses[1]) for name in ("target", "divergence") if name in rule}
+    if "divergence" in rule:
+        limits["divergence"] = float(losses[2]) / 2
+    options = {"early_stopping": EarlyStopping(9, **rule | limits), "checkpoints": tmp_path}
+    mesh = mesh_of((2,), "auto")
+    run(task(), mesh=mesh, **options | {"steps": 2})
+    result = run(task(), mesh=mesh, **options)
+    assert cause in result.reason
+    assert result.history.steps[-1] == ended
+    assert result.step == ended
+    assert len(result.params["w"].devices()) == 2
 
 
 def test_a_run_goes_on_with_another_number_of_devices(tmp_path, alone):

@@ -402,6 +402,26 @@ def test_without_any_finite_score_the_last_parameters_are_returned(stop_on_nonfi
     assert run.params == run.model_state == run.step == step
 
 
+@pytest.mark.parametrize(
+    ("rule", "reason", "step"),
+    [
+        ({"start": 5}, "no improvement in 2 checks since check 1 (best 6)", 5),
+        ({"start": 3, "target": 7.5}, "the value reached the target 7.5 at check 2 (7)", 4),
+        ({"start": 3, "divergence": 7.5}, "the value was worse than 7.5 at check 1 (8)", 3),
+    ],
+)
+def test_a_run_that_goes_on_stops_where_a_whole_one_does(tmp_path, rule, reason, step):
+    task = scripted([1.0, 9, 2, 8, 7, 6, 6.5, 6.6, 5])
+    options = {"key": KEY, "eval_every": 1, "early_stopping": EarlyStopping(2, **rule)}
+    whole = train(task, optax.sgd(1.0), steps=8, **options)
+    train(task, optax.sgd(1.0), steps=2, checkpoints=tmp_path, **options)
+    resumed = train(task, optax.sgd(1.0), steps=8, checkpoints=tmp_path, **options)
+    assert whole.reason == resumed.reason == f"early stopping: {reason}"
+    assert whole.params == resumed.params == whole.step == resumed.step
+    assert whole.history.steps.tolist() == resumed.history.steps.tolist()
+    assert whole.step == (step if "divergence" not in rule else whole.history.steps[-1])
+
+
 def test_early_stopping_stops_where_the_loss_itself_is_not_finite():
     task = scripted([3, 2, 1, np.nan, 0])
     evaluate = task.evaluate
