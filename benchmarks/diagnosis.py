@@ -17,15 +17,18 @@ says to stop early.
 
     python -m benchmarks.diagnosis            all problems, an hour on two CPU cores
     python -m benchmarks.diagnosis --quick    two problems, one optimizer
+    python -m benchmarks.diagnosis --runs F   keep the runs in a folder, to judge them again at once
 """
 
 import argparse
 import json
+import pickle
 import re
 import sys
 import time
 from collections import Counter, defaultdict
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -193,7 +196,21 @@ class Case:
     names them; ("long", …) are runs of twice as many updates.
     """
 
-    def __init__(self, name, optimizer, seeds):
+    def __init__(self, name, optimizer, seeds, folder=None):
+        file = folder and folder / f"{name}-{optimizer}.pickle"
+        if file and file.exists():
+            self.runs = pickle.loads(file.read_bytes())
+        else:
+            self._train_all(name, optimizer, seeds)
+            if file:
+                file.write_bytes(pickle.dumps(self.runs))
+        self._choose()
+
+    def _choose(self):
+        self.constant = min(POWERS, key=lambda power: final(self.runs["constant", power]))
+        self.decayed = min(POWERS, key=lambda power: final(self.runs["cosine", power]))
+
+    def _train_all(self, name, optimizer, seeds):
         self.problem, self.seeds = PROBLEMS[name](), seeds
         self._runner = Runner(self.problem, optimizer)
         self.runs = {}
@@ -202,8 +219,7 @@ class Case:
             {("constant", power): lane(10.0**power) for power in POWERS}
             | {("cosine", power): lane(cosine(steps, 10.0**power)) for power in POWERS},
         )
-        self.constant = min(POWERS, key=lambda power: final(self.runs["constant", power]))
-        self.decayed = min(POWERS, key=lambda power: final(self.runs["cosine", power]))
+        self._choose()
         powers = [p for p in POWERS if self.constant - 2 <= p <= self.constant + 0.5]
         later = [p for p in POWERS if self.decayed - 1.5 <= p <= self.decayed]
         self._train(
@@ -422,15 +438,18 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--problems", nargs="+", choices=PROBLEMS, default=list(PROBLEMS))
     parser.add_argument("--quick", action="store_true", help="two problems, one optimizer")
+    parser.add_argument("--runs", type=Path, help="a folder for the runs, read where it has them")
     parser.add_argument("--json", action="store_true", help="each run, instead of the tables")
     options = parser.parse_args(arguments)
     names = ["diabetes-linear", "noisy-quadratic"] if options.quick else options.problems
+    if options.runs:
+        options.runs.mkdir(parents=True, exist_ok=True)
     began = time.perf_counter()
     results = {"open": [], "sealed": []}
     for name in names:
         optimizers = ("momentum",) if options.quick else optimizers_of(name)
         for optimizer in optimizers:
-            case = Case(name, optimizer, range(SEEDS))
+            case = Case(name, optimizer, range(SEEDS), options.runs)
             where = {"problem": name, "optimizer": optimizer}
             results["sealed" if name in SEALED else "open"] += judge(case, where)
             print(f"{name} {optimizer}: {time.perf_counter() - began:.0f} s", file=sys.stderr)
