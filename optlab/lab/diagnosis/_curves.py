@@ -136,10 +136,36 @@ class Curves:
 
     @cached_property
     def loss(self) -> np.ndarray:
-        """(updates,) float64: the losses before the first that is not finite."""
+        """(updates,) float64: the losses before they are `broken`.
+
+        In place of a single loss that is not finite, such as that of a batch whose step was
+        skipped, stands a line between its neighbours.
+        """
+        return bridged(np.asarray(self.history.loss, np.float64)[: self.broken])
+
+    @cached_property
+    def broken(self) -> int:
+        """The updates done before the losses are not finite to the end; all if they are.
+
+        The end is a bad batch alone if the run was sound when it was evaluated after it, and had a
+        finite loss since the evaluation before.
+        """
         loss = np.asarray(self.history.loss, np.float64)
-        bad = np.flatnonzero(~np.isfinite(loss))
-        return loss[: bad[0]] if bad.size else loss
+        finite = np.flatnonzero(np.isfinite(loss))
+        begin = int(finite[-1]) + 1 if finite.size else 0
+        steps = self.history.steps
+        if len(steps) > 1 and steps[-1] >= len(loss) and begin > steps[-2]:
+            ends = [getattr(self.history, split).get("loss") for split in ("train", "validation")]
+            ends = [curve[-1] for curve in ends if curve is not None]
+            if ends and np.isfinite(ends).all():
+                return len(loss)
+        return begin
+
+    @cached_property
+    def rates(self) -> np.ndarray | None:
+        """(updates,) float64: the rate of each update; None if it is unknown."""
+        rates = self.history.learning_rate
+        return None if rates is None else bridged(np.asarray(rates, np.float64))
 
     @cached_property
     def start(self) -> float:
@@ -192,10 +218,9 @@ class Curves:
     @cached_property
     def rate_time(self) -> np.ndarray | None:
         """(updates,) float: τ after each update; None if the rate is unknown."""
-        rates = self.history.learning_rate
-        if rates is None:
+        if self.rates is None:
             return None
-        rates = np.asarray(rates, np.float64)[: len(self.loss)]
+        rates = self.rates[: len(self.loss)]
         total = rates.sum()
         usable = np.isfinite(rates).all() and (rates >= 0).all() and total > 0
         return np.cumsum(rates) / total if usable else None
@@ -203,7 +228,7 @@ class Curves:
     @property
     def decays(self) -> bool:
         """Whether the final rate is below half of the highest one."""
-        rates = self.history.learning_rate
+        rates = self.rates
         return rates is not None and bool(rates[-1] < 0.5 * np.max(rates))
 
     def in_rate_time(self, shares: np.ndarray | float) -> np.ndarray:
@@ -221,7 +246,7 @@ class Curves:
 
     def rate(self, update: int) -> float | None:
         """Return the rate of an update, counted from 0; None if the rate is unknown."""
-        rates = self.history.learning_rate
+        rates = self.rates
         return None if rates is None else float(rates[min(update, len(rates) - 1)])
 
     def monitored(self, name: str, quantile: float = 0.5) -> np.ndarray | None:
@@ -230,14 +255,15 @@ class Curves:
         The median of two groups is the lower one, because weights near 0 have a high ratio.
 
         Returns:
-            (updates,) float64, up to the first loss that is not finite.
+            (updates,) float64, before the losses are `broken`.
         """
         recorded = self.history.monitored
         series = [x for key, x in recorded.items() if key == name or key.startswith(f"{name}/")]
         if not series:
             return None
         index = int(quantile * (len(series) - 1))
-        return np.sort(np.asarray(series, np.float64), axis=0)[index, : len(self.loss)]
+        whole = [bridged(np.asarray(x, np.float64)) for x in series]
+        return np.sort(np.asarray(whole), axis=0)[index, : len(self.loss)]
 
     def _metric(self, split: str) -> str:
         history = self.history
@@ -264,6 +290,21 @@ def lower_is_better(history: History, split: str) -> np.ndarray | None:
     if history.score in metrics:
         return np.asarray(metrics[history.score], np.float64) * (-1 if history.maximize else 1)
     return None
+
+
+def bridged(values: np.ndarray) -> np.ndarray:
+    """Return values with those that are not finite on lines between their finite neighbours.
+
+    Values before the first finite one, and after the last, are those. Without any, nothing changes.
+
+    Example:
+        >>> bridged(np.array([np.nan, 1.0, np.inf, 3.0]))
+        array([1., 1., 2., 3.])
+    """
+    good = np.flatnonzero(np.isfinite(values))
+    if not good.size or good.size == len(values):
+        return values
+    return np.interp(np.arange(len(values)), good, values[good])
 
 
 def running(values: np.ndarray, width: int, statistic: Callable = np.median) -> np.ndarray:

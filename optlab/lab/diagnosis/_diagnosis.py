@@ -30,6 +30,7 @@ from optlab.lab.diagnosis._fit_patterns import (
 from optlab.lab.diagnosis._rate_patterns import (
     decayed_too_early,
     divergence,
+    not_finite,
     plateau,
     rate_too_high,
     spike,
@@ -46,6 +47,7 @@ _UNMOVED = {UPDATES_TOO_SMALL, NO_PROGRESS}
 
 RULES: Mapping[Callable[[Curves], Finding | None], set[str]] = {
     divergence: set(),
+    not_finite: {DIVERGENCE},
     decayed_too_early: {DIVERGENCE},
     spike: {DIVERGENCE},
     rate_too_high: {DIVERGENCE, DECAYED_TOO_EARLY, SPIKE},
@@ -81,9 +83,11 @@ class Diagnosis:
 def diagnose(history: History, *, baseline: float | None = None) -> Diagnosis:
     """Name the patterns that the curves of a run show; nothing if they show none.
 
-    The patterns are: divergence, a spike, too high a rate, a start that is flat or far too high,
-    updates too small, no progress, a decay that came too early, overfitting, a run that was still
-    improving, a plateau at a constant rate, and underfitting. A pattern is only reported if the
+    The patterns are: divergence, single losses that are not finite, a spike, too high a rate, a
+    start that is flat or far too high, updates too small, no progress, a decay that came too early,
+    overfitting, a run that was still improving, a plateau at a constant rate, and underfitting. One
+    loss that is not finite is no divergence if the run goes on after it, as with `skip_nonfinite`;
+    all other rules read past it. A pattern is only reported if the
     history holds the data for it: a gap between training and validation, for example, needs metrics
     on both. It helps to record metrics on training data (the task has a split "train"), some 20
     evaluations with one before the first update, the rate, and the values of `monitor`. `train`

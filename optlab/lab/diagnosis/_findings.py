@@ -6,6 +6,7 @@ from optlab._report import number
 from optlab.lab.diagnosis._curves import Curves
 
 DIVERGENCE = "divergence"
+NOT_FINITE = "losses that are not finite"
 RATE_TOO_HIGH = "rate too high"
 SPIKE = "spike"
 FLAT_START = "flat, then a sharp drop"

@@ -23,6 +23,7 @@ from optlab.lab.diagnosis._curves import (
 from optlab.lab.diagnosis._findings import (
     DECAYED_TOO_EARLY,
     DIVERGENCE,
+    NOT_FINITE,
     PLATEAU,
     RATE_TOO_HIGH,
     SPIKE,
@@ -151,7 +152,7 @@ level, or above half of this share of the fall."""
 
 
 def divergence(c: Curves) -> Finding | None:
-    """The loss is not finite, or ends far above its start."""
+    """The loss is not finite at the end, or ends far above its start."""
     advice = (
         "lower the rate to a third or a tenth of this one (`lr_range_test` shows where training "
         "breaks), warm it up, or clip the gradients' norm."
@@ -159,8 +160,8 @@ def divergence(c: Curves) -> Finding | None:
     total = len(c.history.loss)
     if total == 0:
         return None
-    if len(c.loss) < total:
-        update = len(c.loss)
+    if c.broken < total:
+        update = c.broken
         sentence = f"the loss is not finite at update {update + 1} of {total}{at_rate(c, update)}"
         if update == 0:
             return Finding(
@@ -171,9 +172,9 @@ def divergence(c: Curves) -> Finding | None:
             )
         return Finding(DIVERGENCE, f"{sentence}; it was {number(c.loss[-1])} before.", advice)
     values = np.asarray(c.history.validation.get("loss", []), float)
-    bad = np.flatnonzero(~np.isfinite(values))
-    if bad.size:
-        step = c.history.steps[bad[0]]
+    if values.size and not np.isfinite(values[-1]):
+        good = np.flatnonzero(np.isfinite(values))
+        step = c.history.steps[int(good[-1]) + 1 if good.size else 0]
         sentence = (
             f"the validation loss is not finite after {step} updates, though that of batches is."
         )
@@ -192,13 +193,40 @@ def divergence(c: Curves) -> Finding | None:
     return None
 
 
+def not_finite(c: Curves) -> Finding | None:
+    """Some losses are not finite, and later ones are: single batches, not the run."""
+    loss = np.asarray(c.history.loss, np.float64)
+    bad = np.flatnonzero(~np.isfinite(loss))
+    validation = np.asarray(c.history.validation.get("loss", []), np.float64)
+    bad_checks = np.flatnonzero(~np.isfinite(validation))
+    sentences = []
+    if bad.size:
+        sentences.append(
+            f"the loss is not finite at {bad.size} of {len(loss)} updates, first at update "
+            f"{bad[0] + 1}{at_rate(c, int(bad[0]))}, and the run is sound after them"
+        )
+    if bad_checks.size:
+        sentences.append(
+            f"the validation loss is not finite at {bad_checks.size} of {len(validation)} "
+            f"evaluations, last after {c.history.steps[bad_checks[-1]]} updates"
+        )
+    if not sentences:
+        return None
+    return Finding(
+        NOT_FINITE,
+        f"{'; '.join(sentences)}.",
+        "look for NaN or infinity in the data there, and for log(0), a division by 0 or an "
+        "overflow in the loss; `skip_nonfinite` keeps such steps from the parameters.",
+    )
+
+
 def rate_too_high(c: Curves) -> Finding | None:
     """Progress is lost again, or the loss jumps."""
     signs = list(_signs_of_a_high_rate(c))
     if not signs:
         return None
     part = "a third" if c.trend.remaining < LITTLE else "a tenth"
-    highest = None if c.rate(0) is None else float(np.max(c.history.learning_rate))
+    highest = None if c.rates is None else float(np.max(c.rates))
     low = f" ({number(highest / (3 if part == 'a third' else 10))})" if highest else ""
     return Finding(
         RATE_TOO_HIGH,
@@ -304,10 +332,9 @@ def updates_too_small(c: Curves) -> Finding | None:
 
 def _is_high(c: Curves) -> np.ndarray:
     """Return (updates,) bool: where the rate is at least half of its highest value."""
-    rates = c.history.learning_rate
-    if rates is None:
+    if c.rates is None:
         return np.ones(len(c.loss), bool)
-    rates = np.asarray(rates, np.float64)[: len(c.loss)]
+    rates = c.rates[: len(c.loss)]
     return rates >= 0.5 * rates.max()
 
 
@@ -321,7 +348,7 @@ def decayed_too_early(c: Curves) -> Finding | None:
     at_once = spent <= AT_ONCE * len(c.loss) and not c.trend.remaining <= AT_ONCE_LEAVES
     if spent > EARLY * len(c.loss) or (gain < CUT_OFF and not at_once):
         return None
-    highest = number(float(np.max(c.history.learning_rate)))
+    highest = number(float(np.max(c.rates)))
     sentence = f"the rate fell from {highest} to {number(c.rate(spent))} in {spent} of "
     sentence += f"{len(c.loss)} updates"
     if gain >= CUT_OFF:
@@ -406,11 +433,11 @@ def _noise_before_decay(c: Curves, curve: Curve) -> float:
 
 def plateau(c: Curves) -> Finding | None:
     """At a constant rate, the loss varies by noise and makes no more progress."""
-    rates, trend = c.history.learning_rate, c.trend
+    rates, trend = c.rates, c.trend
     if 0 <= trend.remaining <= NEGLIGIBLE:
         return None
     if rates is not None:
-        late = np.asarray(rates, float)[int(SETTLED_SINCE * len(c.loss)) : len(c.loss)]
+        late = rates[int(SETTLED_SINCE * len(c.loss)) : len(c.loss)]
         if late.max() > 1.2 * late.min() or late.min() < 0.1 * np.max(rates):
             return None
     curves = (trend, c.validation or trend)

@@ -309,7 +309,8 @@ class TrialRuns:
                 watch.judge(curves)
                 watch.test(runs, values, curves, used)
                 first, used = end, watch.going_on(used)
-        self._on_updates(len(chunk) * (stop - first))
+        if first < stop:  # the updates that nobody needs
+            self._on_updates(len(chunk) * (stop - first))
         curves = watch.ended(_padded(curves, self._eval_every, stop))
         if self._tests and self._early_stopping is None:
             curves = curves._replace(test=group.tested(runs, values, [*chunk]))

@@ -41,15 +41,26 @@ def exponential(time, start=2.5, end=0.1):
 
 
 def history(
-    level, *, seed=0, noise=0.1, rough=0.0, validation=None, rates=COSINE, train=True, **monitored
+    level,
+    *,
+    seed=0,
+    noise=0.1,
+    rough=0.0,
+    validation=None,
+    rates=COSINE,
+    train=True,
+    bad=(),
+    **monitored,
 ):
     """Return a run whose loss is a level (UPDATES + 1,) seen through noise in proportion to it.
 
-    With `rough` the level itself jumps, as the loss on the same data does if the weights jump.
+    With `rough` the level itself jumps, as the loss on the same data does if the weights jump. The
+    losses of the updates in `bad` are NaN.
     """
     rng = np.random.default_rng(seed)
     level = level * (1 + rough * np.random.default_rng(seed + 9).normal(size=UPDATES + 1))
     batches = level[:-1] * (1 + noise * rng.normal(size=UPDATES))
+    batches[list(bad)] = np.nan
     held_out = level + 0.02 if validation is None else validation
     return History(
         loss=batches,
@@ -89,6 +100,7 @@ CASES = {
         [names.RATE_TOO_HIGH],
     ),
     "restless": ({"level": np.full(UPDATES + 1, 2.5), "rough": 0.05}, [names.RATE_TOO_HIGH]),
+    "bad batches": ({"level": FINE, "bad": [0, 150, 151, 399]}, [names.NOT_FINITE]),
     "spike": ({"level": SPIKE}, [names.SPIKE]),
     "cut off at once": (
         {
@@ -185,16 +197,65 @@ def test_the_first_loss_that_is_not_finite_is_told_with_its_rate():
     assert finding.evidence.startswith(
         "the loss is not finite at update 58 of 400, at the rate 0.1"
     )
-    (finding,) = diagnose(History([np.inf, 1.0])).findings
+    (finding,) = diagnose(History([np.inf, np.nan])).findings
     assert "before anything was learned" in finding.evidence
     assert "data" in finding.advice
 
 
-def test_a_validation_loss_that_is_not_finite_is_told():
+def test_a_validation_loss_that_ends_not_finite_is_told():
+    one = history(FINE)
+    validation = {"loss": np.where(STEPS >= 48, np.nan, one.validation["loss"])}
+    (finding,) = diagnose(dataclasses.replace(one, validation=validation)).findings
+    assert finding.pattern == names.DIVERGENCE
+    assert finding.evidence.startswith("the validation loss is not finite after 48 updates")
+
+
+def test_one_validation_loss_that_is_not_finite_is_no_divergence():
     one = history(FINE)
     validation = {"loss": np.where(STEPS == 48, np.nan, one.validation["loss"])}
     (finding,) = diagnose(dataclasses.replace(one, validation=validation)).findings
-    assert finding.evidence.startswith("the validation loss is not finite after 48 updates")
+    assert finding.pattern == names.NOT_FINITE
+    assert "at 1 of 26 evaluations, last after 48 updates" in finding.evidence
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_bad_batches_on_the_way_hide_no_pattern_and_add_none(case):
+    options, expected = CASES[case]
+    # All of two updates in a row would be a part of a spike.
+    found = said(**{**options, "bad": [30, 120, 310]})
+    assert set(found) == {*expected, *([] if "divergence" in expected else [names.NOT_FINITE])}
+
+
+def test_a_bad_number_among_rates_and_records_does_not_silence_a_rule():
+    options, expected = CASES["tiny updates"]
+    one = history(**options)
+    ratio, rates = (np.array(x) for x in (one.monitored["ratio/head"], one.learning_rate))
+    ratio[7], rates[9] = np.nan, np.inf
+    spoiled = dataclasses.replace(one, monitored={"ratio/head": ratio}, learning_rate=rates)
+    assert said(spoiled) == expected
+
+
+def test_a_bad_last_batch_is_divergence_only_where_nothing_shows_that_the_run_is_sound():
+    one = history(FINE, bad=[399])
+    assert said(one) == [names.NOT_FINITE]
+    assert said(dataclasses.replace(one, steps=STEPS[:0], train={}, validation={})) == [
+        names.DIVERGENCE
+    ]
+    whole_interval = history(FINE, bad=range(384, 400))  # no loss since the evaluation before
+    assert said(whole_interval) == [names.DIVERGENCE]
+
+
+def test_a_run_that_skips_a_bad_batch_is_not_said_to_diverge():
+    task = Task(
+        name="parabola",
+        init=lambda key: (jnp.full((3,), 2.0), ()),
+        batch=lambda key, step: jnp.where(step == 30, jnp.nan, 1.0),
+        loss=lambda x, state, batch, key: (jnp.sum(x**2) * batch, state),
+        evaluate=lambda x, state, data: {"loss": jnp.sum(x**2)},
+    )
+    run = train(task, optlab.skip_nonfinite(optlab.sgd(0.05)), steps=60, eval_every=5)
+    assert not run.diverged
+    assert said(run.history) == [names.NOT_FINITE]
 
 
 def test_a_warm_up_is_no_flat_start():
