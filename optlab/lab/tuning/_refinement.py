@@ -97,7 +97,7 @@ def refine(procedure: Procedure) -> Outcome:
             )
             break
     else:
-        end = f"All {rounds} rounds were made."
+        end = "No further round was planned." if rounds == 1 else f"All {rounds} rounds were made."
     return _conclude(procedure, records, order, spaces, deviation, sentences, rounds, end)
 
 

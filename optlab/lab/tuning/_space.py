@@ -144,13 +144,19 @@ def refined(
             new[name] = values
             continue
         new[name] = values.around(inside, share)
-        if (end := at_edge(values, inside[0])) and (beyond := moved(name, values, end)) != values:
+        end = at_edge(values, inside[0])
+        beyond = moved(name, values, end) if end else values
+        if _reaches_further(values, beyond, end):
             new[name] = _hull(new[name], beyond, end)
             sentences.append(
-                f"The best {name}, {inside[0]:.3g}, lies at the {end} edge of {values}; "
-                f"the search moved on to {new[name]}."
+                f"The best {name}, {inside[0]:.3g}, lies at the {end} edge of what was searched, "
+                f"{_ends(values)}; the search moved on to {_ends(new[name])}."
             )
     return new, sentences
+
+
+def _ends(values: Range) -> str:
+    return f"{values.low:.3g} to {values.high:.3g}"
 
 
 def holds(values: Range, value: Any) -> bool:
@@ -160,6 +166,13 @@ def holds(values: Range, value: Any) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _reaches_further(values: Range, beyond: Range, end: str | None) -> bool:
+    """Whether a range that was moved holds values beyond that end; some have a limit there."""
+    if end is None:
+        return False
+    return beyond.high > values.high if end == "upper" else beyond.low < values.low
 
 
 def _hull(near: Range, beyond: Range, end: str) -> Range:
