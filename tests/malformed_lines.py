@@ -36,6 +36,18 @@ CASES = {
     "completion": "the following arguments are required: SHELL",
     "completion powershell": "unknown shell 'powershell'",
     "dialects rmprop": "unknown rule 'rmprop'; did you mean 'rmsprop'?",
+    # tune
+    "tune --budget": "argument --budget: expected one argument",
+    "tune --budget soon": "argument --budget: expected a time above 0",
+    "tune --budget 0m": "argument --budget: expected a time above 0",
+    "tune --budget -5m": "argument --budget: expected",
+    "tune --budget 5d": "argument --budget: expected a time above 0, such as 90s, 10m or 2h",
+    "tune --optimizers admw": "unknown optimizer 'admw'; did you mean 'adamw', 'adam'?",
+    "tune --space momentun=0.5:0.9": "argument --space: unknown hyperparameter",
+    "tune --space weight_decay=1:0": "argument --space",
+    "tune --optimizers adamw --space b1=0.5:1.5": "b1 must be in [0, 1)",
+    "tune --set learning_rate=0.1": "the learning rate has an option of its own, --space",
+    "tune --rate 0.1": "unrecognized arguments: --rate",
     # names
     "train --optimizer admw": "unknown optimizer 'admw'; did you mean 'adamw', 'adam'?",
     "train --optimizer ''": "unknown optimizer ''",

@@ -345,16 +345,18 @@ def _charts(procedure: Procedure, correlation: Mapping[str, Any]) -> list[Chart]
 def curves_chart(procedure: Procedure, records: Sequence[Record], most: int = 8) -> Chart:
     """Return the validation scores over the runs of the best trials."""
     best = procedure.ranked(records)[:most]
+    # The score before the first update would take most of the axis.
     series = [
         Series(
             f"{record.trial.optimizer} {number(record.trial.values[RATE])}",
-            record.steps.tolist(),
-            np.asarray(record.scores, float).mean(axis=0).tolist(),
+            record.steps[1:].tolist(),
+            np.asarray(record.scores, float).mean(axis=0)[1:].tolist(),
         )
         for record in best
     ]
-    left_out = len(records) - len(best)
-    note = f"The best {len(best)} of {len(records)} trials." if left_out > 0 else ""
+    note = "The score before the first update is not shown."
+    if len(best) < len(records):
+        note = f"The best {len(best)} of {len(records)} trials. {note}"
     split = "validation " if procedure.plain.splits else ""
     score = f"{split}{procedure.plain.score}"
     return Chart("Learning curves", "update", score, series, note=note)

@@ -14,65 +14,10 @@ import optax
 import pytest
 
 import optlab
-from optlab.lab import LogUniform, Task, Uniform, shuffled_batches, tune
+from blobs import STEPS, TRAIN, forward, make_task, of_summed_losses, task
+from optlab.lab import LogUniform, Uniform, tune
 
-STEPS = 40
-
-
-def blobs(count, seed):
-    """Three classes of points, which overlap somewhat."""
-    rng = np.random.default_rng(seed)
-    labels = rng.integers(0, 3, count)
-    centres = np.array([[2.0, 0, 0], [0, 2.0, 0], [0, 0, 2.0]])
-    points = centres[labels] + rng.normal(size=(count, 3))
-    return points.astype(np.float32), labels.astype(np.int32)
-
-
-TRAIN, VALIDATION, TEST = blobs(240, 0), blobs(120, 1), blobs(120, 2)
-
-
-def forward(params, x):
-    return jnp.tanh(x @ params["w"]) @ params["v"] + params["b"]
-
-
-def make_task(batch_size=16, *, loss=None, init=None, train=TRAIN, validation=VALIDATION):
-    def usual_init(key):
-        w, v = jax.random.split(key)
-        return {
-            "w": jax.random.normal(w, (3, 8)) * 0.8,
-            "v": jax.random.normal(v, (8, 3)) * 0.5,
-            "b": jnp.zeros(3),
-        }
-
-    def usual_loss(params, batch):
-        x, y = batch
-        return optax.softmax_cross_entropy_with_integer_labels(forward(params, x), y).mean()
-
-    def evaluate(params, state, data):
-        x, y = data
-        logits = forward(params, x)
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, y)
-        return {"loss": losses.mean(), "accuracy": jnp.mean(logits.argmax(-1) == y)}
-
-    return Task(
-        name="blobs",
-        init=lambda key: ((init or usual_init)(key), ()),
-        loss=lambda params, state, batch, key: ((loss or usual_loss)(params, batch), state),
-        batch=shuffled_batches(train, batch_size),
-        evaluate=evaluate,
-        predict=lambda params, state, data: (forward(params, data[0]), data[1]),
-        splits={"validation": validation, "test": TEST},
-        score="accuracy",
-        maximize=True,
-        steps=STEPS,
-        eval_every=10,
-        baseline=float(np.log(3)),
-    )
-
-
-def task(batch_size=16):
-    return make_task(batch_size)
-
+pytestmark = pytest.mark.xdist_group("tune")  # they share one procedure
 
 OPTIONS = {"budget": "60 trials", "quick": True, "optimizers": {"adamw": optlab.adamw}}
 
@@ -139,7 +84,9 @@ class Killed(BaseException):
     pass
 
 
-@pytest.mark.parametrize("after", [3, 8, 12])
+@pytest.mark.parametrize(
+    "after", [8, pytest.param(3, marks=pytest.mark.slow), pytest.param(12, marks=pytest.mark.slow)]
+)
 def test_a_procedure_that_was_killed_ends_with_the_same_trials_none_of_them_made_twice(
     made, after, tmp_path
 ):
@@ -224,11 +171,6 @@ def test_what_cannot_be_tuned_is_refused(options, message):
 # Faults that the first steps find
 
 
-def summed(params, batch):
-    x, y = batch
-    return optax.softmax_cross_entropy_with_integer_labels(forward(params, x), y).sum()
-
-
 def of_probabilities(params, batch):
     x, y = batch
     logits = jax.nn.softmax(forward(params, x))
@@ -271,7 +213,6 @@ def of_large_weights(key):
 @pytest.mark.parametrize(
     ("change", "step", "advice"),
     [
-        ({"loss": summed}, "initial loss", "the loss is a sum over the batch"),
         ({"init": of_large_weights}, "initial loss", "initial weights too large"),
         ({"loss": of_probabilities}, "overfit a batch", "a softmax that is taken twice"),
         ({"loss": of_shifted_labels}, "overfit a batch", "labels that are shifted"),
@@ -291,6 +232,7 @@ def test_a_planted_fault_is_named_by_the_step_that_shows_it(change, step, advice
     assert advice in " ".join(result.summary)
 
 
+@pytest.mark.slow
 def test_labels_that_belong_to_no_inputs_are_named_by_the_search():
     inputs, labels = TRAIN
     shuffled = inputs, np.random.default_rng(3).permutation(labels)
@@ -300,15 +242,18 @@ def test_labels_that_belong_to_no_inputs_are_named_by_the_search():
     assert "labels that do not belong to their inputs" in search.advice
 
 
+@pytest.mark.slow
 def test_the_procedure_goes_on_after_a_failed_check_on_request():
-    result = tune(partial(make_task, loss=summed), **OPTIONS, go_on=True)
+    result = tune(of_summed_losses, **OPTIONS, go_on=True)
     assert result.steps[0].verdict == "failed"
+    assert "the loss is a sum over the batch" in result.steps[0].advice
     assert result.winner is not None
 
 
 # The space
 
 
+@pytest.mark.slow
 def test_a_best_value_at_an_edge_moves_the_space():
     narrow = {"learning_rate": LogUniform(1e-5, 2e-5)}
     result = tune(task, **OPTIONS, space=narrow)
