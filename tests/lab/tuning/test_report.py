@@ -313,6 +313,18 @@ def test_nothing_overflows_on_a_phone_or_a_desk_and_no_request_leaves(
     assert (tmp_path / "page.png").stat().st_size > 50_000  # an empty page has a tenth of it
 
 
+def test_a_printed_page_is_light_and_shows_its_tables_whole(tuning, browser, tmp_path):
+    path = tmp_path / "report.html"
+    path.write_text(report_html(tuning), "utf-8")
+    browser.open(path, width=720)  # of a sheet of A4 without its margins
+    dark = [{"name": "prefers-color-scheme", "value": "dark"}]
+    browser.call("Emulation.setEmulatedMedia", media="print", features=dark)
+    assert browser.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    color = browser.evaluate("getComputedStyle(document.body).backgroundColor")
+    browser.call("Emulation.setEmulatedMedia", media="")
+    assert color == "rgb(255, 255, 255)"
+
+
 def test_the_policy_of_the_page_keeps_the_browser_from_fetching(tuning, browser, tmp_path):
     path = tmp_path / "report.html"
     # As if a text of the user's had become markup, and named a file that is there.
