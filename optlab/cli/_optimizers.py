@@ -14,6 +14,7 @@ from optlab.cli._errors import UsageError
 from optlab.cli._expressions import evaluate
 from optlab.cli._known import OPTIMIZERS
 from optlab.cli._options import RATE, settings_of
+from optlab.lab.tuning._recipe import ScriptForm
 from optlab.registry import BY_NAME, SCHEDULES
 
 SCHEDULE_FUNCTIONS: Mapping[str, Callable[..., Schedule | schedules.OneCycle]] = {
@@ -71,7 +72,11 @@ def clipped(options: argparse.Namespace, name: str) -> Callable[..., optax.Gradi
 
 def clipping(options: argparse.Namespace) -> optax.GradientTransformation | None:
     """Return the transformation that --clip asks for."""
-    return None if options.clip is None else transforms.clip_by_global_norm(options.clip)
+    return None if options.clip is None else _clip(options.clip)()
+
+
+def _clip(most: float) -> partial[optax.GradientTransformation]:
+    return partial(transforms.clip_by_global_norm, most)
 
 
 def schedule_of(text: str, names: Mapping[str, Any]) -> Schedule:
@@ -113,4 +118,9 @@ def swept(options: argparse.Namespace) -> Callable[..., optax.GradientTransforma
 
     make_from_values.__qualname__ = make.__qualname__
     make_from_values.__signature__ = inspect.Signature(rest)
+    if options.rate is None and options.schedule is None:
+        own = {key: value for key, value in settings_of(options).items() if key in known}
+        clip = () if options.clip is None else (_clip(options.clip),)
+        form = ScriptForm(partial(row.constructor, **row.fixed, **own), clip)
+        make_from_values.script_form = form
     return make_from_values

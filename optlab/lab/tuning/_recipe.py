@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -46,6 +46,21 @@ RESERVED = {
 """Names that the script uses itself."""
 
 
+class ScriptForm(NamedTuple):
+    """How a script writes a function that it cannot import.
+
+    A closure that knows this has it as its attribute `script_form`.
+
+    Attributes:
+        make: a function that a script can import, or a `functools.partial` of one, which returns
+            the same for the same arguments.
+        before: partials of the transformations that are chained before what `make` returns.
+    """
+
+    make: Callable[..., Any]
+    before: Sequence[partial] = ()
+
+
 def recipe(
     winner: Winner,
     task: Task | Callable[..., Task],
@@ -58,7 +73,8 @@ def recipe(
     Args:
         winner: what to train with.
         task: the task, or the function of hyperparameters that makes it.
-        optimizer: the function of hyperparameters that makes the winner's optimizer.
+        optimizer: the function of hyperparameters that makes the winner's optimizer. If it, or
+            `task`, has an attribute `script_form`, the script calls that in its place.
         task_source: where a script finds the task, as "module:attribute"; None to find out.
 
     Example:
@@ -206,6 +222,18 @@ def _place(function: Any) -> tuple[str, str] | None:
     return None
 
 
+def _home(task: Task) -> tuple[str, str] | None:
+    """Return the module and the name by which a script can import a task that was made there."""
+    places = [
+        (module, name)
+        for module, known in list(sys.modules.items())
+        if module != "__main__" and known is not None
+        for name, value in list(getattr(known, "__dict__", {}).items())
+        if value is task and not name.startswith("_")
+    ]
+    return min(places, key=lambda place: (place[0].count("."), place), default=None)
+
+
 def _attribute(module: str, name: str) -> Any:
     """Return an attribute of a module that has been imported; None if there is none."""
     first, *rest = name.split(".")
@@ -233,12 +261,14 @@ def _task_lines(
 ) -> list[str]:
     module, _, name = (source or "").partition(":")
     if isinstance(task, Task):
+        if not name:
+            module, name = _home(task) or ("", "")
         if name:
             return [f"task = {names.at(module, name, 'imported_task')}"]
         return [f"task = {names.fill_in('make_task', 'the task', task, ())}()"]
     if name and _attribute(module, name) is task:
         return _make(names, "task", names.at(module, name, "make_task"), task, values)
-    function, positional, keywords = _unwrapped(task)
+    function, positional, keywords = _unwrapped(_script_form(task).make)
     made = names.at(module, name, "make_task") if name else names.of(function, "make_task")
     return _make(names, "task", made, function, {**keywords, **values}, positional)
 
@@ -253,10 +283,15 @@ def _optimizer_lines(
         arguments, _, part = rest.rpartition(")")
         lines += _call("learning_rate = ", name, arguments.split(", "), part)
         written = {"learning_rate": "learning_rate"}
-    function, positional, keywords = _unwrapped(optimizer)
+    form = _script_form(optimizer)
+    function, positional, keywords = _unwrapped(form.make)
     made = names.of(function, "make_optimizer")
     values = {**keywords, **values}
     lines += _make(names, "optimizer", made, function, values, positional, written)
+    for place, before in enumerate(form.before, 1):
+        name, (function, positional, keywords) = f"before_{place}", _unwrapped(before)
+        lines += _make(names, name, names.of(function), function, keywords, positional)
+        lines.append(f"optimizer = optax.chain({name}, optimizer)")
     # Rules that read the loss take it as another argument of `update`.
     return [*lines, "optimizer = optax.with_extra_args_support(optimizer)"]
 
@@ -274,7 +309,7 @@ def _make(
 
     Args:
         names: of the script.
-        what: "task" or "optimizer".
+        what: the name of the result, such as "task".
         made: the expression for the function; None if a script cannot import it.
         function: the function.
         values: its arguments by name.
@@ -285,10 +320,14 @@ def _make(
     unnamed = [names.value(value) for value in positional]
     if made is None or None in [*unnamed, *texts.values()]:
         texts = {name: text for name, text in texts.items() if text is not None}
-        made = names.fill_in(f"make_{what}", f"the {what}", function, list(texts))
+        made = names.fill_in(f"make_{what}", f"the {what.replace('_', ' ')}", function, list(texts))
         unnamed = []
     arguments = [*filter(None, unnamed), *(f"{name}={text}" for name, text in texts.items())]
     return _call(f"{what} = ", made, arguments)
+
+
+def _script_form(function: Any) -> ScriptForm:
+    return getattr(function, "script_form", None) or ScriptForm(function)
 
 
 def _unwrapped(function: Any) -> tuple[Any, Sequence[Any], Mapping[str, Any]]:

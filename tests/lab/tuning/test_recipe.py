@@ -10,11 +10,12 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import optlab
 from optlab.lab import tasks, train
-from optlab.lab.tuning._recipe import FILL_IN, recipe
+from optlab.lab.tuning._recipe import FILL_IN, ScriptForm, recipe
 from optlab.lab.tuning._result import Interval, Winner
 from optlab.lab.tuning._schedules import SCHEDULES
 
@@ -222,9 +223,10 @@ def test_a_task_of_ones_own_needs_nothing_of_the_lab(mine):
     assert FILL_IN not in script
 
 
-def test_a_task_that_is_no_function_is_imported(mine, tmp_path, monkeypatch):
+@pytest.mark.parametrize("source", ["tuned_module:tuned", None])
+def test_a_task_that_is_no_function_is_imported(mine, tmp_path, monkeypatch, source):
     won = winner(steps=1, learning_rate=0.1)
-    script = recipe(won, mine.tuned, optlab.sgd, task_source="tuned_module:tuned")
+    script = recipe(won, mine.tuned, optlab.sgd, task_source=source)
     assert "from tuned_module import tuned as imported_task\n" in script
     assert run(script, tmp_path, monkeypatch)["task"] is mine.tuned
 
@@ -237,6 +239,26 @@ def test_arguments_of_partials_are_written(mine):
         script = recipe(won, made, optimizer, task_source=source)
         assert "task = make_task(scale=0.5, batch_size=6)\n" in script
         assert "optlab.adamw(b1=0.8, weight_decay=0.2, learning_rate=learning_rate)\n" in script
+
+
+def test_closures_may_say_how_a_script_writes_them(mine, tmp_path, monkeypatch):
+    def make(learning_rate):
+        return optax.chain(optlab.clip_by_global_norm(0.1), optlab.sgd(learning_rate, momentum=0.5))
+
+    def task(batch_size):
+        return mine.line(batch_size, scale=0.5)
+
+    clip = functools.partial(optlab.clip_by_global_norm, 0.1)
+    make.script_form = ScriptForm(functools.partial(optlab.sgd, momentum=0.5), [clip])
+    task.script_form = ScriptForm(functools.partial(mine.line, scale=0.5))
+    won = winner(learning_rate=0.1, batch_size=8)
+    for source in (None, "tuned_module:line"):
+        script = recipe(won, task, make, task_source=source)
+        assert FILL_IN not in script
+        assert "task = make_task(scale=0.5, batch_size=8)\n" in script
+    assert_same_run(
+        run(script, tmp_path, monkeypatch), task(8), make(SCHEDULES["cosine"](0.1, 40)), won
+    )
 
 
 def test_functions_that_have_names_of_the_script_get_others(mine, tmp_path, monkeypatch):
@@ -314,11 +336,10 @@ def test_a_value_that_cannot_be_written_is_left_to_the_user(mine):
     )
     assert "def make_optimizer(learning_rate, b1):\n" in script
     assert f"write the optimizer where it says {FILL_IN}" in script
-    # One line is left to the user, and a task without a source is another.
     assert "write the task and the optimizer" not in script
-    assert "write the task and the optimizer" in recipe(
-        winner(learning_rate=0.1, b1=0.8), mine.tuned, optimizer
-    )
+    # A task that no module has.
+    script = recipe(winner(learning_rate=0.1, b1=0.8), mine.line(), optimizer)
+    assert "write the task and the optimizer" in script
 
 
 def test_a_name_that_is_no_text_of_a_docstring_does_not_break_the_script(mine):
