@@ -12,7 +12,7 @@ from datetime import datetime
 import numpy as np
 
 from optlab.lab.tuning._result import Chart, Series, Step, Tuning, Winner
-from optlab.lab.tuning._svg import choice_text, floats, is_choice
+from optlab.lab.tuning._svg import choice_text, choices_of, floats, is_choice
 from optlab.lab.tuning._texts import (
     SYMBOLS,
     Trials,
@@ -182,7 +182,9 @@ def _is_small(series: Sequence[Series]) -> bool:
 def _all_values(chart: Chart, series: Sequence[Series]) -> tuple[list[str], list[list[str]]]:
     """Return the headings and the rows of all values, a row for each place on the x axis."""
     values = list(dict.fromkeys(x for entry in series for x in entry.x))
-    if not is_choice(values):
+    if is_choice(values):
+        values = choices_of(values)
+    else:
         values.sort(key=lambda x: floats([x])[0])
     columns = [
         dict(zip(map(choice_text, entry.x), _with_ends(entry), strict=True)) for entry in series

@@ -12,13 +12,13 @@ enough are left. A note says how many points are left out.
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from optlab.lab.tuning._result import Chart, Series
-from optlab.lab.tuning._texts import escaped, number, power, shortened
+from optlab.lab.tuning._texts import as_number, escaped, is_number, number, power, shortened
 
 WIDTH, PLOT_HEIGHT = 380, 180
 COLORS = 6
@@ -47,6 +47,9 @@ MOST_NAMES = 10
 FONT = 12
 CHARACTER = 6.5
 """The width of a character of the usual text; an estimate that is rarely too small."""
+
+WIDE = 7.4
+"""The width of a character of a name with many digits and capitals, as those of series have."""
 
 TURN = 35
 SINE, COSINE = 0.574, 0.819
@@ -155,6 +158,14 @@ def choice_text(value: Any) -> str:
     return value if isinstance(value, str) else number(value)
 
 
+def choices_of(values: Sequence[Any]) -> list[str]:
+    """Return the different names on an axis; numbers in their order, others as they come."""
+    names = list(dict.fromkeys(map(choice_text, values)))
+    if all(map(is_number, names)):
+        names.sort(key=as_number)
+    return names
+
+
 def floats(values: Sequence[Any]) -> np.ndarray:
     """Return numbers as an array; None, which JSON has in place of NaN, is NaN."""
     return np.array([math.nan if value is None else float(value) for value in values], np.float64)
@@ -168,9 +179,7 @@ class _Drawer:
         names = list(dict.fromkeys(series.name for series in chart.series))
         self.styles = {name: i for i, name in enumerate(names)}
         all_x = [x for series in chart.series for x in series.x]
-        self.names = []
-        if is_choice(all_x):
-            self.names = list(dict.fromkeys(map(choice_text, all_x)))
+        self.names = choices_of(all_x) if is_choice(all_x) else []
         self.values = [self._values(series) for series in chart.series]
         self.x_axis = Choices(self.names) if self.names else self._x_scale()
         self.y_axis = self._y_scale()
@@ -228,6 +237,8 @@ class _Drawer:
         return f"{text}; {', '.join(names[:MOST_NAMES])}" if names else text
 
     def _values(self, series: Series) -> _Values:
+        if self.names and series.kind != "points":
+            series = _sorted(series, self.names)
         x = list(map(choice_text, series.x)) if self.names else list(floats(series.x))
         arrays = map(floats, (series.y, series.low, series.high))
         return _Values(series, x, *arrays, self.styles[series.name])
@@ -303,8 +314,8 @@ class _Drawer:
         parts, x, row = [], 0.0, 0
         more = len(names) - MOST_NAMES
         for name in [*names[:MOST_NAMES], *([f"and {more} more"] if more > 0 else [])]:
-            text = shortened(name, 40)
-            length = 28 + CHARACTER * len(text)
+            text = shortened(name, 46)
+            length = 24 + WIDE * len(text)
             if x and x + length > WIDTH:
                 x, row = 0.0, row + 1
             y = 32 + 17 * row
@@ -315,7 +326,7 @@ class _Drawer:
                     sample = self._marker(x + 8, y - 4, self.styles[name])
                 parts.append(sample)
             parts.append(self._text(x + 21, y, text, "name"))
-            x += length + 14
+            x += length + 4
         return parts, 17 * (row + 1) if parts else 0
 
     def _grid(self, ticks: Sequence[Tick]) -> Iterator[str]:
@@ -488,6 +499,15 @@ class _Drawer:
 def _style(index: int) -> str:
     """Return the classes of a series: its colour, and dashes from the second round of colours."""
     return f"c{index % COLORS}" + (f" d{min(index // COLORS, 3)}" if index >= COLORS else "")
+
+
+def _sorted(series: Series, names: Sequence[str]) -> Series:
+    """Return a line with its values in the order of the names on the axis."""
+    places = {name: place for place, name in enumerate(names)}
+    order = sorted(range(len(series.x)), key=lambda i: places[choice_text(series.x[i])])
+    fields = ("x", "y", "low", "high", "texts")
+    values = {name: getattr(series, name) for name in fields if len(getattr(series, name))}
+    return replace(series, **{name: [own[i] for i in order] for name, own in values.items()})
 
 
 def _widened(low: float, high: float, room: float, *, least: float) -> tuple[float, float]:

@@ -103,11 +103,20 @@ def count(number: int, one: str) -> str:
 
 def is_number(text: str) -> bool:
     """Return whether text is a number, as tables of results write it."""
+    return math.isfinite(as_number(text))
+
+
+def as_number(text: str) -> float:
+    """Return the number that text is; NaN if it is none.
+
+    Example:
+        >>> as_number("12,000"), as_number("5%"), as_number("relu")
+        (12000.0, 5.0, nan)
+    """
     try:
-        float(text.replace(",", "").replace("−", "-").removesuffix("%"))
+        return float(text.replace(",", "").removesuffix("%"))
     except ValueError:
-        return False
-    return True
+        return math.nan
 
 
 def clock(time: datetime) -> str:

@@ -184,6 +184,19 @@ def test_choices_keep_their_order_and_mix_with_numbers():
     assert labels == ["relu", "gelu", "3"]
 
 
+def test_choices_that_are_numbers_stand_in_their_order_and_lines_follow_it():
+    drawing = draw(chart(Series("a", ["32", "64", "16", "1,024"], [1, 2, 3, 4])))
+    labels = [t.text for t in of_class(drawing, "tick")][-4:]
+    assert labels == ["16", "32", "64", "1,024"]
+    (line,) = of_class(drawing, "line")
+    across = numbers(line)[::2]
+    assert across == sorted(across)
+    assert [title.splitlines()[1:] for title in titles(drawing)][:2] == [
+        ["update: 16", "loss: 3"],
+        ["update: 32", "loss: 1"],
+    ]
+
+
 @pytest.mark.parametrize("count", [1, 3, 12, 80])
 def test_long_names_of_choices_stay_inside(count):
     names = [f"a rather long name, number {i}" for i in range(count)]
