@@ -13,12 +13,21 @@ enough are left. A note says how many points are left out.
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from textwrap import wrap
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from optlab.lab.tuning._result import Chart, Series
-from optlab.lab.tuning._texts import as_number, escaped, is_number, number, power, shortened
+from optlab.lab.tuning._texts import (
+    as_number,
+    escaped,
+    is_number,
+    number,
+    power,
+    shortened,
+    shortened_inside,
+)
 
 WIDTH, PLOT_HEIGHT = 380, 180
 COLORS = 6
@@ -55,8 +64,11 @@ TURN = 35
 SINE, COSINE = 0.574, 0.819
 """The angle of names that have no room beside each other, in degrees."""
 
-LONGEST = 18
+LONGEST = 22
 """Characters of the name of a choice on an axis."""
+
+LINE, MOST_LINES = 15, 4
+"""The height of a line of text, and the lines of the name of a choice."""
 
 
 class Drawing(NamedTuple):
@@ -188,7 +200,8 @@ class _Drawer:
         y_ticks = self.y_axis.ticks()
         longest = max((len(tick.label) for tick in y_ticks), default=1)
         self.left = 10 + CHARACTER * longest
-        if self._names_are_turned():
+        self.lines = self._lines_of_names()
+        if self.names and not self.lines:
             # The first name reaches to the left of its place, which is half a share from the axis.
             reach = COSINE * self._longest_name()
             share = 0.5 / len(self.names)
@@ -339,39 +352,56 @@ class _Drawer:
     def _x_labels(self) -> tuple[Callable[[float], Iterator[str]], float]:
         """Return a function from the place of the axis to its labels, and their height."""
         ticks = self.x_axis.ticks()
-        texts = [shortened(tick.label, LONGEST) for tick in ticks]
-        is_turned = self._names_are_turned()
-        # Turned names need a line's height each.
-        every = math.ceil((FONT + 3) * len(ticks) / self.width) if is_turned else 1
+        if self.lines:
+            lines = self.lines
+        elif self.names:
+            return self._turned_names(ticks)
+        else:
+            lines = [[tick.label] for tick in ticks]
 
         def labels(bottom: float) -> Iterator[str]:
             end = -math.inf
-            for i, (tick, text) in enumerate(zip(ticks, texts, strict=True)):
+            for tick, texts in zip(ticks, lines, strict=True):
                 x = self.left + self.width * tick.share
-                if i % every:
-                    continue
                 yield f'<path class="axis" d="M{x:.1f} {bottom:.1f}v4"/>'
-                if is_turned:
-                    yield self._text(x + 4, bottom + 14, text, "tick", anchor="end", turn=-TURN)
-                    continue
-                half = CHARACTER * len(text) / 2
+                half = CHARACTER * max(map(len, texts)) / 2
                 x = min(max(x, half), WIDTH - half)
-                if x - half < end + 5:  # on a logarithmic axis, ticks come closer and closer
-                    continue
+                if x - half < end + 5 and not self.names:
+                    continue  # on a logarithmic axis, ticks come closer and closer
                 end = x + half
-                yield self._text(x, bottom + 17, text, "tick", anchor="middle")
+                for row, text in enumerate(texts):
+                    y = bottom + 17 + LINE * row
+                    yield self._text(x, y, text, "tick", anchor="middle")
 
-        return labels, 14 + SINE * self._longest_name() if is_turned else 20
+        return labels, 20 + LINE * (max(map(len, lines), default=1) - 1)
+
+    def _turned_names(
+        self, ticks: Sequence[Tick]
+    ) -> tuple[Callable[[float], Iterator[str]], float]:
+        """Return what `_x_labels` does, for names that have no room beside each other."""
+        every = math.ceil(LINE * len(ticks) / self.width)
+
+        def labels(bottom: float) -> Iterator[str]:
+            for tick in ticks[::every]:
+                x = self.left + self.width * tick.share
+                yield f'<path class="axis" d="M{x:.1f} {bottom:.1f}v4"/>'
+                text = shortened_inside(tick.label, LONGEST)
+                yield self._text(x + 4, bottom + 14, text, "tick", anchor="end", turn=-TURN)
+
+        return labels, 14 + SINE * self._longest_name()
 
     def _longest_name(self) -> float:
-        """Return the length of the longest name of a choice, as it is written."""
+        """Return the length of the longest name of a choice, as it is written when turned."""
         return CHARACTER * min(max(map(len, self.names)), LONGEST)
 
-    def _names_are_turned(self) -> bool:
-        """Return whether the names of choices have no room beside each other."""
-        if not self.names:
-            return False
-        return self._longest_name() > (WIDTH - 12 - self.left) / len(self.names) - 4
+    def _lines_of_names(self) -> list[list[str]]:
+        """Return the lines of the names of choices; [] if they have no room beside each other."""
+        room = (WIDTH - 12 - self.left) / max(1, len(self.names)) - 4
+        characters = max(1, int(room / CHARACTER))
+        lines = [wrap(name, characters, break_long_words=False) or [""] for name in self.names]
+        longest = max((len(line) for name in lines for line in name), default=0)
+        fits = longest <= characters and max(map(len, lines), default=0) <= MOST_LINES
+        return lines if fits else []
 
     def _band(self, values: _Values) -> Iterator[str]:
         """Yield the band around a line."""

@@ -68,6 +68,17 @@ def shortened(text: str, most: int) -> str:
     return text if len(text) <= most else text[: most - 1].rstrip() + "…"
 
 
+def shortened_inside(text: str, most: int) -> str:
+    """Return text of at most `most` characters, with an ellipsis in place of its middle.
+
+    Example:
+        >>> shortened_inside("adamw, cosine, rate 0.01", 16)
+        'adamw, c…te 0.01'
+    """
+    end = (most - 1) // 2
+    return text if len(text) <= most else f"{text[: most - 1 - end]}…{text[-end:]}"
+
+
 def duration(seconds: float) -> str:
     """Write seconds in units that people use.
 

@@ -184,6 +184,25 @@ def test_choices_keep_their_order_and_mix_with_numbers():
     assert labels == ["relu", "gelu", "3"]
 
 
+def test_names_of_choices_are_broken_into_lines_where_these_fit():
+    names = ["adamw, cosine, rate 0.01", "adamw, wsd, rate 0.02", "sgd, one cycle, rate 1"]
+    drawing = draw(chart(Series("a", names, [1, 2, 3], kind="points")))
+    ticks = [t for t in of_class(drawing, "tick") if t.get("text-anchor") == "middle"]
+    lines = {}
+    for tick in ticks:
+        lines.setdefault(tick.get("x"), []).append(tick.text)
+    assert [" ".join(words) for words in lines.values()] == names
+    height = float(parsed(drawing).get("viewBox").split()[3])
+    assert max(float(tick.get("y")) for tick in ticks) < height - 18  # above the axis's name
+
+
+def test_names_that_differ_at_their_ends_still_do_where_they_are_shortened():
+    names = [f"an-optimizer-with-a-long-name-{i}" for i in range(12)]
+    drawing = draw(chart(Series("a", names, range(12), kind="points")))
+    turned = [t.text for t in of_class(drawing, "tick") if t.get("transform")]
+    assert len(set(turned)) == len(turned) == 12
+
+
 def test_choices_that_are_numbers_stand_in_their_order_and_lines_follow_it():
     drawing = draw(chart(Series("a", ["32", "64", "16", "1,024"], [1, 2, 3, 4])))
     labels = [t.text for t in of_class(drawing, "tick")][-4:]
