@@ -348,7 +348,7 @@ def curves_chart(procedure: Procedure, records: Sequence[Record], most: int = 8)
     # The score before the first update would take most of the axis.
     series = [
         Series(
-            f"{record.trial.optimizer} {number(record.trial.values[RATE])}",
+            _curve_name(record),
             record.steps[1:].tolist(),
             np.asarray(record.scores, float).mean(axis=0)[1:].tolist(),
         )
@@ -360,6 +360,12 @@ def curves_chart(procedure: Procedure, records: Sequence[Record], most: int = 8)
     split = "validation " if procedure.plain.splits else ""
     score = f"{split}{procedure.plain.score}"
     return Chart("Learning curves", "update", score, series, note=note)
+
+
+def _curve_name(record: Record) -> str:
+    trial = record.trial
+    schedule = "" if trial.schedule == CONSTANT else f", {trial.schedule}"
+    return f"{trial.optimizer} {number(trial.values[RATE])}{schedule}"
 
 
 def _space_table(spaces: Mapping[str, Mapping[str, Range]]) -> Table:
