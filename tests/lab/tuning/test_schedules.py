@@ -14,14 +14,14 @@ def rates(schedule, steps):
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
-@pytest.mark.parametrize("steps", [1, 2, 19, 200])
+@pytest.mark.parametrize("steps", [1, 19])
 def test_the_source_makes_the_same_schedule(name, steps):
     made = eval(SCHEDULES[name].source(0.1, steps), {"schedules": schedules})
     np.testing.assert_array_equal(rates(made, steps), rates(SCHEDULES[name](0.1, steps), steps))
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
-@pytest.mark.parametrize("steps", [1, 2, 3, 19, 200])
+@pytest.mark.parametrize("steps", [1, 2, 19, 200])
 def test_a_run_of_any_length_has_rates_up_to_the_peak(name, steps):
     values = rates(SCHEDULES[name](0.1, steps), steps)
     assert np.isfinite(values).all()
