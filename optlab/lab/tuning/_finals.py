@@ -117,7 +117,7 @@ def _plan(procedure: Procedure, candidates: Sequence[Record]) -> dict[str, Any]:
         "seeds": seeds,
         "candidates": [
             {name: getattr(r.trial, name) for name in ("optimizer", "schedule", "values")}
-            | {"number": r.trial.number, "score": r.trial.score}
+            | {"number": r.trial.number, "score": r.trial.score, "updates": r.trial.updates}
             for r in candidates[:finalists]
         ],
     }
@@ -149,7 +149,7 @@ def _conclude(
     seeds = plan["seeds"]
     if not ended:  # the budget ended before the finals did: what the heats have is the best known
         entry = plan["candidates"][0]
-        winner = _winner(entry, procedure.steps_of(entry["values"]), [entry["score"]], None, [])
+        winner = _winner(entry, entry["updates"], [entry["score"]], None, [])
         evidence = "The budget was used before the finals: the best single run stands for them."
         step = replace(STEP, verdict=WARNING, evidence=evidence, advice="Give a larger budget.")
         return Outcome(step, {"winner": winner})

@@ -148,6 +148,7 @@ class Procedure:
         self._runners: dict[tuple, TrialRuns] = {}
         self._until = math.inf
         self._trained = (0.0, 0)
+        self._compilation, self._waits = 0.0, (0.0, False)
         self.records = {
             key: Record.from_json(entry) for key, entry in self.journal.entries("trial/").items()
         }
@@ -325,7 +326,9 @@ class Procedure:
         if missing:
             if not self.meter.left(self._until):
                 raise OutOfBudget
+            known = len(self._runners)
             runner = self._runner(contender, schedule, example, space, seeds, every, steps, tests)
+            self._check_time_to_compile(known)
             skip = points.keys() - missing
             seconds, updates = self.meter.seconds, self.meter.updates
             with closing(runner.run(list(points.items()), stop, skip=skip, keep=keep)) as running:
@@ -335,6 +338,14 @@ class Procedure:
             taken = self.meter.seconds - seconds, self.meter.updates - updates
             self._trained = self._trained[0] + taken[0], self._trained[1] + taken[1]
         return [self.records[self._key(number, part)] for number in points]
+
+    def _check_time_to_compile(self, known: int) -> None:
+        """Give up where what is left of the whole budget would go into a new program alone."""
+        self._waits = self.meter.seconds, len(self._runners) > known
+        in_time = self.meter.budget.in_updates or self.meter.left() >= self._compilation
+        if self._waits[1] and not in_time:
+            self._runners.popitem()
+            raise OutOfBudget
 
     def _store(
         self,
@@ -420,6 +431,9 @@ class Procedure:
 
     def _on_updates(self, seeds: int, updates: int) -> None:
         self.meter.count(updates * seeds)
+        began, is_new = self._waits
+        if is_new:  # the first updates of a new program
+            self._compilation, self._waits = self.meter.seconds - began, (began, False)
         if not self.meter.left(self._until):
             raise OutOfBudget
 

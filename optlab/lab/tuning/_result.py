@@ -149,8 +149,8 @@ class Interval:
     def __str__(self) -> str:
         if len(self.values) == 1:
             return f"{self.mean:.3g} (one seed)"
-        digits = _digits(self.high - self.low)
-        low, high = (f"{end:.{digits}f}" for end in (self.low, self.high))
+        decimals = digits(self.high - self.low)
+        low, high = (f"{end:.{decimals}f}" for end in (self.low, self.high))
         return f"{self.mean:.3g} ({low} to {high}, {len(self.values)} seeds)"
 
 
@@ -279,7 +279,7 @@ def _student(freedom: int) -> float:
     return z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
 
 
-def _digits(width: float) -> int:
+def digits(width: float) -> int:
     """Return the decimals that show two digits of a width, at most 6."""
     if not 0 < width < math.inf:
         return 3

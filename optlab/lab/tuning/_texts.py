@@ -10,7 +10,7 @@ import numpy as np
 
 from optlab.lab.tuning import _result
 from optlab.lab.tuning._result import CONFIDENCE, TunedTrial, Tuning, Winner
-from optlab.lab.tuning._result import _digits as interval_digits
+from optlab.lab.tuning._result import digits as interval_digits
 
 SYMBOLS = {
     _result.PASSED: "✓",
