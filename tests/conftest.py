@@ -19,12 +19,38 @@ if version("jaxlib").startswith("0.10."):
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import contextlib
+import gc
+import threading
 
 import jax
 import pytest
 
 pytest.register_assert_rewrite("helpers")
 jax.config.update("jax_num_cpu_devices", 2)
+
+
+def _share_contexts(programs=500):
+    """Let JAX write many programs in one MLIR context of each thread.
+
+    JAX makes one for each program, which takes a quarter of the time that one operation needs until
+    it is compiled, and tests compile thousands. A context keeps what was written in it, so that a
+    new one comes after some hundred programs.
+    """
+    from jax._src.interpreters import mlir
+
+    make, own = mlir.make_ir_context, threading.local()
+
+    def context():
+        own.made = getattr(own, "made", -1) + 1
+        if own.made % programs == 0:
+            own.context = make()
+        return own.context
+
+    mlir.make_ir_context = context
+
+
+if version("jaxlib").startswith("0.10."):  # it is no public part of JAX
+    _share_contexts()
 
 
 def pytest_configure(config):
@@ -62,6 +88,12 @@ def pytest_collection_modifyitems(items):
         if not item.get_closest_marker("xdist_group"):
             file = item.path.relative_to(item.config.rootpath / "tests").with_suffix("")
             item.add_marker(pytest.mark.xdist_group(".".join(file.parts)))
+
+
+def pytest_collection_finish():
+    """Keep what was imported and collected from the garbage collector, which finds none there."""
+    gc.collect()
+    gc.freeze()
 
 
 def _strict_in_double():
