@@ -76,18 +76,35 @@ def pytest_configure_node(node):
     node.workerinput["programs"] = jax.config.jax_compilation_cache_dir
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items):
-    """Run each file on one worker, unless it marks groups of its own, and those files last.
+def _group(nodeid):
+    """Return what runs on one worker: a file, or a row's checks.
 
-    Tests of a file share compiled functions. The small groups fill what time the last whole files
-    leave to the other workers.
+    Tests of a file share compiled functions, and checks of a row do.
     """
-    items.sort(key=lambda item: item.get_closest_marker("xdist_group") is not None)
-    for item in items:
-        if not item.get_closest_marker("xdist_group"):
-            file = item.path.relative_to(item.config.rootpath / "tests").with_suffix("")
-            item.add_marker(pytest.mark.xdist_group(".".join(file.parts)))
+    file, _, test = nodeid.partition("::")
+    return test.partition("-")[0] if file.endswith("/test_checks.py") else file
+
+
+@pytest.hookimpl(optionalhook=True)  # of pytest-xdist
+def pytest_xdist_make_scheduler(config, log):
+    """Send whole groups to workers.
+
+    The mark `xdist_group` does not do so everywhere: pytest-xdist 3.8 writes it into a test's name
+    in a way that pytest 9.2 does not read. Then each test may run on another worker than those of
+    its file, and compile anew what they have compiled.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Groups(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            return _group(nodeid)
+
+    return Groups(config, log)
+
+
+def pytest_collection_modifyitems(items):
+    """Run rows' checks last: small groups fill the time that the last files leave to a worker."""
+    items.sort(key=lambda item: _group(item.nodeid) != item.nodeid.partition("::")[0])
 
 
 def pytest_collection_finish():

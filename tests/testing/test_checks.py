@@ -44,7 +44,7 @@ def cases():
             slow = [pytest.mark.slow, pytest.mark.other_rows]
             if row.name in THEIR_DIRECTIONS and check.name == "matches_reference":
                 fast, slow = False, [pytest.mark.slow]
-            marks = [pytest.mark.xdist_group(row.name), *([] if fast else slow)]
+            marks = [] if fast else slow
             yield pytest.param(row, check, id=f"{row.name}-{check.name}", marks=marks)
 
 
