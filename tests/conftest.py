@@ -124,10 +124,13 @@ def _strict_in_double():
     params=[
         pytest.param(lambda: jax.debug_nans(True), id="debug_nans"),
         pytest.param(lambda: jax.debug_infs(True), id="debug_infs"),
-        pytest.param(lambda: jax.numpy_dtype_promotion("strict"), id="strict"),
         pytest.param(lambda: jax.disable_jit(), id="disable_jit"),
-        pytest.param(lambda: jax.enable_x64(True), id="x64"),
         pytest.param(_strict_in_double, id="strict-x64"),
+        # Each is half of the one before.
+        pytest.param(
+            lambda: jax.numpy_dtype_promotion("strict"), id="strict", marks=pytest.mark.slow
+        ),
+        pytest.param(lambda: jax.enable_x64(True), id="x64", marks=pytest.mark.slow),
     ]
 )
 def jax_setting(request):

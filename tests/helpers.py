@@ -71,15 +71,16 @@ def seen():
     )
 
 
-def one_of_each_kind(rows):
+def one_of_each_kind(rows, but=None):
     """Return the names of rows as parameters of tests of the machinery, which treats a kind alike.
 
     Fast are the exemplars, a rule with slots of other shapes, one with groups inside and one with
-    several arrays in a slot. The others repeat a kind.
+    several arrays in a slot. The others repeat a kind, and `but` takes longer than all of them.
     """
     kinds = {name for name, row in rows.items() if row.exemplar} | {"adafactor", "muon", "shampoo"}
     repeated = (pytest.mark.slow, pytest.mark.other_rows)
-    return [pytest.param(name, marks=() if name in kinds else repeated) for name in rows]
+    marks = {name: () if name in kinds else repeated for name in rows} | {but: pytest.mark.slow}
+    return [pytest.param(name, marks=marks[name]) for name in rows]
 
 
 # A task

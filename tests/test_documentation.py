@@ -61,8 +61,8 @@ def test_most_public_functions_teach_by_example():
 
 
 def as_parameter(page):
-    # These pages compile many training programs, which takes half a minute.
-    is_slow = page.stem in {"averages_and_ensembles", "lab"}
+    # These pages compile many training programs, which takes long.
+    is_slow = page.stem in {"averages_and_ensembles", "fine_tuning", "lab", "long_runs"}
     return pytest.param(page, id=page.stem, marks=[pytest.mark.slow] if is_slow else [])
 
 

@@ -166,7 +166,7 @@ def by_hand(name):
 
 
 @in_both
-@every_kind
+@pytest.mark.parametrize("name", one_of_each_kind(OPTIMIZERS, but="shampoo"))
 def test_updates_are_those_made_by_hand_and_compile_once(framework, name):
     run = framework(make(name))
     after, state = by_hand(name)

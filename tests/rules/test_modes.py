@@ -80,7 +80,10 @@ def usual():
     return {name: run(make()) for name, make in TRANSFORMATIONS.items()}
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    "mode",
+    [pytest.param(mode, marks=pytest.mark.slow if mode == "debug-infs" else ()) for mode in MODES],
+)
 def test_the_results_are_the_same_in_every_mode(mode, usual):
     # Debugging changes no operation. Without `jit` XLA fuses nothing; in double precision
     # hyperparameters have more digits. Both show in the last digits alone.

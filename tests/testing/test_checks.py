@@ -26,8 +26,6 @@ ELSEWHERE = {
 OF_LONG_COMPILATION = {"muon", "shampoo", "soap"}
 QUICK = (*OF_DIRECTIONS, "an_infinity_is_not_hidden", "matches_reference_in_double")
 """The checks of rules whose products and decompositions compile for long; all others are slow."""
-THEIR_DIRECTIONS = {f"scale_by_{name}" for name in OF_LONG_COMPILATION}
-"""Their numbers are slow too: the optimizers, which run them, are held to the same reference."""
 
 
 def cases():
@@ -42,7 +40,8 @@ def cases():
             if row.name in OF_LONG_COMPILATION:
                 fast = check.name in QUICK
             slow = [pytest.mark.slow, pytest.mark.other_rows]
-            if row.name in THEIR_DIRECTIONS and check.name == "matches_reference":
+            if row.name in registry.DIRECTIONS and check.name == "matches_reference":
+                # The optimizer, which runs it, is held to the same reference.
                 fast, slow = False, [pytest.mark.slow]
             marks = [] if fast else slow
             yield pytest.param(row, check, id=f"{row.name}-{check.name}", marks=marks)

@@ -27,6 +27,14 @@ WRAPPERS = {
     ),
 }
 EVERY = pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS)
+IN_BOTH_WAYS = pytest.mark.parametrize(
+    "compile",
+    [
+        pytest.param(jax.jit, id="jit"),
+        # It compiles each operation by itself.
+        pytest.param(lambda f: f, id="eager", marks=pytest.mark.slow),
+    ],
+)
 PARAMS = {
     "narrow": jnp.full((4, 2), 1.5, jnp.bfloat16),
     "wide": jnp.full((3,), 0.5),
@@ -67,7 +75,7 @@ def specs(tree):
 
 
 @EVERY
-@pytest.mark.parametrize("compile", [jax.jit, lambda f: f], ids=["jit", "eager"])
+@IN_BOTH_WAYS
 def test_updates_of_float32_parameters_are_float32(wrap, compile):
     for dtype in (jnp.float16, jnp.float32):
         tx = wrap(momentum())
@@ -139,7 +147,7 @@ def test_init_keeps_shardings_where_optax_does(wrap, kind):
 
 
 @EVERY
-@pytest.mark.parametrize("compile", [jax.jit, lambda f: f], ids=["jit", "eager"])
+@IN_BOTH_WAYS
 def test_a_state_sharded_unlike_the_parameters_stays_so(wrap, compile):
     """The first stage of ZeRO: gradients and parameters are on every device, the state is not."""
     mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Explicit,))

@@ -185,9 +185,18 @@ def shuffled():
     return grain.MapDataset.range(8).shuffle(seed=3).map(Rows()).batch(2)
 
 
-@pytest.mark.parametrize("stops", [(4,), (5,), (2, 7)])
-@pytest.mark.parametrize("make", [shuffled, lambda: iter(grain_iter())])
-def test_a_run_that_goes_on_from_a_place_is_one_that_never_stopped(tmp_path, stops, make):
+@pytest.mark.parametrize(
+    ("make", "stops"),
+    [
+        pytest.param(shuffled, (4,), marks=pytest.mark.slow),
+        pytest.param(shuffled, (5,)),
+        pytest.param(shuffled, (2, 7), marks=pytest.mark.slow),
+        pytest.param(lambda: iter(grain_iter()), (4,), marks=pytest.mark.slow),
+        pytest.param(lambda: iter(grain_iter()), (5,), marks=pytest.mark.slow),
+        pytest.param(lambda: iter(grain_iter()), (2, 7)),
+    ],
+)
+def test_a_run_that_goes_on_from_a_place_is_one_that_never_stopped(tmp_path, make, stops):
     stopper = {"early_stopping": EarlyStopping(9)}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -409,7 +418,10 @@ def test_from_a_place_the_batches_between_it_and_a_failure_are_read_again(tmp_pa
     assert_same_bits(last.params, run(loader()).params)
 
 
-@pytest.mark.parametrize("fails_at", [0, 2, 5])
+@pytest.mark.parametrize(
+    "fails_at",
+    [pytest.param(0, marks=pytest.mark.slow), 2, pytest.param(5, marks=pytest.mark.slow)],
+)
 def test_where_an_evaluation_fails_its_updates_are_kept_and_it_is_made_later(tmp_path, fails_at):
     reads = []
 

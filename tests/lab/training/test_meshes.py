@@ -20,6 +20,9 @@ from optlab.groups import group
 from optlab.lab import EarlyStopping, compare, train
 
 BOTH_KINDS = pytest.mark.parametrize("kind", KINDS)
+MOSTLY_AUTO = pytest.mark.parametrize(
+    "kind", ["auto", pytest.param("explicit", marks=pytest.mark.slow)]
+)
 
 
 @pytest.fixture(scope="module")
@@ -36,8 +39,15 @@ def divided(mesh):
     }
 
 
-@BOTH_KINDS
-@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize(
+    ("kind", "source"),
+    [
+        ("explicit", "traced"),
+        ("auto", "loader"),
+        pytest.param("auto", "traced", marks=pytest.mark.slow),
+        pytest.param("explicit", "loader", marks=pytest.mark.slow),
+    ],
+)
 def test_a_run_on_two_devices_is_that_of_one(alone, kind, source):
     result = run(task(**SOURCES[source]), mesh=mesh_of((2,), kind))
     assert_alike(numbers_of(result), numbers_of(alone[source]))
@@ -53,8 +63,13 @@ def test_a_run_on_two_devices_is_that_of_one(alone, kind, source):
     "place",
     [
         lambda mesh, w: jax.device_put(w, NamedSharding(mesh, P(None, "data"))),
-        lambda mesh, w: jax.jit(divided(mesh))({"w": w})["w"],
-        lambda mesh, w: jax.lax.with_sharding_constraint(w, NamedSharding(mesh, P(None, "data"))),
+        pytest.param(lambda mesh, w: jax.jit(divided(mesh))({"w": w})["w"], marks=pytest.mark.slow),
+        pytest.param(
+            lambda mesh, w: jax.lax.with_sharding_constraint(
+                w, NamedSharding(mesh, P(None, "data"))
+            ),
+            marks=pytest.mark.slow,
+        ),
         lambda mesh, w: jax.lax.with_sharding_constraint(w, P(None, "data")),
     ],
     ids=["device_put", "device_put in jit", "constraint", "constraint of a spec"],
@@ -154,7 +169,7 @@ def test_a_divided_run_goes_on_on_one_device(tmp_path, alone):
     assert_alike(numbers_of(result), numbers_of(alone["traced"]))
 
 
-@BOTH_KINDS
+@MOSTLY_AUTO
 def test_given_parameters_lie_where_those_of_the_task_would(kind):
     mesh = mesh_of((2,), kind)
     place = divided(mesh) if kind == "auto" else lambda params: params
@@ -227,7 +242,7 @@ def test_batches_that_the_devices_cannot_divide_are_refused(monkeypatch, source)
         run(task(**SOURCES[source]), mesh=mesh_of((2,), "auto"))
 
 
-@BOTH_KINDS
+@MOSTLY_AUTO
 def test_trials_of_a_task_that_divides_itself_are_those_of_one_device(kind):
     options = {"rates": [0.01, 0.03], "steps": 4, "eval_every": 2, "seeds": 1}
     place = dict(layouts(mesh_of((1, 2), kind), kind))["model"]
