@@ -49,7 +49,14 @@ def loss_after_updates(name):
     return loss
 
 
-@pytest.mark.parametrize("name", RULES)
+SLOW = {"amsgrad", "nadam"}
+"""Others have the same terms: the maximum is in `by-power`, the correction in `centered`."""
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in RULES],
+)
 def test_derivatives_are_those_of_differences_also_at_zero_gradients_and_decays(name):
     with jax.enable_x64(True):
         flat, unravel = ravel_pytree((GRADIENT, START, USUAL))

@@ -95,7 +95,11 @@ def whole_updates():
 
 @pytest.mark.parametrize(
     ("of_params", "of_state"),
-    [(P(), P("d")), (P("d"), P(None, "d")), (P("d"), P())],
+    [
+        (P(), P("d")),
+        (P("d"), P(None, "d")),
+        pytest.param(P("d"), P(), marks=pytest.mark.slow),
+    ],
     ids=["zero", "state along another axis", "state whole"],
 )
 def test_a_state_keeps_its_sharding_on_an_explicit_mesh(of_params, of_state, whole_updates):

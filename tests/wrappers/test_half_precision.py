@@ -31,6 +31,13 @@ WRAPPERS = {
 half_types = pytest.mark.parametrize("dtype", HALF, ids=lambda dtype: np.dtype(dtype).name)
 # Where programs are long, one of the two types: the other is the same code with another rounding.
 bfloat16 = pytest.mark.parametrize("dtype", [jnp.bfloat16], ids=["bfloat16"])
+mostly_bfloat16 = pytest.mark.parametrize(
+    "dtype",
+    [
+        pytest.param(jnp.bfloat16, id="bfloat16"),
+        pytest.param(jnp.float16, id="float16", marks=pytest.mark.slow),
+    ],
+)
 wrappers = pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=list(WRAPPERS))
 keepers = pytest.mark.parametrize(
     "wrap", [optlab.master_params, optlab.kahan_summation], ids=lambda wrap: wrap.__name__
@@ -324,7 +331,7 @@ def test_compiled_updates_equal_eager_ones_bit_for_bit(wrap, dtype):
 
 
 @wrappers
-@half_types
+@mostly_bfloat16
 def test_two_updates_in_one_compilation_equal_two_compilations(wrap, dtype):
     """Within one XLA may hand on more digits of the parameters than their type holds."""
     tx = wrap(optlab.sgd(1.0))
@@ -433,7 +440,7 @@ def test_zero_gradients_change_nothing(wrap, dtype):
 
 
 @wrappers
-@half_types
+@mostly_bfloat16
 def test_updates_keep_the_wider_type_and_land_on_the_parameters_grid(wrap, dtype):
     tx = wrap(optlab.sgd(0.01))
     p = random_tree(0, dtype)

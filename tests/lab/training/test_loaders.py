@@ -269,8 +269,16 @@ def block():
 FAILURES = [
     (raise_error, r"must yield batches, got OSError at batch 5: disk is gone"),
     (other_shape, r"like its first, got float32\[1, 3\] for float32\[2, 3\] at \['x'\] of batch 5"),
-    (lambda: {"x": ROWS[:2]}, r"like its first, got nothing at \['y'\] of batch 5; yield the same"),
-    (lambda: {**rows(0), "y": np.int32([1, 2])}, r"got int32\[2\] for float32\[2\] at \['y'\] of"),
+    pytest.param(
+        lambda: {"x": ROWS[:2]},
+        r"like its first, got nothing at \['y'\] of batch 5; yield the same",
+        marks=pytest.mark.slow,
+    ),
+    pytest.param(
+        lambda: {**rows(0), "y": np.int32([1, 2])},
+        r"got int32\[2\] for float32\[2\] at \['y'\] of",
+        marks=pytest.mark.slow,
+    ),
     (lambda: {**rows(0), "y": "cat"}, r"must yield trees of arrays, got str at \['y'\] of batch 5"),
     (block, r"must yield a batch within 0.1 s, got nothing for batch 5"),
 ]

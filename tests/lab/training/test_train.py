@@ -700,7 +700,7 @@ def leaves_of_all_kinds():
     ("task", "tx"),
     [
         (noisy(), optax.sgd(0.1)),
-        (quiet(init=lambda key: (jnp.float32(1), ())), sgd()),
+        pytest.param(quiet(init=lambda key: (jnp.float32(1), ())), sgd(), marks=pytest.mark.slow),
         (leaves_of_all_kinds(), sgd()),
     ],
     ids=["bare_array-stateless", "scalar", "leaves_of_all_kinds"],

@@ -106,7 +106,7 @@ def test_groups_of_which_one_accumulates_make_an_update_with_each_batch():
 
 
 @pytest.mark.filterwarnings("ignore:train. the loader of task:UserWarning")
-@pytest.mark.parametrize("source", ["batch", "loader"])
+@pytest.mark.parametrize("source", [pytest.param("batch", marks=pytest.mark.slow), "loader"])
 def test_an_interrupted_run_goes_on_with_whole_windows(source, tmp_path):
     task = following()
     if source == "loader":
