@@ -320,6 +320,7 @@ class Case:
         is_rate = kind in ("constant", "cosine")
         change = {
             "divergence": up(-1.0) if is_rate else None,
+            "losses that are not finite": None,
             "rate too high": up(-0.5) if is_rate else None,
             "updates too small": up(1.0) if is_rate else None,
             "no progress": up(1.0) if is_rate else None,

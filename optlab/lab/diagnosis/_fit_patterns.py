@@ -47,8 +47,11 @@ QUIET = 0.03
 """A model that cannot fit more ends quietly: evaluations on the same data fluctuate by less than
 this share of the fall. Where they fluctuate more, the rate is the likelier cause."""
 
-UNFIT = 0.4
-"""A model underfits if more than this share of the initial loss remains at the end."""
+UNFIT, HARDLY_FIT = 0.4, 0.8
+"""A model underfits if more than the first share of the loss of guessing remains at the end. Unless
+`baseline` says what guessing costs, nobody knows how much can be learned, and only more than the
+second share of the loss before training is poor enough to speak of: text that is learned well
+leaves 0.75."""
 
 
 def high_start(c: Curves) -> Finding | None:
@@ -170,7 +173,8 @@ def underfitting(c: Curves) -> Finding | None:
     """Both losses are poor, and there is no gap between them."""
     trend, validation = c.trend, c.validation
     yardstick = trend.start if c.baseline is None else min(c.baseline, trend.start)
-    if not yardstick > 0 or not trend.end > UNFIT * yardstick:
+    most = HARDLY_FIT if c.baseline is None else UNFIT
+    if not yardstick > 0 or not trend.end > most * yardstick:
         return None
     if not c.decays and trend.late_gain > GAINS:
         return None

@@ -77,7 +77,7 @@ LEARNED = 0.3
 """A spike comes after this share of the fall; a higher loss before that is no spike, but a rough
 start."""
 
-JUMP, JUMP_SIGNIFICANT = 0.15, 6.0
+JUMP, JUMP_SIGNIFICANT = 0.15, 4.5
 """A spike rises above the losses before it by more than the first number, as a share of the fall,
 and by more than the second number of their own deviations. Both losses of two updates do."""
 
@@ -113,7 +113,7 @@ CUT_SHORT = 0.2
 """A decayed run was too short if it gains more than this share of its fall after τ = 0.65. Good
 runs gain up to 0.19."""
 
-DISTURBED, STEADY = 0.015, 0.4
+DISTURBED, STEADY = 0.025, 0.4
 """A decay itself lowers a loss that noise has kept up. Where the noise before the decay exceeds the
 first number, as a share of the fall, the gain shows no low rate, unless the second number of the
 fall came from τ = 0.3 to 0.65."""
@@ -122,6 +122,10 @@ SLOW_GAINS, SLOW_THROUGHOUT, SLOW_RATIO = 0.1, 0.35, 1e-4
 """A higher rate is advised before more updates if a run at a constant rate gains more than the
 first number at its end, as a share of its fall; if a decayed one gains as much from τ = 0.3 to 0.65
 as a straight line does, the second number; or if the update-to-weight ratio is below the third."""
+
+UNSHAKEN = 0.01
+"""A higher rate is advised only if evaluations on the same data fluctuate by less than this share
+of the fall: at too low a rate they hardly do, at the best constant one by about 0.02."""
 
 DONE = 0.05
 """A decayed run is not called slow if less than this share of the initial loss remains."""
@@ -405,7 +409,7 @@ def still_improving(c: Curves) -> Finding | None:
     if ratio is not None and (usual := float(np.median(ratio))) < SLOW_RATIO:
         sentence += f"; an update changes the weights by {usual:.1e}, where 1e-3 is customary"
         slow = True
-    if slow:
+    if slow and trend.fluctuation(0.5) < UNSHAKEN:
         advice = (
             "a rate three times higher, as progress is slow throughout, where a sweep or "
             "`lr_range_test` has not shown that it is too high; or train longer."
