@@ -11,6 +11,7 @@ from optlab._divergence import DIVERGENCE_FACTOR
 from optlab._extras import needs_extra
 from optlab._types import ArrayLike
 from optlab.plots._common import CROSS_ROW, cross, mark_diverged, new_axes, ring, style_of
+from optlab.plots._scale import log_ticks, spans_decades
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -238,7 +239,11 @@ def _finish(ax: "Axes", comparison: "Comparison", metric: str, *, legend: str) -
     if np.isfinite([lowest, highest]).all():
         if all(row.rate is None for row in comparison.rows()):
             ax.set_ylim(lowest, highest)  # the plot has no data from which Matplotlib could tell
-        ax.set_yscale("log")
+        drawn = [np.asarray(line.get_ydata(), np.float64) for line in ax.get_lines()]
+        if spans_decades(np.concatenate(drawn)):
+            ax.set_yscale("log")
+            ax.set_yticks(*zip(*log_ticks(*ax.get_ylim()), strict=True))
+            ax.set_yticks([], minor=True)
     ax.set_ylabel(comparison.title(metric))
     ax.grid(alpha=0.25, linewidth=0.6)
     ax.legend(

@@ -54,7 +54,7 @@ def plot_reliability(diagrams: "Mapping[str, Reliability]", *, ax: "Axes | None"
     ax.set_xlim(-0.02, 1.02)
     ax.set_ylim(-0.02, 1.02)
     ax.grid(alpha=0.25, linewidth=0.6)
-    ax.legend(loc="lower right", frameon=False)
+    ax.legend(loc="best", frameon=False)
     return ax
 
 
@@ -79,7 +79,7 @@ def plot_gain(
     ax.set_xlabel("members")
     ax.set_ylabel(ylabel)
     ax.grid(alpha=0.25, linewidth=0.6)
-    ax.legend(loc="upper right", frameon=False)
+    ax.legend(loc="best", frameon=False)
     return ax
 
 

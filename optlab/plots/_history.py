@@ -10,7 +10,7 @@ import numpy as np
 
 from optlab._divergence import DIVERGENCE_FACTOR
 from optlab._extras import needs_extra
-from optlab._report import number
+from optlab._report import digits_of, number
 from optlab.plots._common import ACCENT, LABEL_WIDTH, MARKERS, PALETTE, SMALL, ring
 from optlab.plots._scale import spans_decades
 
@@ -161,7 +161,7 @@ def _draw_evaluations(ax: "Axes", *, history: "History", metric: str) -> None:
     if metric == history.score and np.isfinite(scores).any():
         best = np.nanargmax(scores) if history.maximize else np.nanargmin(scores)
         step = history.steps[best]
-        label = f"best: {number(scores[best])} at {step:,}"
+        label = f"best: {number(scores[best], digits_of(scores))} at {step:,}"
         ax.plot([step], [scores[best]], **ring("black"), clip_on=False, label=label)
 
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from optlab._report import number
+from optlab._report import digits_of, number
 from optlab.plots._common import ACCENT, DIM, SMALL, new_axes
 from optlab.plots._scale import Scale, Tick, metric_of, metric_scale, range_ticks, short, spread
 
@@ -79,7 +79,9 @@ def title_of(sweep: "Sweep") -> str:
     best = sweep.ranked()[0]
     score = metric_of(best, sweep.score)
     if np.isfinite(score):
-        lines.append(f"best: trial {best.number}, {sweep.title(sweep.score)} {number(score)}")
+        digits = digits_of(metric_of(trial, sweep.score) for trial in sweep.trials)
+        text = number(score, digits)
+        lines.append(f"best: trial {best.number}, {sweep.title(sweep.score)} {text}")
     else:
         lines.append("all diverged")
     return "\n".join(lines)

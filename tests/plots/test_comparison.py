@@ -65,9 +65,13 @@ def test_plots_draw_on_the_axes_they_are_given_or_on_new_ones(plot, valley, hope
     assert ax.get_ylabel()
 
 
-def test_metrics_other_than_the_loss_are_drawn_on_a_linear_axis(valley):
-    assert plots.plot_curves(valley, metric="accuracy").get_yscale() == "linear"
-    assert plots.plot_curves(valley).get_yscale() == "log"
+def test_a_loss_that_spans_decades_is_drawn_on_a_logarithmic_axis_and_nothing_else(valley):
+    long = comparison_of(whole=descent([0.001, 0.01], 60))
+    assert plots.plot_curves(long).get_yscale() == "log"
+    assert plots.plot_curves(long, metric="accuracy").get_yscale() == "linear"
+    assert plots.plot_curves(valley).get_yscale() == "linear"  # from 50 to 20
+    labels = [label.get_text() for label in plots.plot_curves(long).get_yticklabels()]
+    assert {"5", "10", "20"} <= set(labels)
 
 
 def test_paths_have_a_panel_for_each_optimizer(valley, tmp_path):

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from optlab import _checks
-from optlab._report import aligned, number, strict, versions
+from optlab._report import Spread, aligned, digits_of, number, strict, versions
 from optlab.lab.comparison._rows import Row, summarize
 from optlab.lab.comparison._runs import MakeOptimizer, Runs
 from optlab.lab.sweeps._recipe import name_of
@@ -72,10 +72,10 @@ class Comparison:
         columns = {
             "optimizer": [row.optimizer for row in rows],
             "best rate": [number(row.rate) + "*" * row.at_edge for row in rows],
-            self.title(self.score): [str(row.validation or "all diverged") for row in rows],
+            self.title(self.score): _scores([row.validation for row in rows], "all diverged"),
         }
         if any(row.test for row in rows):
-            columns[f"test {self.score}"] = [str(row.test or "–") for row in rows]
+            columns[f"test {self.score}"] = _scores([row.test for row in rows], "–")
         if self.target is not None:
             columns[f"updates to {self.target:g}"] = [_updates(row) for row in rows]
         if any(row.decades is not None for row in rows):
@@ -334,6 +334,12 @@ def _updates(row: Row) -> str:
     if row.rate is None:
         return "–"
     return "never" if row.updates_to_target is None else f"{row.updates_to_target:g}"
+
+
+def _scores(spreads: Sequence[Spread | None], without: str) -> list[str]:
+    """Write a column of scores, with as many digits as tell them apart."""
+    digits = digits_of(spread.mean for spread in spreads if spread)
+    return [spread.text(digits) if spread else without for spread in spreads]
 
 
 def _best_at(row: Row) -> str:

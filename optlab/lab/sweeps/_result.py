@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from optlab import _checks
-from optlab._report import Spread, aligned, number, strict, versions
+from optlab._report import Spread, aligned, digits_of, number, strict, versions
 from optlab.lab.sweeps._importance import Importance, importances
 from optlab.lab.sweeps._space import Categorical, Range
 from optlab.lab.sweeps._trial import DIVERGED, STOPPED, Trial, rank
@@ -122,9 +122,11 @@ class Sweep:
         best_trials = self.ranked()[:limit]
         columns = {"trial": [str(trial.number) for trial in best_trials]}
         columns |= {name: [_value(t.values[name]) for t in best_trials] for name in self.space}
-        columns[self.title(self.score)] = [self._score(trial) for trial in best_trials]
+        digits = digits_of(trial.score for trial in best_trials)
+        columns[self.title(self.score)] = [self._score(trial, digits) for trial in best_trials]
         if self.score != "loss":
-            columns["loss"] = [number(trial.loss) for trial in best_trials]
+            digits = digits_of(trial.loss for trial in best_trials)
+            columns["loss"] = [number(trial.loss, digits) for trial in best_trials]
         columns["updates"] = [str(trial.num_updates) for trial in best_trials]
         if any(trial.causes for trial in best_trials):
             columns["best at"] = [_updates(trial.taken) for trial in best_trials]
@@ -198,8 +200,10 @@ class Sweep:
         }
         return json.dumps(strict({**extra, **document}), allow_nan=False)
 
-    def _score(self, trial: Trial) -> str:
-        return "–" if trial.status == DIVERGED else str(Spread.of(trial.final(self.score)))
+    def _score(self, trial: Trial, digits: int) -> str:
+        if trial.status == DIVERGED:
+            return "–"
+        return Spread.of(trial.final(self.score)).text(digits)
 
     def _notes(self) -> Iterator[str]:
         diverged = sum(trial.status == DIVERGED for trial in self.trials)

@@ -785,6 +785,14 @@ def test_trials_are_ranked_by_score_then_number(mixed):
     assert rank([], maximize=False) == []
 
 
+def test_the_table_has_the_digits_that_tell_the_best_apart_whatever_their_size():
+    values = [(rate,) for rate in (0.1, 0.2, 0.3, 0.4)]
+    near = made_up([-1000.3, -999.8, -999.1, 5e4], values, RATES)
+    lines = near.table().splitlines()[1:5]
+    assert [line.split()[2] for line in lines] == ["-1000.3", "-999.8", "-999.1", "50000"]
+    assert "loss -1000.3" in near.plot().axes[0].get_title(loc="left") + near.plot().get_suptitle()
+
+
 def test_the_table_shows_the_best_and_notes_what_stands_out(mixed):
     lines = mixed.table().splitlines()
     assert lines[0].split() == [
