@@ -102,7 +102,9 @@ def diagnose(history: History, *, baseline: float | None = None) -> Diagnosis:
         baseline: the loss of the best guess without inputs, > 0: log C for C equally frequent
             classes, or the variance of the targets for a mean square. With it, underfitting and a
             start that is too high are recognized even if the loss before training is no good
-            measure. None to use the loss and the accuracy before training.
+            measure: a run underfits that ends above 0.4 of it. None to use the loss and the
+            accuracy before training; a run then underfits only above 0.8 of that loss, because
+            nobody knows how much can be learned.
 
     Raises:
         ValueError: `history` is not a `History`, or `baseline` is not a number above 0.

@@ -254,6 +254,16 @@ def test_trials_of_a_task_that_divides_itself_are_those_of_one_device(kind):
     assert_alike(dict(divided.validation), dict(alone.validation))
 
 
+def test_early_stopping_ends_trials_of_a_task_that_divides_itself():
+    place = dict(layouts(mesh_of((1, 2), "explicit"), "explicit"))["model"]
+    rule = EarlyStopping(9, start=2, target=1e9)  # reached at the first check that counts
+    options = {"rates": [0.01], "steps": 6, "eval_every": 2, "seeds": 1, "early_stopping": rule}
+    runs = compare(task(place), {"adam": optlab.adam}, **options).runs["adam"]
+    assert (runs.ended, runs.taken, runs.causes) == (2, 2, [["target"]])
+    assert np.isnan(runs.validation["loss"][0, 0, 2:]).all()
+    assert np.isfinite(runs.test["loss"]).all()
+
+
 # Programs of their own
 
 
