@@ -86,6 +86,7 @@ LAB = {
     "rates": ["sweeps"],
     "sweeps": ["training"],
     "comparison": ["sweeps"],
+    "benchmarking": ["sweeps"],
     "diagnosis": ["training"],
     "ensembles": ["sweeps"],
     "tuning": ["rates", "diagnosis", "ensembles"],

@@ -7,6 +7,7 @@ from your own models and data, such as `tasks.nnx_classifier`. The tools, in ord
     lr_range_test       raise the rate over one short run, from several seeds: where to train
     sweep               search hyperparameters, many trials in one compiled program
     compare             several optimizers, each over a grid of rates and seeds
+    bench               many optimizers on many tasks, each tuned with the same budget
     train, monitor      one run, and what its optimizer does; `EarlyStopping` says when to stop it
     diagnose            patterns in a run's curves, the evidence for each, and what to try
     tune                all of the above in seven steps, within a budget, with a report
@@ -17,6 +18,11 @@ from your own models and data, such as `tasks.nnx_classifier`. The tools, in ord
 
 from optlab._report import Spread
 from optlab.lab import tasks
+from optlab.lab.benchmarking._bench import bench
+from optlab.lab.benchmarking._outcome import Goal, Outcome
+from optlab.lab.benchmarking._problems import bench_tasks
+from optlab.lab.benchmarking._profile import Interval, Profile
+from optlab.lab.benchmarking._result import Bench
 from optlab.lab.comparison._compare import Comparison, compare
 from optlab.lab.comparison._rows import Row
 from optlab.lab.comparison._runs import Runs
@@ -63,6 +69,7 @@ from optlab.wrappers._monitor import MonitorState, monitor, monitored
 
 __all__ = [
     "Barrier",
+    "Bench",
     "Categorical",
     "Chart",
     "Check",
@@ -73,12 +80,15 @@ __all__ = [
     "EnsembleReport",
     "Evaluation",
     "Finding",
+    "Goal",
     "History",
     "Integer",
     "Interval",
     "LogUniform",
     "Member",
     "MonitorState",
+    "Outcome",
+    "Profile",
     "Range",
     "RangeTest",
     "Reliability",
@@ -99,6 +109,8 @@ __all__ = [
     "Uniform",
     "Winner",
     "barrier",
+    "bench",
+    "bench_tasks",
     "check_initial_loss",
     "check_overfits_small_batch",
     "combine_log_probs",

@@ -5,6 +5,7 @@ and returns the axes: `plot_curves(comparison).figure.savefig("curves.png")`. Fu
 several panels return the figure.
 """
 
+from optlab.plots._bench import plot_areas, plot_bench, plot_costs, plot_profile
 from optlab.plots._comparison import (
     plot_comparison,
     plot_curves,
@@ -21,7 +22,10 @@ from optlab.plots._sweep import plot_hyperparameter, plot_sweep
 from optlab.plots._trials import plot_importances, plot_trials
 
 __all__ = [
+    "plot_areas",
+    "plot_bench",
     "plot_comparison",
+    "plot_costs",
     "plot_curves",
     "plot_ensemble",
     "plot_gain",
@@ -31,6 +35,7 @@ __all__ = [
     "plot_parallel",
     "plot_path_panels",
     "plot_paths",
+    "plot_profile",
     "plot_range_test",
     "plot_reliability",
     "plot_schedules",

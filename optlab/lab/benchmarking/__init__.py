@@ -1,0 +1,1 @@
+"""`bench`: optimizers with equal tuning budgets on a set of tasks, and what the data can tell."""
