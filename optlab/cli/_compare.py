@@ -35,7 +35,7 @@ def run(options: argparse.Namespace) -> int | None:
     task = make_task(options)
     optimizers = {name: clipped(options, name) for name in optimizers_of(options)}
     with task_errors(options.task), value_errors():
-        optimizers = _that_fit(task, optimizers, all_must=bool(options.optimizers))
+        optimizers = that_fit(task, optimizers, all_must=bool(options.optimizers))
     options.optimizers = list(optimizers)
     steps = options.steps or task.steps
     log(
@@ -72,7 +72,7 @@ def run(options: argparse.Namespace) -> int | None:
     return DIVERGED if all(row.num_diverged == row.num_runs for row in rows) else None
 
 
-def _that_fit(task: Task, optimizers: dict[str, Any], all_must: bool) -> dict[str, Any]:
+def that_fit(task: Task, optimizers: dict[str, Any], all_must: bool) -> dict[str, Any]:
     """Return the optimizers whose `init` takes the task's parameters, and log why others do not.
 
     Where `all_must`, the first that does not is an error.

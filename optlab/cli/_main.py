@@ -20,6 +20,7 @@ from optlab.cli._errors import BROKEN_PIPE, OK, TRACEBACK, USAGE_ERROR, UsageErr
 COMMANDS = {
     "tune": "go from a model to a tuned run in seven steps, with a report",
     "compare": "train with several optimizers over a grid of learning rates and compare them",
+    "bench": "tune optimizers alike on several tasks and say what the data can tell",
     "lr-range": "raise the learning rate over a short run and suggest where to train",
     "sweep": "search hyperparameters: rates, decays, batch sizes, arguments of a task",
     "train": "train once, draw the curves, and say what they show",
@@ -34,7 +35,7 @@ exit status:
   0    done
   2    the command cannot be carried out; one line on stderr says why
   3    training ended in losses or parameters that are not finite: that of
-       train, or all runs of compare or sweep; the results are written.
+       train, or all runs of compare, sweep or bench; the results are written.
        A step of tune failed, or no run of it ended well
   130  interrupted
   141  the reader of the output has left

@@ -382,7 +382,7 @@ def settings_of(options: argparse.Namespace) -> dict[str, Any]:
 def check_task_name(options: argparse.Namespace) -> None:
     """Require the form of a task's name, and a batch size that a built-in task allows."""
     if ":" in options.task:
-        _check_form(options.task)
+        check_form("--task", options.task)
         return
     check_known("task", options.task, TASKS, also=f"; {FORM} is a task of your own")
     if options.batch_size is None:
@@ -394,7 +394,8 @@ def check_task_name(options: argparse.Namespace) -> None:
         argument.check(options.task, options.batch_size)
 
 
-def _check_form(name: str) -> None:
+def check_form(option: str, name: str, example: str = "task") -> None:
+    """Require the form module:attribute in the value of an option."""
     module_name, _, attribute = name.partition(":")
     as_path = module_name.endswith(".py") or "/" in module_name or os.sep in module_name
     parts = [*module_name.split("."), *attribute.split(".")]
@@ -403,8 +404,8 @@ def _check_form(name: str) -> None:
     dotted = ".".join(Path(module_name.removesuffix(".py")).parts)
     meant = f"; did you mean '{dotted}:{attribute}'?" if as_path and attribute else ""
     raise UsageError(
-        f"argument --task: expected {FORM} with dots between names, such as "
-        f"mypackage.mymodule:task, got {name!r}{meant}"
+        f"argument {option}: expected {FORM} with dots between names, such as "
+        f"mypackage.mymodule:{example}, got {name!r}{meant}"
     )
 
 

@@ -27,7 +27,7 @@ INSTALLED = {"site-packages", "dist-packages"}
 
 
 @contextmanager
-def task_errors(name: str, doing: str = "training") -> Iterator[None]:
+def task_errors(name: str, doing: str = "training", who: str = "") -> Iterator[None]:
     """Run functions of a task within this block.
 
     For a user's own task, every exception becomes one line with the place in the user's code where
@@ -37,6 +37,7 @@ def task_errors(name: str, doing: str = "training") -> Iterator[None]:
     Args:
         name: the value of --task.
         doing: what the block does, for the message.
+        who: how the message begins; by default with --task and the name.
 
     Raises:
         UsageError: an exception was raised.
@@ -56,7 +57,7 @@ def task_errors(name: str, doing: str = "training") -> Iterator[None]:
             if place is None and _innermost(error).f_code in PLAIN:
                 raise
             raise UsageError(
-                f"--task {name}: {doing} failed{f' at {place}' if place else ''} with "
+                f"{who or f'--task {name}'}: {doing} failed{f' at {place}' if place else ''} with "
                 f"{_described(error)}; {TRACEBACK}=1 shows the traceback"
             ) from error
 

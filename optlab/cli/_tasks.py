@@ -39,7 +39,7 @@ def make_task(options: argparse.Namespace) -> Task:
     """
     values, name = task_values(options), options.task
     if ":" in name:
-        return _load(name, values)
+        return load_task(name, values)
     try:
         return TASKS[name](**values)
     except ValueError as error:
@@ -70,40 +70,76 @@ def find_task(name: str) -> Task | Callable[..., Task]:
     """
     if ":" not in name:
         return TASKS[name]
-    target = _resolve(name)
+    who = f"--task {name}"
+    target = _resolve(who, name)
     if not isinstance(target, Task):
-        _check_callable(_who(name), target)
+        _check_callable(who, target)
     return target
 
 
-def _who(name: str) -> str:
-    return f"--task {name}"
+def find_optimizer(name: str) -> Callable[..., Any]:
+    """Return the function that module:attribute names in `--optimizers`, without calling it.
+
+    Raises:
+        UsageError: there is no such function.
+    """
+    who = f"--optimizers {name}"
+    target = _resolve(who, name, "functions", _functions_in)
+    if not callable(target):
+        raise UsageError(
+            f"{who}: a function of hyperparameters that returns an optimizer is required, "
+            f"got {_kind(target)}"
+        )
+    return target
 
 
-def _resolve(name: str) -> Any:
-    """Return the object that module:attribute names."""
+def _resolve(
+    who: str,
+    name: str,
+    kind: str = "tasks",
+    there: Callable[[ModuleType], list[str]] | None = None,
+) -> Any:
+    """Return the object that module:attribute names.
+
+    Args:
+        who: how errors begin.
+        name: the name.
+        kind: the kind of what should be there, for errors.
+        there: a function that returns what there is of that kind in a module; None for tasks.
+    """
     module_name, _, attribute = name.partition(":")
-    with task_errors(name, f"importing {module_name}"):
-        module = _import(_who(name), module_name)
-    with task_errors(name, f"looking up {attribute}"):
-        return _attribute(_who(name), module, attribute)
+    with task_errors(name, f"importing {module_name}", who):
+        module = _import(who, module_name)
+    with task_errors(name, f"looking up {attribute}", who):
+        return _attribute(who, module, attribute, kind, there or _tasks_in)
 
 
-def _load(name: str, options: Mapping[str, Any]) -> Task:
-    who, target = _who(name), _resolve(name)
+def load_task(name: str, options: Mapping[str, Any], who: str = "") -> Task:
+    """Return the task that module:attribute names.
+
+    Args:
+        name: the name.
+        options: arguments of the function that makes it.
+        who: how errors begin; by default with --task and the name.
+
+    Raises:
+        UsageError: there is no such task, it cannot be made, or the lab cannot train it.
+    """
+    who = who or f"--task {name}"
+    target = _resolve(who, name)
     if isinstance(target, Task):
         _check_no_options(who, options)
         task = target
     else:
         _check_takes(who, target, options)
         values = with_flags(who, target, options)
-        with task_errors(name, f"calling {name.partition(':')[2]}"):
+        with task_errors(name, f"calling {name.partition(':')[2]}", who):
             task = target(**values)
         if not isinstance(task, Task):
             required = "the function must return an optlab.lab.Task"
             raise UsageError(f"{who}: {required}, got {_kind(task)}")
     try:
-        with task_errors(name, "checking the task"):
+        with task_errors(name, "checking the task", who):
             check_task(who, task)
     except ValueError as error:
         raise in_a_shell(error) from error
@@ -175,14 +211,20 @@ def _not_found(name: str, folder: str) -> str:
     )
 
 
-def _attribute(who: str, module: ModuleType, dotted: str) -> Any:
+def _attribute(
+    who: str,
+    module: ModuleType,
+    dotted: str,
+    kind: str,
+    there: Callable[[ModuleType], list[str]],
+) -> Any:
     value, path = module, module.__name__
     for part in dotted.split("."):
         if not hasattr(value, part):
             public = [name for name in dir(value) if not name.startswith("_")]
-            there = ", ".join(_tasks_in(module)) or "none"
+            names = ", ".join(there(module)) or "none"
             hint = suggestions(part, public)
-            raise UsageError(f"{who}: {path} has no {part!r}{hint} (tasks there: {there})")
+            raise UsageError(f"{who}: {path} has no {part!r}{hint} ({kind} there: {names})")
         value, path = getattr(value, part), f"{path}.{part}"
     return value
 
@@ -193,6 +235,17 @@ def _tasks_in(module: ModuleType) -> list[str]:
         name
         for name, value in vars(module).items()
         if not name.startswith("_") and (isinstance(value, Task) or _says_it_returns_one(value))
+    ]
+
+
+def _functions_in(module: ModuleType) -> list[str]:
+    """Return the names of the public functions that a module defines itself."""
+    return [
+        name
+        for name, value in vars(module).items()
+        if not name.startswith("_")
+        and inspect.isfunction(value)
+        and value.__module__ == module.__name__
     ]
 
 

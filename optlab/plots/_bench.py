@@ -35,9 +35,9 @@ def plot_bench(bench: "Bench", *, measure: str = "updates") -> "Figure":
     with needs_extra("plot_bench"):
         from matplotlib.figure import Figure
 
-    height = 3 + 0.5 * len(bench.optimizers)
-    figure = Figure(figsize=(11, height), dpi=150, layout="constrained")
-    axes = figure.subplot_mosaic("AB;CC", height_ratios=(1, 1))
+    heights = (max(3.2, 0.3 * len(bench.optimizers)), 0.8 + 0.35 * len(bench.goals))
+    figure = Figure(figsize=(11, sum(heights) + 1), dpi=150, layout="constrained")
+    axes = figure.subplot_mosaic("AB;CC", height_ratios=heights)
     plot_profile(bench, measure=measure, ax=axes["A"])
     plot_areas(bench, measure=measure, ax=axes["B"])
     plot_costs(bench, measure=measure, ax=axes["C"])
@@ -68,8 +68,8 @@ def plot_profile(bench: "Bench", *, measure: str = "updates", ax: "Axes | None" 
     ax.set_xlim(profile.taus[0], profile.taus[-1])
     ax.set_ylim(-0.02, 1.08)
     ax.set_xlabel(f"τ, times the {measure} of the best optimizer of a task")
-    ax.set_ylabel("share of tasks that reach the target")
-    ax.set_title("Performance profiles", loc="left")
+    ax.set_ylabel("share of tasks")
+    ax.set_title("Tasks that reach the target", loc="left")
     ax.grid(alpha=0.25, linewidth=0.6)
     ax.legend(frameon=False, fontsize=SMALL, ncols=-(-len(bench.optimizers) // 7))
     return ax

@@ -74,8 +74,10 @@ def space_of(who: str, label: str, make: MakeOptimizer) -> dict[str, Range]:
         ValueError: it is no function, or its usual learning rate is not known.
 
     Example:
-        >>> space_of("bench", "momentum", partial(optimizers.sgd, momentum=0.9))
-        {'learning_rate': LogUniform(0.001, 10.0), 'momentum': Uniform(0.8, 0.98)}
+        >>> for name, values in space_of("bench", "adam", optimizers.adam).items():
+        ...     print(name, values)
+        learning_rate LogUniform(low=1e-05, high=0.1)
+        b1 Uniform(low=0.8, high=0.98)
     """
     defaults = {
         name: parameter.default for name, parameter in _parameters(who, label, make).items()
