@@ -11,7 +11,8 @@ The area of a profile is its mean over τ in [1, 4]: 1 for an optimizer that is 
 task, 0 for one that is four times slower than the best, or worse, on each.
 
 For the intervals the tasks are drawn anew with replacement, and, for each optimizer on each task,
-the seeds. The tasks are the same for all optimizers of a draw.
+the seeds. The tasks are the same for all optimizers of a draw. They show what other tasks and seeds
+of this kind may give, for one optimizer; `_ranks` says which two can be told apart.
 
 References: Dolan, Moré, "Benchmarking optimization software with performance profiles",
 Mathematical Programming 91 (2002); Dahl et al., "Benchmarking Neural Network Training Algorithms",
@@ -136,24 +137,6 @@ def drawn_ratios(costs: np.ndarray) -> np.ndarray:
     medians = np.median(np.take_along_axis(costs[None], chosen, axis=-1), axis=-1)
     rows = rng.integers(0, tasks, (DRAWS, tasks))
     return ratios_of(np.take_along_axis(medians, rows[..., None], axis=1))
-
-
-def not_told_apart(costs: np.ndarray, leader: int) -> list[int]:
-    """Return the optimizers whose area may be that of the leader.
-
-    These are the ones for which the interval of the difference of the areas holds 0. With m others
-    each interval holds the share 1 − 0.05/m of the draws, so that all m statements together are
-    right in 95% of cases (Bonferroni), as far as the draws resemble new tasks and seeds.
-
-    Args:
-        costs: (tasks, optimizers, seeds) float, > 0.
-        leader: the index of the optimizer with the largest area.
-    """
-    areas = areas_of(drawn_ratios(costs))
-    others = [i for i in range(costs.shape[1]) if i != leader]
-    confidence = 1 - (1 - CONFIDENCE) / max(1, len(others))
-    lows = np.quantile(areas[:, [leader]] - areas, _ends(confidence)[0], axis=0)
-    return [i for i in others if lows[i] <= 0]
 
 
 def _ends(confidence: float) -> tuple[float, float]:
