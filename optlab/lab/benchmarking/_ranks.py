@@ -17,6 +17,8 @@ References: Nemenyi, "Distribution-free multiple comparisons", Princeton (1963);
 "Statistical comparisons of classifiers over multiple data sets", JMLR 7 (2006).
 """
 
+from functools import cache
+
 import numpy as np
 
 from optlab._extras import needs_extra
@@ -41,6 +43,7 @@ def mean_ranks(costs: np.ndarray) -> np.ndarray:
     return rankdata(costs, axis=1).mean(axis=0)
 
 
+@cache
 def critical_difference(optimizers: int, tasks: int) -> float:
     """Return the difference of mean ranks from which on two optimizers are told apart.
 
