@@ -30,10 +30,16 @@ TASKS = {
 }
 """The tasks of the benchmark, by name."""
 
-FULL = {"tasks": list(TASKS), "trials": 12, "seeds": 5, "steps": None}
+FULL = {"tasks": list(TASKS), "optimizers": None, "trials": 12, "seeds": 5, "steps": None}
 """What is done where no option says anything else."""
 
-QUICK = {"tasks": ["friedman", "factorization"], "trials": 4, "seeds": 2, "steps": 100}
+QUICK = {
+    "tasks": ["friedman", "factorization"],
+    "optimizers": ["sgd", "adamw", "muon"],
+    "trials": 4,
+    "seeds": 2,
+    "steps": 100,
+}
 """The same with --quick."""
 
 
@@ -94,8 +100,8 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--quick",
         action="store_true",
-        help="only try it out, with few tasks, trials, seeds and updates where you do not set "
-        "them, and quick.sqlite as the file: the results say nothing about optimizers",
+        help="only try it out, with few tasks, optimizers, trials, seeds and updates where you do "
+        "not set them, and quick.sqlite as the file: the results say nothing about optimizers",
     )
     add_json(parser)
 

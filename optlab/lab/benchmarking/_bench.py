@@ -425,6 +425,8 @@ def _checked_plan(
     contenders = _checked_contenders(optimizers, int(trials), spaces)
     entries = _checked_entries(tasks, steps)
     for contender in contenders:
+        recipe = contender.recipe(entries[0].task)
+        check_domains(recipe.who, recipe, contender.space, contender.example)
         for entry in entries:
             _check_fits(entry, contender)
     return _Plan(
@@ -481,9 +483,8 @@ def _checked_contenders(
 
 
 def _check_fits(entry: _Entry, contender: _Contender) -> None:
-    """Require an optimizer that accepts its whole space, and the parameters of the task."""
+    """Require an optimizer that accepts the parameters of a task."""
     recipe = contender.recipe(entry.task)
-    check_domains(recipe.who, recipe, contender.space, contender.example)
     _, tx = recipe.make(contender.example)
     try:
         jax.eval_shape(tx.init, params_of(entry.task))

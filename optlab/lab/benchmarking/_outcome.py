@@ -37,12 +37,6 @@ class Goal:
     steps: int
     eval_every: int
 
-    def updates(self, run: OneRun) -> float:
-        """Return the updates in which a run met the target; ∞ for a miss, or if it diverged."""
-        if run.diverged:
-            return np.inf
-        return updates_to(self.target, run.steps, run.scores, maximize=self.maximize)
-
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
@@ -83,6 +77,13 @@ class Outcome:
         return float(np.median(self.updates))
 
 
+def updates_of(goal: Goal, run: OneRun) -> float:
+    """Return the updates in which a run met the target; ∞ for a miss, or if it diverged."""
+    if run.diverged:
+        return np.inf
+    return updates_to(goal.target, run.steps, run.scores, maximize=goal.maximize)
+
+
 def chosen(goal: Goal, tuned: Sequence[OneRun]) -> OneRun | None:
     """Return the trial whose values are chosen, on validation; None if every trial diverged.
 
@@ -91,7 +92,7 @@ def chosen(goal: Goal, tuned: Sequence[OneRun]) -> OneRun | None:
     """
     sign = -1 if goal.maximize else 1
     sound = [run for run in tuned if not run.diverged]
-    order = [(goal.updates(run), sign * run.scores[-1], run.trial) for run in sound]
+    order = [(updates_of(goal, run), sign * run.scores[-1], run.trial) for run in sound]
     return sound[order.index(min(order))] if sound else None
 
 
@@ -120,7 +121,7 @@ def outcome_of(
     choice = chosen(goal, tuned)
     counts = {
         "num_trials": trials,
-        "num_reached": sum(goal.updates(run) < np.inf for run in tuned),
+        "num_reached": sum(updates_of(goal, run) < np.inf for run in tuned),
         "num_diverged": sum(run.diverged for run in tuned),
     }
     if choice is None:
@@ -137,7 +138,7 @@ def outcome_of(
         optimizer,
         choice.values,
         choice.trial,
-        updates=np.array([goal.updates(run) for run in final]),
+        updates=np.array([updates_of(goal, run) for run in final]),
         validation=np.array([np.nan if r.diverged else r.scores[-1] for r in final], float),
         test=np.array([np.nan if r.diverged else r.test.get(score, np.nan) for r in final], float),
         seconds=timed.seconds,

@@ -49,6 +49,12 @@ class Bench:
         """The labels of the optimizers, in the order in which they came into the file."""
         return tuple(self.space)
 
+    @property
+    def machines(self) -> tuple[str, ...]:
+        """The machines on which updates were timed, in words."""
+        timed = (x.machine for x in self.outcomes.values() if x.values is not None)
+        return tuple(sorted(set(timed)))
+
     def costs(self, measure: str = "updates") -> np.ndarray:
         """Return what it cost to reach the targets: (tasks, optimizers, seeds) float, ∞ for a miss.
 
@@ -63,10 +69,9 @@ class Bench:
         costs = np.array([[outcome.updates for outcome in row] for row in rows])
         if measure == "updates":
             return costs
-        machines = sorted({x.machine for row in rows for x in row if x.values is not None})
-        if len(machines) > 1:
+        if len(self.machines) > 1:
             required = "measure must be 'updates' where several machines took part"
-            _checks.fail("Bench.costs", required, f"{measure!r} of {' and '.join(machines)}")
+            _checks.fail("Bench.costs", required, f"{measure!r} of {_list(self.machines)}")
         seconds = np.array([[outcome.seconds for outcome in row] for row in rows])
         return np.where(np.isfinite(costs), costs * seconds[..., None], np.inf)
 
@@ -105,20 +110,23 @@ class Bench:
         return (self._overall(), *map(self._on_task, self.goals))
 
     def table(self) -> str:
-        """Return the updates to the targets, and the scores, as aligned text, followed by notes."""
+        """Return updates and seconds to the targets, and scores, as aligned text with notes."""
         areas = self.profile().areas
         order = list(areas)
         updates = {"updates to the target": order}
+        seconds = {"seconds to the target": order}
         scores = {"score at the end": order}
         for task in self.goals:
             outcomes = [self.outcomes[task, optimizer] for optimizer in order]
             updates[task] = [_updates(outcome.median_updates) for outcome in outcomes]
+            seconds[task] = [_seconds(outcome) for outcome in outcomes]
             scores[task] = [_score(outcome) for outcome in outcomes]
         reached = np.isfinite(np.median(self.costs(), axis=-1)).sum(axis=0)
         counts = dict(zip(self.optimizers, reached, strict=True))
         updates["reached"] = [f"{counts[optimizer]} of {len(self.goals)}" for optimizer in order]
         updates["area"] = [str(areas[optimizer]) for optimizer in order]
-        parts = (aligned(updates), aligned(scores), self._notes())
+        tables = [updates, scores] if len(self.machines) > 1 else [updates, seconds, scores]
+        parts = (*map(aligned, tables), self._notes())
         return "\n\n".join("\n".join(part) for part in parts)
 
     def __str__(self) -> str:
@@ -217,6 +225,10 @@ class Bench:
             rule = " (found by the rule, as the task sets none)" if goal.by_rule else ""
             yield f"{goal.task}: {what} {side} {goal.target:.3g}{rule}; {goal.steps} updates."
         yield f"updates: the median over {len(self.seeds)} seeds; never: half of them or more miss."
+        if len(self.machines) > 1:
+            yield f"No seconds are shown, as they are of several machines: {_list(self.machines)}."
+        else:
+            yield "seconds: updates times the time of one, measured alone; they vary with machines."
         yield "score: on test where there is such a split, ± one standard deviation over seeds."
         yield "area: of the profile over τ in [1, 4], 1 at best, with its 95% interval."
         seeds = len(self.seeds)
@@ -229,6 +241,11 @@ class Bench:
 
 def _updates(value: float) -> str:
     return f"{value:g}" if math.isfinite(value) else "never"
+
+
+def _seconds(outcome: Outcome) -> str:
+    seconds = outcome.median_updates * outcome.seconds
+    return f"{seconds:.2g}" if math.isfinite(seconds) else "never"
 
 
 def _score(outcome: Outcome) -> str:

@@ -240,6 +240,8 @@ def test_seconds_are_updates_times_the_seconds_of_one():
     bench = bench_of([[[10, math.inf], [20, 30]]])
     assert bench.costs("seconds").tolist() == [[[5, math.inf], [10, 15]]]
     assert bench.profile("seconds").measure == "seconds"
+    lines = bench_of([[[10, 10], [20, 30]]]).table().splitlines()
+    assert lines[lines.index("seconds to the target  t0") + 2].split() == ["b", "12"]  # of 12.5
 
 
 def test_seconds_of_several_machines_are_not_compared():
@@ -247,6 +249,7 @@ def test_seconds_of_several_machines_are_not_compared():
     assert bench.profile().areas["a"].value == 1
     with pytest.raises(ValueError, match=r"Bench\.costs: measure must be 'updates' .* m and n"):
         bench.profile("seconds")
+    assert "No seconds are shown, as they are of several machines: m and n." in bench.table()
 
 
 @pytest.mark.parametrize(
