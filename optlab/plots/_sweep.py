@@ -218,12 +218,14 @@ def _kinds(
     diverged = np.isnan(y)
     best = ~diverged & (np.arange(len(trials)) == len(trials) - 1)
     stopped = np.array([trial.stopped for trial in trials])
+    ended = np.array([trial.ended_early for trial in trials]) & ~(diverged | best)
     beyond = np.array([scale is not None and scale.beyond(value) for value in y])
     kinds = {
         "diverged": diverged,
         "beyond the axis": beyond & ~best,
-        "stopped early": stopped & ~(diverged | beyond | best),
-        "complete": ~(stopped | diverged | beyond | best),
+        "stopped by halving": stopped & ~(diverged | beyond | best),
+        "ended early": ended & ~beyond,
+        "complete": ~(stopped | ended | diverged | beyond | best),
         "best": best,
     }
     return {kind: where for kind, where in kinds.items() if where.any()}
@@ -238,8 +240,10 @@ def _marker(kind: str, scale: Scale | None) -> dict[str, Any]:
         case "beyond the axis":
             marker = "^" if scale.lower_is_better else "v"
             return style | {"marker": marker, "markerfacecolor": "none", "color": "0.45"}
-        case "stopped early":
+        case "stopped by halving":
             return style | {"markerfacecolor": "none", "markeredgewidth": 0.8}
+        case "ended early":
+            return style | {"marker": "D", "alpha": 0.8, "markeredgecolor": "none"}
         case "complete":
             return style | {"alpha": 0.8, "markeredgecolor": "white", "markeredgewidth": 0.4}
         case "best":

@@ -182,7 +182,7 @@ def test_a_panel_shows_each_trial_as_what_became_of_it(mixed):
     assert sorted(shown["diverged"][0]) == sorted(diverged)
     assert max(shown["diverged"][1]) < min(t.score for t in complete)
     assert ax.get_ylim()[0] < min(shown["diverged"][1])
-    hollow = next(line for line in ax.lines if line.get_label() == "stopped early")
+    hollow = next(line for line in ax.lines if line.get_label() == "stopped by halving")
     assert hollow.get_markerfacecolor() == "none"
     assert sum(len(x) for x, _ in shown.values()) == len(mixed.trials)
     assert [text.get_text() for text in ax.texts] == [short(best.values["learning_rate"], 3)]
@@ -270,7 +270,7 @@ def test_the_picture_has_a_panel_for_each_hyperparameter_and_metric(mixed):
     assert panels[0].get_ylim() == panels[2].get_ylim()
     (legend,) = figure.legends
     labels = [text.get_text() for text in legend.get_texts()]
-    assert set(labels) >= {"complete", "stopped early", "diverged", "best"}
+    assert set(labels) >= {"complete", "stopped by halving", "diverged", "best"}
     assert len(set(labels)) == len(labels)
     by_loss = dataclasses.replace(mixed, score="loss", maximize=False).plot()
     assert len(by_loss.axes) == 3 + len(SPACE)

@@ -115,6 +115,11 @@ class Trial:
         return self.status == STOPPED
 
     @property
+    def ended_early(self) -> bool:
+        """Whether early stopping ended all runs of the trial, and none diverged."""
+        return self.status == ENDED
+
+    @property
     def loss(self) -> float:
         """The validation loss where the score is taken, as the mean over the seeds."""
         with np.errstate(invalid="ignore"):  # the mean of a diverged trial may be ∞ − ∞

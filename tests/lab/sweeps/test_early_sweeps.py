@@ -96,6 +96,10 @@ def test_the_table_says_where_each_trial_ended_and_why(together):
 def test_plots_end_with_the_runs(together):
     lines = plots.plot_trials(together).get_lines()
     lasts = [line.get_xdata()[np.isfinite(line.get_ydata())].max() for line in lines]
+    figure = together.plot()
+    (legend,) = figure.legends
+    kinds = {text.get_text() for text in legend.get_texts()}
+    assert {"ended early", "complete", "diverged", "best"} >= kinds >= {"ended early", "complete"}
     # The worst are drawn first, and the best twice; of one that overflows only the start.
     assert lasts == [0, 8, 10, 40, 4, 4]
 
