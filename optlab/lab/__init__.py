@@ -21,7 +21,7 @@ from optlab.lab import tasks
 from optlab.lab.benchmarking._bench import bench
 from optlab.lab.benchmarking._outcome import Goal, Outcome
 from optlab.lab.benchmarking._problems import bench_tasks
-from optlab.lab.benchmarking._profile import Interval, Profile
+from optlab.lab.benchmarking._profile import Estimate, Profile
 from optlab.lab.benchmarking._result import Bench
 from optlab.lab.comparison._compare import Comparison, compare
 from optlab.lab.comparison._rows import Row
@@ -78,6 +78,7 @@ __all__ = [
     "EarlyStopping",
     "Ensemble",
     "EnsembleReport",
+    "Estimate",
     "Evaluation",
     "Finding",
     "Goal",

@@ -36,7 +36,7 @@ CONFIDENCE = 0.95
 """The share of draws that an interval holds."""
 
 
-class Interval(NamedTuple):
+class Estimate(NamedTuple):
     """A number, and what it may be as well.
 
     Attributes:
@@ -73,7 +73,7 @@ class Profile:
     fractions: Mapping[str, np.ndarray]
     low: Mapping[str, np.ndarray]
     high: Mapping[str, np.ndarray]
-    areas: Mapping[str, Interval]
+    areas: Mapping[str, Estimate]
 
 
 def profile_of(measure: str, labels: Sequence[str], costs: np.ndarray, taus: np.ndarray) -> Profile:
@@ -98,7 +98,7 @@ def profile_of(measure: str, labels: Sequence[str], costs: np.ndarray, taus: np.
         dict(zip(labels, fractions, strict=True)),
         dict(zip(labels, low, strict=True)),
         dict(zip(labels, high, strict=True)),
-        {labels[i]: Interval(*map(float, (areas[i], *ends[:, i]))) for i in order},
+        {labels[i]: Estimate(*map(float, (areas[i], *ends[:, i]))) for i in order},
     )
 
 
