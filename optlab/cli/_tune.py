@@ -38,6 +38,7 @@ def run(options: argparse.Namespace) -> int | None:
             seed=options.seed,
             quick=options.quick,
             go_on=options.go_on,
+            ensemble=options.ensemble,
             folder=options.out,
             callbacks=() if terminal else (_log_steps(),),
             progress=terminal,

@@ -19,6 +19,7 @@ from optlab.cli._options import (
     declare,
     named,
     names,
+    runs,
 )
 from optlab.cli._output import check_place
 from optlab.cli._ranges import Typed, read_range
@@ -79,6 +80,13 @@ def add(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--go-on", action="store_true", help="go on after a check before the training that failed"
+    )
+    parser.add_argument(
+        "--ensemble",
+        type=runs,
+        default=0,
+        metavar="N",
+        help="judge a deep ensemble of N models of the winner, 3 to 5 say (default: none)",
     )
     add_out_folder(parser, "optlab-tune", "the reports, the recipe and all results")
     add_json(parser)

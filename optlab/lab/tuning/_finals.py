@@ -19,6 +19,8 @@ from typing import Any
 import numpy as np
 
 from optlab._report import number
+from optlab.lab.ensembles._calibration import Scores
+from optlab.lab.ensembles._ensemble import ensemble
 from optlab.lab.sweeps._space import Range
 from optlab.lab.tuning._procedure import CONSTANT, Outcome, Procedure, Record, Values
 from optlab.lab.tuning._result import (
@@ -178,6 +180,8 @@ def _conclude(
     missing = len(plan["candidates"]) - len(ended)
     if missing:
         evidence += f" For {missing} more the budget did not suffice."
+    together, table = _ensemble(procedure, best, stop)
+    evidence += together
     advice = ""
     if seeds < 3:
         advice = "Give a larger budget: with fewer than three seeds an interval says little."
@@ -187,9 +191,44 @@ def _conclude(
         evidence=evidence,
         advice=advice,
         charts=[curves_chart(procedure, order), _intervals_chart(procedure, order)],
-        tables=[_heats_table(procedure, heats), _finals_table(procedure, order, best)],
+        tables=[
+            _heats_table(procedure, heats),
+            _finals_table(procedure, order, best),
+            *([table] if table else []),
+        ],
     )
     return Outcome(step, {"winner": winner})
+
+
+def _ensemble(procedure: Procedure, best: Record, stop: int) -> tuple[str, Table | None]:
+    """Return a sentence and a table about an ensemble of the winner, if one is asked for."""
+    members = procedure.ensemble
+    if not members:
+        return "", None
+    if procedure.meter.left() < members * stop * procedure.pace():
+        return " For the ensemble the budget did not suffice.", None
+    scores = procedure.once("ensemble", lambda: _scores_together(procedure, best, stop))
+    alone, together = scores["members"], scores["together"]
+    sentence = (
+        f" An ensemble of {members} has the error {number(together[0])} on the {scores['split']} "
+        f"split, and its members {number(alone[0])} in the mean."
+    )
+    columns = {"": ["members, mean", f"ensemble of {members}"]}
+    for place, name in enumerate(Scores._fields):
+        columns[name] = [number(alone[place]), number(together[place])]
+    return sentence, Table(f"An ensemble on the {scores['split']} split", columns)
+
+
+def _scores_together(procedure: Procedure, best: Record, stop: int) -> dict[str, Any]:
+    task, optimizer = procedure.optimizer(best.trial)
+    members = procedure.ensemble
+    report = ensemble(task, optimizer, members=members, steps=stop, seed=procedure.seed).report()
+    procedure.meter.count(members * stop, members)
+    return {
+        "split": report.split,
+        "members": [float(np.mean(values)) for values in report.members],
+        "together": [float(value) for value in report.combined["probability"]],
+    }
 
 
 def _winner(

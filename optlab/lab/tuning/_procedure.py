@@ -123,6 +123,7 @@ class Procedure:
         steps: updates of a whole run with the usual batch size.
         seed: the seed of the search, and the first one of the runs.
         quick: whether to take fewer and shorter runs.
+        ensemble: the members of an ensemble of the winner; 0 for none.
         journal: the file.
         meter: what was used.
         on_change: called with what is going on, in words.
@@ -137,6 +138,7 @@ class Procedure:
     steps: int
     seed: int
     quick: bool
+    ensemble: int
     journal: Journal
     meter: Meter
     on_change: Callable[[str], None] = lambda text: None

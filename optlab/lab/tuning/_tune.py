@@ -30,7 +30,7 @@ from optlab import _checks
 from optlab._report import versions
 from optlab.lab.sweeps._recipe import name_of
 from optlab.lab.sweeps._space import Range, checked_space
-from optlab.lab.tasks._check_task import check_task
+from optlab.lab.tasks._check_task import check_in_memory, check_predicts, check_task
 from optlab.lab.tasks._task import Task
 from optlab.lab.tuning import (
     _finals,
@@ -90,6 +90,7 @@ def tune(
     seed: int = 0,
     quick: bool = False,
     go_on: bool = False,
+    ensemble: int = 0,
     folder: str | Path | None = None,
     callbacks: Sequence[Callable[[Tuning, str], None]] = (),
     progress: bool = False,
@@ -121,6 +122,8 @@ def tune(
         seed: seed of the search, and the first one of the runs.
         quick: whether to be content with one optimizer, and with fewer and shorter runs.
         go_on: whether to go on after a step that failed.
+        ensemble: the members of a deep ensemble of the winner, 3 to 5 say, which is judged at the
+            end; 0 for none. The task must be a classification in memory.
         folder: where results.sqlite holds everything as it arrives, and report.html, report.md and
             recipe.py are written. It must be new, empty, or that of this procedure. None for none.
         callbacks: each is called with the `Tuning` so far, and with what is going on in words, as
@@ -147,6 +150,10 @@ def tune(
     plain = _plain(task)
     steps = plain.steps if steps is None else steps
     _checks.check_integer(WHO, "steps", steps, 1)
+    _checks.check_integer(WHO, "ensemble", ensemble, 0)
+    if ensemble:
+        check_in_memory(WHO, plain)
+        check_predicts(WHO, plain)
     amount = Budget.of(WHO, budget, int(steps))
     about = {
         "task": plain.name,
@@ -156,6 +163,7 @@ def tune(
         "steps": int(steps),
         "seed": int(seed),
         "quick": quick,
+        "ensemble": int(ensemble),
     }
     place = None if folder is None else Folder(WHO, folder)
     with (
@@ -165,7 +173,16 @@ def tune(
         callbacks = [*callbacks, draw, *([] if place is None else [place.report])]
         meter = Meter(amount, *journal.used)
         procedure = Procedure(
-            task, plain, contenders, given, int(steps), int(seed), quick, journal, meter
+            task=task,
+            plain=plain,
+            contenders=contenders,
+            space=given,
+            steps=int(steps),
+            seed=int(seed),
+            quick=quick,
+            ensemble=int(ensemble),
+            journal=journal,
+            meter=meter,
         )
         _check_space(procedure)
         procedure.on_change = lambda text: _notify(procedure, callbacks, text)

@@ -116,6 +116,17 @@ def test_a_procedure_that_ended_is_read_again_without_a_run(made, tmp_path):
     assert without_time(again) == without_time(result)
 
 
+@pytest.mark.slow
+def test_an_ensemble_of_the_winner_is_judged_on_request():
+    result = tune(task, **{**OPTIONS, "budget": "90 trials"}, ensemble=3)
+    finals = result.steps[-1]
+    assert "An ensemble of 3 has the error" in finals.evidence
+    errors = next(table for table in finals.tables if "ensemble" in table.title).columns["error"]
+    assert all(0 < float(error) < 0.3 for error in errors)
+    with pytest.raises(ValueError, match=r"tune: .*Task.predict"):
+        tune(dataclasses.replace(make_task(), predict=None), ensemble=3)
+
+
 # What is refused
 
 
