@@ -17,8 +17,6 @@ import optlab
 from blobs import STEPS, TRAIN, forward, make_task, of_summed_losses, task
 from optlab.lab import LogUniform, Uniform, tune
 
-pytestmark = pytest.mark.xdist_group("tune")  # they share one procedure
-
 OPTIONS = {"budget": "60 trials", "quick": True, "optimizers": {"adamw": optlab.adamw}}
 
 
