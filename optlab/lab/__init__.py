@@ -21,7 +21,7 @@ from optlab.lab import tasks
 from optlab.lab.benchmarking._bench import bench
 from optlab.lab.benchmarking._outcome import Goal, Outcome
 from optlab.lab.benchmarking._problems import bench_tasks
-from optlab.lab.benchmarking._profile import Estimate, Profile
+from optlab.lab.benchmarking._profile import Area, Profile
 from optlab.lab.benchmarking._result import Bench
 from optlab.lab.comparison._compare import Comparison, compare
 from optlab.lab.comparison._rows import Row
@@ -68,6 +68,7 @@ from optlab.lab.tuning._tune import tune
 from optlab.wrappers._monitor import MonitorState, monitor, monitored
 
 __all__ = [
+    "Area",
     "Barrier",
     "Bench",
     "Categorical",
@@ -78,7 +79,6 @@ __all__ = [
     "EarlyStopping",
     "Ensemble",
     "EnsembleReport",
-    "Estimate",
     "Evaluation",
     "Finding",
     "Goal",

@@ -1,6 +1,6 @@
 """`BenchFile`: the results of a benchmark as they arrive, in one SQLite file.
 
-    bench       one row: the facts that all results share, as JSON
+    facts       one row: the facts that all results share, as JSON
     tasks       task → its facts: what it is, its updates, its target
     optimizers  optimizer → its facts: what it is, its space
     runs        (task, optimizer, trial, seed) → the run
@@ -17,11 +17,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from optlab.lab.sweeps._database import Database
-from optlab.lab.sweeps._store import decode, encode
+from optlab import _checks
+from optlab.lab.sweeps._database import Database, decode, encode
 
 _TABLES = """
-create table bench (about text not null);
 create table tasks (task text primary key, facts text not null);
 create table optimizers (optimizer text primary key, facts text not null);
 create table runs (
@@ -82,26 +81,19 @@ class BenchFile(Database):
         ValueError: as `Database` does.
     """
 
+    application = int.from_bytes(b"opbe")
+    tables = _TABLES
+
     def __init__(self, who: str, file: str | Path | None, about: Mapping[str, Any]):
-        super().__init__(
-            who,
-            file,
-            tables=_TABLES,
-            name="bench",
-            application=b"opbe",
-            about=about,
-            what="benchmark",
-        )
+        super().__init__(who, file, about, "benchmark")
 
     def check_task(self, task: str, facts: Mapping[str, Any]) -> None:
         """Write the facts of a task, or require those that are there."""
-        remedy = "pass another file, or give a task that is another one another name"
-        self._add_or_check("task", task, facts, remedy)
+        self._add_or_check("task", task, facts)
 
     def check_optimizer(self, optimizer: str, facts: Mapping[str, Any]) -> None:
         """Write the facts of an optimizer, or require those that are there."""
-        remedy = "pass another file, or give an optimizer that is another one another name"
-        self._add_or_check("optimizer", optimizer, facts, remedy)
+        self._add_or_check("optimizer", optimizer, facts)
 
     def facts(self, kind: str) -> dict[str, dict[str, Any]]:
         """Return name → facts, in the order in which they came; `kind` is "task" or "optimizer"."""
@@ -141,7 +133,7 @@ class BenchFile(Database):
         rows = self._read(query, task, optimizer)
         return Timed(*rows[0]) if rows else None
 
-    def _add_or_check(self, kind: str, name: str, facts: Mapping[str, Any], remedy: str) -> None:
+    def _add_or_check(self, kind: str, name: str, facts: Mapping[str, Any]) -> None:
         facts = json.loads(json.dumps(facts))
         with self._writing():
             was = self.facts(kind).get(name)
@@ -153,4 +145,10 @@ class BenchFile(Database):
             # A target that the rule found stands in the file alone.
             found = fact == "target" and facts.get(fact) is None and was["target_of"] == "rule"
             if was.get(fact) != facts.get(fact) and not found:
-                self._refuse(f"{fact} of {kind} {name!r}", was.get(fact), facts.get(fact), remedy)
+                _checks.fail(
+                    self._who,
+                    f"{fact} of {kind} {name!r} must be that of the benchmark in {self._file}, "
+                    f"{was.get(fact)!r}",
+                    repr(facts.get(fact)),
+                    f"pass another file, or give {kind}s that differ different names",
+                )

@@ -36,13 +36,13 @@ CONFIDENCE = 0.95
 """The share of draws that an interval holds."""
 
 
-class Estimate(NamedTuple):
-    """A number, and what it may be as well.
+class Area(NamedTuple):
+    """The area under a profile, and what it may be as well.
 
     Attributes:
-        value: the number.
-        low: the lower end of the interval.
-        high: its upper end.
+        value: the area, in [0, 1].
+        low: the lower end of its interval.
+        high: the upper end.
     """
 
     value: float
@@ -73,7 +73,7 @@ class Profile:
     fractions: Mapping[str, np.ndarray]
     low: Mapping[str, np.ndarray]
     high: Mapping[str, np.ndarray]
-    areas: Mapping[str, Estimate]
+    areas: Mapping[str, Area]
 
 
 def profile_of(measure: str, labels: Sequence[str], costs: np.ndarray, taus: np.ndarray) -> Profile:
@@ -98,7 +98,7 @@ def profile_of(measure: str, labels: Sequence[str], costs: np.ndarray, taus: np.
         dict(zip(labels, fractions, strict=True)),
         dict(zip(labels, low, strict=True)),
         dict(zip(labels, high, strict=True)),
-        {labels[i]: Estimate(*map(float, (areas[i], *ends[:, i]))) for i in order},
+        {labels[i]: Area(*map(float, (areas[i], *ends[:, i]))) for i in order},
     )
 
 

@@ -221,7 +221,7 @@ OTHERS = {
     ),
     "optimizer": (
         {"optimizers": {"sgd": lambda learning_rate=0.05: optax.sgd(learning_rate, momentum=0.5)}},
-        "contents of optimizer 'sgd' must be .*give an optimizer that is another one another name",
+        "contents of optimizer 'sgd' must be .*give optimizers that differ different names",
     ),
 }
 
