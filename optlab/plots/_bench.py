@@ -71,7 +71,8 @@ def plot_profile(bench: "Bench", *, measure: str = "updates", ax: "Axes | None" 
     ax.set_ylabel("share of tasks")
     ax.set_title("Tasks that reach the target", loc="left")
     ax.grid(alpha=0.25, linewidth=0.6)
-    ax.legend(frameon=False, fontsize=SMALL, ncols=-(-len(bench.optimizers) // 7))
+    columns = -(-len(bench.optimizers) // 7)
+    ax.legend(framealpha=0.8, edgecolor="none", fontsize=SMALL, ncols=columns)
     return ax
 
 
