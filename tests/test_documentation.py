@@ -1,7 +1,9 @@
 """What the documentation shows is true: doctests, and the examples of the README and of `docs/`."""
 
 import doctest
+import functools
 import importlib
+import inspect
 import pkgutil
 import re
 from pathlib import Path
@@ -19,6 +21,13 @@ MODULES = ["optlab"] + [
     for module in pkgutil.walk_packages(optlab.__path__, "optlab.")
     if not module.name.endswith("__main__")
 ]
+# Their names are Optax's own, or are reached through `optlab.lab` and a shell.
+NOT_LISTED = {"optlab.cli", "optlab.dialects.optax", "optlab.dialects.optax.contrib"}
+NOT_LISTED |= {"optlab.lab.data"}
+DIRECTIVE = re.compile(
+    r"^\.\. (?:auto|py:)(module|function|class|data):: ([\w.]+)(?:\(.*\))?\n((?:   :.*\n)*)",
+    re.MULTILINE,
+)
 BLOCK = re.compile(r"^```(python|pycon)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 
 
@@ -62,7 +71,8 @@ def test_most_public_functions_teach_by_example():
 
 def as_parameter(page):
     # These pages compile many training programs, which takes long.
-    is_slow = page.stem in {"averages_and_ensembles", "fine_tuning", "lab", "long_runs"}
+    slow = {"averages_and_ensembles", "fine_tuning", "lab", "long_runs", "own_model", "tuning"}
+    is_slow = page.stem in slow
     return pytest.param(page, id=page.stem, marks=[pytest.mark.slow] if is_slow else [])
 
 
@@ -82,6 +92,57 @@ def test_a_wrong_example_of_a_page_is_seen(tmp_path):
         run_page(page)
     page.write_text("```python\nx = 1\n```\n\n```pycon\n>>> x + 1\n2\n>>> y = x\n```\n")
     assert run_page(page)["y"] == 1
+
+
+def _is_shown(x):
+    """Whether Sphinx lists a member of a module: a function or a class with a docstring."""
+    kinds = inspect.isroutine(x), inspect.isclass(x), isinstance(x, functools.partial)
+    return any(kinds) and bool(x.__doc__)
+
+
+def test_the_pages_of_the_api_list_every_public_name():
+    listed, objects = set(), set()
+    for page in sorted((ROOT / "docs" / "api").glob("*.md")):
+        for what, name, options in DIRECTIVE.findall(page.read_text()):
+            listed.add(name)
+            module = pkgutil.resolve_name(name)
+            if what == "module" and ":no-members:" not in options:
+                members = {n: getattr(module, n) for n in module.__all__}
+                shown = [n for n, x in members.items() if _is_shown(x)]
+                listed |= {f"{name}.{n}" for n in shown}
+                objects |= {id(members[n]) for n in shown}
+    missing = []
+    for name in MODULES:
+        module = importlib.import_module(name)
+        if "._" not in name and name not in NOT_LISTED:
+            for own in getattr(module, "__all__", ()):
+                if f"{name}.{own}" not in listed and id(getattr(module, own)) not in objects:
+                    missing.append(f"{name}.{own}")
+    assert missing == []
+
+
+def test_the_pages_show_the_pictures_that_the_script_makes(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    pictures = importlib.import_module("pictures")
+    shown = {name for page in PAGES for name in re.findall(r"_static/(\w+)\.png", page.read_text())}
+    files = {path.stem: path for path in (ROOT / "docs" / "_static").glob("*.png")}
+    assert shown == set(files) == set(pictures.NAMES)
+    # A page with all of them must open at once, and clones stay small.
+    assert sum(path.stat().st_size for path in files.values()) < 500_000
+
+
+def test_the_page_of_tuning_has_the_shares_of_the_steps():
+    from optlab.lab.tuning import _finals, _rates, _reading, _refinement, _search
+
+    page = (ROOT / "docs" / "tuning.md").read_text()
+    for step in (_rates, _search, _refinement, _reading):
+        (row,) = re.findall(rf"^\| \d\. {step.STEP.name} \|.*$", page, re.MULTILINE)
+        assert row.endswith(f"| {step.UNTIL:.0%} |")
+    words = {2: "two", 3: "three", 4: "four", 5: "five"}
+    assert f"best {words[_finals.FINALISTS]} candidates from {words[_finals.SEEDS]} seeds" in page
+    assert f"up to {_search.MANY} trials" in page
+    assert f"{words[_refinement.ROUNDS]} rounds of eight" in page
+    assert _refinement.TRIALS == 8
 
 
 def test_docstrings_become_restructured_text(monkeypatch):
