@@ -32,7 +32,7 @@ DOCS = Path(__file__).parent
 STATIC = DOCS / "_static"
 DPI, COLOURS = 90, 64
 
-SHOTS: Mapping[str, tuple[str, int]] = {"report": ("body", 1340), "refinement": ("#step-5", 850)}
+SHOTS: Mapping[str, tuple[str, int]] = {"report": ("body", 1290), "refinement": ("#step-5", 850)}
 """The name of a picture of the report → the element where it begins, and its height in pixels."""
 
 WIDTH, MARGIN = 840, 20
