@@ -127,6 +127,7 @@ class Procedure:
         journal: the file.
         meter: what was used.
         on_change: called with what is going on, in words.
+        plain_numbers: arguments of the task that cannot be traced.
         done: what the steps that have ended handed on, by the name of the step.
         began: the name of the step that is carried out; None between steps.
     """
@@ -142,6 +143,7 @@ class Procedure:
     journal: Journal
     meter: Meter
     on_change: Callable[[str], None] = lambda text: None
+    plain_numbers: set[str] = field(default_factory=set)
     done: dict[str, Outcome] = field(default_factory=dict)
     began: Step | None = None
 

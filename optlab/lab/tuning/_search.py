@@ -9,6 +9,7 @@ whole runs, every trial runs to its end, and the correlation is that of their ow
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -16,8 +17,10 @@ import numpy as np
 
 from optlab._report import number
 from optlab.lab.sweeps._domains import check_domains
+from optlab.lab.sweeps._recipe import Recipe, traced_types
 from optlab.lab.sweeps._search import points
 from optlab.lab.sweeps._space import Categorical, Range
+from optlab.lab.tasks._check_task import check_task
 from optlab.lab.tuning._procedure import (
     CONSTANT,
     WHO,
@@ -28,7 +31,7 @@ from optlab.lab.tuning._procedure import (
     Values,
 )
 from optlab.lab.tuning._result import FAILED, PASSED, WARNING, Chart, Series, Step, Table
-from optlab.lab.tuning._space import RATE, at_edge, default_of, space_of
+from optlab.lab.tuning._space import RATE, REGULARIZATION, at_edge, default_of, space_of
 
 STEP = Step("coarse search", "Which hyperparameters train well at all?")
 
@@ -73,17 +76,18 @@ def coarse_search(procedure: Procedure) -> Outcome:
     """Search the whole space of each optimizer."""
     spaces, records, shorts, parts = {}, [], {}, {}
     for place, contender in enumerate(procedure.contenders):
-        rate = procedure.done["learning rates"].facts.get(contender.name)
-        space = space_of(procedure.task, contender.make, procedure.space, rate)
-        spaces[contender.name] = space
         # What is left is for those optimizers that have not had their turn.
-        left = (UNTIL * procedure.meter.budget.amount - procedure.meter.used) / (
-            len(procedure.contenders) - place
+        left = procedure.meter.left(UNTIL) / (len(procedure.contenders) - place)
+        until = (procedure.meter.used + left) / procedure.meter.budget.amount
+        key = f"plan/{STEP.name}/{contender.name}"
+        plan = procedure.once(key, partial(_plan, procedure, left))
+        rate = procedure.done["learning rates"].facts.get(contender.name)
+        space = space_of(
+            procedure.task, contender.make, procedure.space, rate, procedure.plain_numbers
         )
-        until = (procedure.meter.used + max(left, 0.0)) / procedure.meter.budget.amount
-        plan = procedure.once(
-            f"plan/{STEP.name}/{contender.name}", lambda x=left: _plan(procedure, x)
-        )
+        if not plan["batch sizes"] and "batch_size" not in procedure.space:
+            space.pop("batch_size", None)
+        spaces[contender.name] = space
         ended, short = _search(procedure, contender, space, place * STAGE, plan, until)
         records += ended
         shorts |= short
@@ -174,16 +178,39 @@ def _usual(procedure: Procedure, contender: Contender, name: str, values: Range)
 
 
 def check_spaces(procedure: Procedure) -> None:
-    """Require that every optimizer and the task accept the ends of their ranges.
+    """Require that every optimizer and the task accept the ends of their ranges, and tracers.
 
     Raises:
-        ValueError: they do not, or neither takes a name of the user's space.
+        ValueError: they do not.
     """
     for contender in procedure.contenders:
-        space = space_of(procedure.task, contender.make, procedure.space, None)
-        example = {name: values.at(0.5) for name, values in space.items()}
-        recipe = procedure.recipe(contender, CONSTANT, tuple(space), procedure.steps)
+        procedure.plain_numbers |= _plain_numbers(procedure, contender)
+        options = procedure.space, None, procedure.plain_numbers
+        space = space_of(procedure.task, contender.make, *options)
+        recipe, example = _example(procedure, contender, space)
         check_domains(WHO, recipe, space, example)
+        source = check_task(WHO, recipe.make_task(example))
+        traced_types(recipe, space, example, source and source.example)
+
+
+def _example(
+    procedure: Procedure, contender: Contender, space: Mapping[str, Range]
+) -> tuple[Recipe, dict[str, Any]]:
+    recipe = procedure.recipe(contender, CONSTANT, tuple(space), procedure.steps)
+    return recipe, {name: values.at(0.5) for name, values in space.items()}
+
+
+def _plain_numbers(procedure: Procedure, contender: Contender) -> set[str]:
+    """Return the arguments of the task that `tune` would search, but that cannot be traced."""
+    space = space_of(procedure.task, contender.make, procedure.space, None)
+    recipe, example = _example(procedure, contender, space)
+    plain = set()
+    for name in space.keys() & REGULARIZATION.keys() - procedure.space.keys():
+        try:
+            traced_types(recipe, {name: space[name]}, example)
+        except ValueError:
+            plain.add(name)
+    return plain
 
 
 def _correlation(

@@ -13,7 +13,7 @@ examples in as many fewer or more updates.
 
 import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -38,6 +38,13 @@ REGULARIZATION: Mapping[str, Range] = {
     "label_smoothing": Uniform(0.0, 0.2),
 }
 """Arguments of a task that regularize, with 0 for none."""
+
+CHOICES: Mapping[str, Range] = {
+    "dropout": Categorical((0.0, 0.2, 0.4)),
+    "label_smoothing": Categorical((0.0, 0.1)),
+}
+"""In place of these ranges, where a value must be a plain number, as in `flax.nnx.Dropout`. Each
+choice has its own program to compile."""
 
 BOUNDS = {"dropout": (0.0, 0.95), "label_smoothing": (0.0, 0.95), "weight_decay": (0.0, math.inf)}
 """How far a range of these may be moved."""
@@ -71,7 +78,11 @@ def plain_values(task: Any) -> dict[str, Any]:
 
 
 def space_of(
-    task: Any, make: Callable, given: Mapping[str, Range], rate: float | None
+    task: Any,
+    make: Callable,
+    given: Mapping[str, Range],
+    rate: float | None,
+    plain: Collection[str] = (),
 ) -> dict[str, Range]:
     """Return the ranges of an optimizer and a task.
 
@@ -80,6 +91,7 @@ def space_of(
         make: the constructor of the optimizer.
         given: the user's ranges; those that neither function takes are left out.
         rate: the suggestion of the range test; None if there is none.
+        plain: names of arguments of the task that must be plain numbers.
     """
     low, high = WITHOUT_A_TEST if rate is None else (rate / BELOW, rate * ABOVE)
     space: dict[str, Range] = {RATE: LogUniform(low, high)}
@@ -89,7 +101,7 @@ def space_of(
     if isinstance(usual, int) and usual > 1 and not is_fixed(task, "batch_size"):
         space["batch_size"] = Categorical((usual // 2, usual, usual * 2))
     space |= {
-        name: values
+        name: CHOICES[name] if name in plain else values
         for name, values in REGULARIZATION.items()
         if takes(task, name) and not is_fixed(task, name)
     }
