@@ -68,8 +68,7 @@ def run(options: argparse.Namespace) -> int | None:
     files = write(comparison, results, options.out, paths=options.task == "valley")
     if not options.json:
         print("", f"Wrote {files}", sep="\n")
-    rows = comparison.rows()
-    return DIVERGED if all(row.num_diverged == row.num_runs for row in rows) else None
+    return DIVERGED if all(runs.lost.all() for runs in comparison.runs.values()) else None
 
 
 def that_fit(task: Task, optimizers: dict[str, Any], all_must: bool) -> dict[str, Any]:

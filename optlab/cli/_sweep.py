@@ -57,7 +57,7 @@ def run(options: argparse.Namespace) -> int | None:
         folder = options.out / "refined"
         check_writable_folder(folder)
         _show(options, search(narrowed, options.refine, results, None), folder)
-    return DIVERGED if all(trial.diverged for trial in result.trials) else None
+    return DIVERGED if all(trial.lost for trial in result.trials) else None
 
 
 def range_of(entry: Typed) -> Range:

@@ -64,11 +64,12 @@ def plot_curves(
     for index, row in enumerate(comparison.rows()):
         style = style_of(index)
         if row.rate is None:
-            ax.plot([], [], **style, label=f"{row.optimizer} (all diverged)")
+            why = "all diverged" if row.num_diverged == row.num_runs else "no score"
+            ax.plot([], [], **style, label=f"{row.optimizer} ({why})")
             continue
         runs = comparison.runs[row.optimizer]
         best = np.flatnonzero(runs.rates == row.rate)[0]
-        converged = ~runs.diverged[best]
+        converged = runs.scored[best]
         values = runs.held(metric)[best, converged].clip(lowest, highest)
         steps = runs.steps
         if runs.ended is not None:
@@ -182,11 +183,12 @@ def plot_paths(
             continue
         style = {**style_of(index), "markersize": 3, "linewidth": 1.2}
         if row.rate is None:
-            ax.plot([], [], **style, label=f"{row.optimizer} (all diverged)")
+            why = "all diverged" if row.num_diverged == row.num_runs else "no score"
+            ax.plot([], [], **style, label=f"{row.optimizer} ({why})")
             continue
         runs = comparison.runs[row.optimizer]
         best = np.flatnonzero(runs.rates == row.rate)[0]
-        seed = np.flatnonzero(~runs.diverged[best])[0]
+        seed = np.flatnonzero(runs.scored[best])[0]
         x, y = (runs.validation[name][best, seed] for name in ("x", "y"))
         ax.plot(x, y, **style, label=f"{row.optimizer} at {row.rate:.3g}")
     any_runs = next(iter(comparison.runs.values()))

@@ -7,7 +7,16 @@ import numpy as np
 
 from optlab._report import digits_of, number
 from optlab.plots._common import ACCENT, DIM, SMALL, new_axes
-from optlab.plots._scale import Scale, Tick, metric_of, metric_scale, range_ticks, short, spread
+from optlab.plots._scale import (
+    Scale,
+    Tick,
+    metric_of,
+    metric_scale,
+    name_of_lost,
+    range_ticks,
+    short,
+    spread,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -82,8 +91,10 @@ def title_of(sweep: "Sweep") -> str:
         digits = digits_of(metric_of(trial, sweep.score) for trial in sweep.trials)
         text = number(score, digits)
         lines.append(f"best: trial {best.number}, {sweep.title(sweep.score)} {text}")
-    else:
+    elif best.diverged:
         lines.append("all diverged")
+    else:
+        lines.append(f"{sweep.score} is not defined at any end")
     return "\n".join(lines)
 
 
@@ -184,7 +195,7 @@ def _draw_scores(ax: "Axes", sweep: "Sweep", scale: Scale | None) -> None:
     diverged = [trial for trial in sweep.trials if not np.isfinite(metric_of(trial, sweep.score))]
     if diverged:
         where = (right, _end(scale, np.nan))
-        _write(ax, "diverged", where, (4, 0), color="0.4", ha="left", va="center")
+        _write(ax, name_of_lost(sweep), where, (4, 0), color="0.4", ha="left", va="center")
     title = sweep.title(sweep.score)
     above = LOST + 0.03 if diverged else TRIANGLE
     _draw_axis(ax, last, title, [], top=1 + above * (scale is not None and scale.lower_is_better))

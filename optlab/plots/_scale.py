@@ -116,6 +116,12 @@ def metric_of(trial: "Trial", metric: str) -> float:
     return float(np.asarray(trial.final(metric), np.float64).mean())
 
 
+def name_of_lost(sweep: "Sweep") -> str:
+    """Return what to call the trials without a score: diverged, if all of them did."""
+    lost = [trial for trial in sweep.trials if not trial.has_score]
+    return "diverged" if all(trial.diverged for trial in lost) else "no score"
+
+
 def spans_decades(values: Sequence[float]) -> bool:
     """Whether the finite values are positive and span enough decades for a logarithmic axis."""
     values = np.asarray(values, np.float64)

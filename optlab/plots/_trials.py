@@ -21,9 +21,9 @@ def plot_trials(sweep: "Sweep", *, ax: "Axes | None" = None) -> "Axes":
     """Draw the score of each trial against its updates, as the mean over the seeds.
 
     A trial that early stopping ends ends with the last of its runs; the others hold their values.
-    Darker is better, as in `plot_parallel`; the best trial is highlighted, diverged trials are grey
-    and dashed. The axis may leave out a tenth of the values at its bad end, and those before the
-    first update.
+    Darker is better, as in `plot_parallel`; the best trial is highlighted, trials that diverged or
+    have no score are grey and dashed. The axis may leave out a tenth of the values at its bad end,
+    and those before the first update.
 
     Args:
         sweep: the result of `sweep`.
@@ -40,7 +40,7 @@ def plot_trials(sweep: "Sweep", *, ax: "Axes | None" = None) -> "Axes":
             scores = np.asarray(trial.held(sweep.score), np.float64).mean(axis=0)
         is_shown = np.isfinite(scores) & (trial.steps <= trial.num_updates)
         scores = np.where(is_shown, scores, np.nan)
-        if trial.diverged or scale is None:
+        if not trial.has_score or scale is None:
             style = {"color": DIM, "linewidth": 0.8, "linestyle": "--", "zorder": 1}
         elif trial is best:
             ax.plot(trial.steps, scores, color="white", linewidth=4, zorder=3)

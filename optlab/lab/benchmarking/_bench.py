@@ -362,7 +362,9 @@ def _runs(
 ) -> list[OneRun]:
     """Return the runs of a trial, one for each seed."""
     loss, scores = (curves.validation[name] for name in ("loss", task.score))
-    diverged = has_diverged([curves.train_loss, loss], scores)
+    diverged = has_diverged([curves.train_loss, loss], scores, maximize=task.maximize)
+    # Optimizers are compared by scores only; a run without one cannot take part.
+    diverged |= ~np.isfinite(scores[:, -1])
     return [
         OneRun(
             trial=number,

@@ -72,10 +72,12 @@ class Comparison:
         columns = {
             "optimizer": [row.optimizer for row in rows],
             "best rate": [number(row.rate) + "*" * row.at_edge for row in rows],
-            self.title(self.score): _scores([row.validation for row in rows], "all diverged"),
+            self.title(self.score): _scores(
+                [row.validation for row in rows], [_without_score(row) for row in rows]
+            ),
         }
         if any(row.test for row in rows):
-            columns[f"test {self.score}"] = _scores([row.test for row in rows], "–")
+            columns[f"test {self.score}"] = _scores([row.test for row in rows], ["–"] * len(rows))
         if self.target is not None:
             columns[f"updates to {self.target:g}"] = [_updates(row) for row in rows]
         if any(row.decades is not None for row in rows):
@@ -95,7 +97,9 @@ class Comparison:
         sign = 1 if self.maximize else -1
         rows = [row for row in self.rows() if row.validation]
         if not rows:
-            return "Every run diverged: try lower rates."
+            if all(row.num_diverged == row.num_runs for row in self.rows()):
+                return "Every run diverged: try lower rates."
+            return f"No run has a score: {self.score} is not defined at the end of any."
         rows.sort(key=lambda row: -sign * row.validation.mean)
         leader, *others = rows
         scores = f"{self.title(self.score)} {leader.validation}"
@@ -274,6 +278,7 @@ def compare(
     }
     if early_stopping is not None:  # else the file may be older than this entry
         about["early_stopping"] = rule_facts(early_stopping)
+    judged = {"score": task.score, "maximize": task.maximize}
     total = len(optimizers) * len(rates) * steps
     with (
         closing(Store(_WHO, results, about, what="comparison")) as store,
@@ -302,13 +307,13 @@ def compare(
             with closing(trials.run(points, steps, skip=record.ended)) as running:
                 for chunk in running:
                     record.add(
-                        Trial.of(n, {**named, **rate_of[n]}, curves, task.score, COMPLETE)
+                        Trial.of(n, {**named, **rate_of[n]}, curves, COMPLETE, **judged)
                         for n, curves in chunk.items()
                     )
             runs[label] = Runs.of(
                 [record.ended[number] for number, _ in points],
                 seeds=seeds,
-                score=task.score,
+                **judged,
                 seconds=time.perf_counter() - began,
             )
     return Comparison(
@@ -330,16 +335,20 @@ def _checked_rates(rates: Sequence[float]) -> np.ndarray:
     return checked
 
 
+def _without_score(row: Row) -> str:
+    return "all diverged" if row.num_diverged == row.num_runs else "no score"
+
+
 def _updates(row: Row) -> str:
     if row.rate is None:
         return "–"
     return "never" if row.updates_to_target is None else f"{row.updates_to_target:g}"
 
 
-def _scores(spreads: Sequence[Spread | None], without: str) -> list[str]:
-    """Write a column of scores, with as many digits as tell them apart."""
+def _scores(spreads: Sequence[Spread | None], without: Sequence[str]) -> list[str]:
+    """Write a column of scores, with as many digits as tell them apart, or why there is none."""
     digits = digits_of(spread.mean for spread in spreads if spread)
-    return [spread.text(digits) if spread else without for spread in spreads]
+    return [x.text(digits) if x else why for x, why in zip(spreads, without, strict=True)]
 
 
 def _best_at(row: Row) -> str:

@@ -19,16 +19,18 @@ class Row:
     """The summary of one optimizer: one line of the table.
 
     The best rate has the best mean validation score at the end of training; of equal scores, the
-    one with the lower loss counts as better. Test scores are not used. If there are rates at which
-    no run diverged, only these are eligible; otherwise every rate is at which some run converged.
+    one with the lower loss counts as better. Test scores are not used. A run has a score if it did
+    not diverge and the metric is defined at its end, as F1 before any positive is not. If there are
+    rates at which every run has a score, only these are eligible; otherwise every rate is at which
+    some run has one.
 
     Attributes:
         optimizer: the optimizer's label.
-        rate: the best rate. If every run diverged, it is None, and so are all attributes below
+        rate: the best rate. If no run has a score, it is None, and so are all attributes below
             except the two counts and the two flags.
         at_edge: whether the best rate is the first or last of several; a wider grid may then hold a
             better one.
-        validation: the validation score at the best rate, over the runs that did not diverge.
+        validation: the validation score at the best rate, over the runs that have a score.
         test: the test score at the best rate, over the same runs; None also if the task has no test
             split.
         updates_to_target: the updates until the first evaluation that met the target, as the median
@@ -45,7 +47,7 @@ class Row:
             without early stopping.
         causes: cause → how many runs it ended, as `EarlyStopping.cause` says it.
         best_at: the updates at the best evaluation of the runs at the best rate, as their median;
-            None without early stopping, or if every run diverged.
+            None without early stopping, or if no run has a score.
     """
 
     optimizer: str
@@ -83,9 +85,9 @@ def summarize(
     best = best_rate(runs, score=score, maximize=maximize)
     if best is None:
         return Row(optimizer, None, False, None, None, None, None, False, **counts)
-    converged = ~runs.diverged[best]
+    scored = runs.scored[best]
     if runs.taken is not None:
-        counts["best_at"] = float(np.median(runs.taken[best, converged]))
+        counts["best_at"] = float(np.median(runs.taken[best, scored]))
     scores = runs.validation[score]
     last = len(runs.rates) - 1
     decades, at_least = decades_near_best(
@@ -98,10 +100,10 @@ def summarize(
         optimizer=optimizer,
         rate=float(runs.rates[best]),
         at_edge=last > 0 and best in (0, last),
-        validation=Spread.of(runs.final(score)[best, converged]),
-        test=Spread.of(runs.test[score][best, converged]) if runs.test else None,
+        validation=Spread.of(runs.final(score)[best, scored]),
+        test=Spread.of(runs.test[score][best, scored]) if runs.test else None,
         updates_to_target=updates_to_target(
-            runs.steps, scores[best, converged], target=target, maximize=maximize
+            runs.steps, scores[best, scored], target=target, maximize=maximize
         ),
         decades=decades,
         decades_at_least=at_least,
@@ -110,7 +112,7 @@ def summarize(
 
 
 def best_rate(runs: Runs, *, score: str, maximize: bool) -> int | None:
-    """Return the index of the best rate, as `Row` defines it; None if every run diverged."""
+    """Return the index of the best rate, as `Row` defines it; None if no run has a score."""
     sign = 1 if maximize else -1
     gain = sign * runs.eligible_means(score)
     loss = runs.eligible_means("loss")

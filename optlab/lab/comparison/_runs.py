@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import optax
 
-from optlab._divergence import has_diverged
+from optlab._divergence import has_diverged, is_lost
 from optlab._types import Array
 from optlab.lab.sweeps._trial import Trial
 from optlab.lab.training._stoppers import held, value_at
@@ -35,6 +35,7 @@ class Runs:
             evaluation; empty if the task has no test split.
         seconds: wall time, including compilation.
         score: the metric by which the runs are judged.
+        maximize: whether a higher score is better.
         ended: (rates, seeds) int, the updates done where early stopping ended each run, after which
             its curves are NaN; None without early stopping.
         taken: (rates, seeds) int, the updates of each run's best evaluation; None likewise.
@@ -51,6 +52,7 @@ class Runs:
     test: Mapping[str, np.ndarray]
     seconds: float
     score: str = "loss"
+    maximize: bool = False
     ended: np.ndarray | None = None
     taken: np.ndarray | None = None
     reasons: Sequence[Sequence[str | None]] = ()
@@ -74,21 +76,34 @@ class Runs:
     def diverged(self) -> np.ndarray:
         """(rates, seeds) bool: which runs diverged.
 
-        A run diverged if its final training or validation loss is not finite or exceeds the first
-        one by more than three times the size of the first. A positive loss then is more than four
-        times the first. A run whose final score is not finite cannot be judged, and counts as one
-        that diverged.
+        A run diverged if its final training or validation loss is not finite; or if one of them
+        exceeds the first one, which is not near 0, by more than three times the size of the first,
+        and the score did not become better. A positive loss then is more than four times the first.
         """
-        losses = [held(self.train_loss, self.steps, self.ended), self.held("loss")]
-        return has_diverged(losses, self.final(self.score)[..., None])
+        scores = np.stack([self.validation[self.score][..., 0], self.final(self.score)], axis=-1)
+        return has_diverged(self._losses, scores, maximize=self.maximize)
+
+    @property
+    def lost(self) -> np.ndarray:
+        """(rates, seeds) bool: which runs ended in losses that are not finite."""
+        return is_lost(self._losses)
+
+    @property
+    def scored(self) -> np.ndarray:
+        """(rates, seeds) bool: which runs did not diverge, and have a score that is defined."""
+        return ~self.diverged & np.isfinite(self.final(self.score))
+
+    @property
+    def _losses(self) -> list[np.ndarray]:
+        return [held(self.train_loss, self.steps, self.ended), self.held("loss")]
 
     def eligible(self) -> np.ndarray:
-        """(rates,) bool: rates at which no run diverged; without any, where one did not."""
-        whole = ~self.diverged.any(axis=1)
-        return whole if whole.any() else ~self.diverged.all(axis=1)
+        """(rates,) bool: rates at which every run has a score; without any, where one has."""
+        whole = self.scored.all(axis=1)
+        return whole if whole.any() else self.scored.any(axis=1)
 
     def eligible_means(self, metric: str, *, at_start: bool = False) -> np.ndarray:
-        """Average a validation metric over the seeds that did not diverge.
+        """Average a validation metric over the runs that have a score.
 
         Args:
             metric: a metric of the task.
@@ -97,15 +112,21 @@ class Runs:
         Returns:
             (rates,) float, NaN where the rate is not eligible.
         """
-        converged = ~self.diverged
+        scored = self.scored
         values = self.validation[metric][..., 0] if at_start else self.final(metric)
-        totals = np.where(converged, values, 0).sum(axis=1, dtype=np.float64)
+        totals = np.where(scored, values, 0).sum(axis=1, dtype=np.float64)
         means = np.full(len(totals), np.nan)
-        return np.divide(totals, converged.sum(axis=1), out=means, where=self.eligible())
+        return np.divide(totals, scored.sum(axis=1), out=means, where=self.eligible())
 
     @classmethod
     def of(
-        cls, trials: Sequence[Trial], *, seeds: np.ndarray, score: str, seconds: float
+        cls,
+        trials: Sequence[Trial],
+        *,
+        seeds: np.ndarray,
+        score: str,
+        maximize: bool,
+        seconds: float,
     ) -> "Runs":
         """Return the runs of trials that differ in the learning rate alone, in ascending order.
 
@@ -113,6 +134,7 @@ class Runs:
             trials: at least one.
             seeds: (seeds,) int.
             score: the metric by which the runs are judged.
+            maximize: whether a higher score is better.
             seconds: wall time.
         """
         first, early = trials[0], {}
@@ -135,5 +157,6 @@ class Runs:
             test={name: np.stack([trial.test[name] for trial in trials]) for name in first.test},
             seconds=seconds,
             score=score,
+            maximize=maximize,
             **early,
         )

@@ -110,7 +110,7 @@ def confirm(
 
 def _end(curves: Curves) -> End:
     losses = np.asarray(curves.validation["loss"], np.float64)
-    diverged = has_diverged([curves.train_loss, losses], losses)
+    diverged = has_diverged([curves.train_loss, losses], losses, maximize=False)
     ends = np.where(diverged[:, None], np.inf, losses[:, -LAST:])
     return {"initial": losses[:, 0], "losses": np.nanmean(ends, axis=1)}
 

@@ -54,7 +54,8 @@ class Sweep:
         """Return the trials, the best first.
 
         The order is by the number of updates that `halving` left them, then by the score, then by
-        the loss; diverged trials come last.
+        the loss. Trials whose score is not defined come after those, by the loss; and diverged
+        ones last.
         """
         return rank(self.trials, maximize=self.maximize)
 
@@ -85,7 +86,8 @@ class Sweep:
             best = max(3, math.ceil(len(self.trials) / 10))
         _checks.check_integer("Sweep.narrowed", "best", best, 1)
         self._check_any_converged("narrowed")
-        good = [trial for trial in self.ranked()[:best] if trial.status != DIVERGED]
+        good = self.ranked()[:best]
+        good = [t for t in good if t.has_score] or [t for t in good if not t.diverged]
         numbers = [r for r in self.space.values() if not isinstance(r, Categorical)]
         share = len(self.trials) ** (-1 / max(1, len(numbers)))
         return {
@@ -149,7 +151,8 @@ class Sweep:
         random ranks hardly ever explain as much; with few trials nothing is sure.
         """
         order = self.ranked()
-        keys = [(t.diverged or (-int(t.steps[-1]), t.score)) for t in order]
+        # Trials without a score share a rank, those that diverged another.
+        keys = [(-int(t.steps[-1]), t.score) if t.has_score else t.diverged for t in order]
         places: dict[Any, list[int]] = {}
         for place, key in enumerate(keys):
             places.setdefault(key, []).append(place)
@@ -201,9 +204,7 @@ class Sweep:
         return json.dumps(strict({**extra, **document}), allow_nan=False)
 
     def _score(self, trial: Trial, digits: int) -> str:
-        if trial.status == DIVERGED:
-            return "–"
-        return Spread.of(trial.final(self.score)).text(digits)
+        return Spread.of(trial.final(self.score)).text(digits) if trial.has_score else "–"
 
     def _notes(self) -> Iterator[str]:
         diverged = sum(trial.status == DIVERGED for trial in self.trials)
@@ -219,7 +220,13 @@ class Sweep:
             yield f"Early stopping ended {causes.total()} of {runs} runs: {counts}."
         if diverged:
             yield f"{diverged} of {len(self.trials)} trials diverged."
-        if diverged == len(self.trials):
+        unscored = sum(not (trial.has_score or trial.diverged) for trial in self.trials)
+        if unscored:
+            yield (
+                f"{unscored} of {len(self.trials)} trials have no score, as {self.score} is not "
+                "defined at their end; they are ranked by the loss."
+            )
+        if not any(trial.has_score for trial in self.trials):
             return
         shares = {name: x for name, x in self.importances().items() if not math.isnan(x.share)}
         if shares:

@@ -256,7 +256,8 @@ class _Plan:
 
     def trial(self, number: int, values: Values, curves: Curves, status: str) -> Trial:
         """Return a trial that ends here with this status, as diverged, or as ended early."""
-        return Trial.of(number, values, curves, self.task.score, status)
+        options = {"score": self.task.score, "maximize": self.task.maximize}
+        return Trial.of(number, values, curves, status, **options)
 
 
 def _search_fixed(plan: _Plan, runs: TrialRuns, record: Record) -> None:

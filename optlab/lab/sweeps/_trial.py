@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from optlab._divergence import has_diverged
+from optlab._divergence import has_diverged, is_lost
 from optlab.lab.training._runner import Curves
 from optlab.lab.training._stoppers import held, value_at
 
@@ -33,7 +33,8 @@ class Trial:
             splits, the metrics of the objective itself.
         test: metric → (seeds,) float, on the test split at the end; empty in a sweep.
         score: the judged metric at the last evaluation, or with early stopping at the best one of
-            each run, as the mean over the seeds; NaN if the trial diverged.
+            each run, as the mean over the seeds; NaN if the trial diverged, or if the metric is not
+            defined there, as F1 before any positive is not.
         ended: (seeds,) int, the updates done where early stopping ended each run, after which its
             curves are NaN; None without early stopping.
         taken: (seeds,) int, the updates of each run's best evaluation, where its score is taken;
@@ -58,7 +59,14 @@ class Trial:
 
     @classmethod
     def of(
-        cls, number: int, values: Mapping[str, Any], curves: Curves, score: str, status: str
+        cls,
+        number: int,
+        values: Mapping[str, Any],
+        curves: Curves,
+        status: str,
+        *,
+        score: str,
+        maximize: bool,
     ) -> "Trial":
         """Return a trial that ends with this status, as diverged, or as ended early.
 
@@ -66,13 +74,15 @@ class Trial:
             number: its number.
             values: name → value.
             curves: its curves.
-            score: the judged metric.
             status: how it ended, if neither by divergence nor by early stopping of all runs.
+            score: the judged metric.
+            maximize: whether a higher score is better.
         """
         steps, ended = curves.steps, curves.ended
         scores = value_at(curves.validation[score], steps, curves.taken)
+        curve = np.stack([curves.validation[score][..., 0], scores], axis=-1)
         losses = [held(x, steps, ended) for x in (curves.train_loss, curves.validation["loss"])]
-        if has_diverged(losses, scores[..., None]).any():
+        if has_diverged(losses, curve, maximize=maximize).any():
             status = DIVERGED
         elif curves.causes and None not in curves.causes:
             status = ENDED
@@ -110,6 +120,17 @@ class Trial:
         return self.status == DIVERGED
 
     @property
+    def lost(self) -> bool:
+        """Whether a run of the trial ended in losses that are not finite."""
+        curves = (self.train_loss, self.validation["loss"])
+        return bool(is_lost([held(x, self.steps, self.ended) for x in curves]).any())
+
+    @property
+    def has_score(self) -> bool:
+        """Whether the trial can be judged: it did not diverge, and its score is defined."""
+        return bool(np.isfinite(self.score))
+
+    @property
     def stopped(self) -> bool:
         """Whether halving stopped the trial early."""
         return self.status == STOPPED
@@ -127,12 +148,18 @@ class Trial:
 
 
 def rank(trials: Sequence[Trial], *, maximize: bool) -> list[Trial]:
-    """Order trials from the best: by the updates that halving left them, score, loss and number."""
+    """Order trials from the best: by the updates that halving left them, score, loss and number.
+
+    Trials whose score is not defined come after those with a score, and diverged ones after them.
+    """
 
     def order(trial: Trial) -> tuple:
         if trial.diverged:
-            return (True, trial.number)
+            return (2, trial.number)
+        updates = -int(trial.steps[-1])
+        if not trial.has_score:
+            return (1, updates, trial.loss, trial.number)
         score = -trial.score if maximize else trial.score
-        return (False, -int(trial.steps[-1]), score, trial.loss, trial.number)
+        return (0, updates, score, trial.loss, trial.number)
 
     return sorted(trials, key=order)

@@ -384,7 +384,9 @@ class Procedure:
         curves: Curves,
     ) -> Record:
         loss, scores = (curves.validation[name] for name in ("loss", self.plain.score))
-        diverged = bool(has_diverged([curves.train_loss, loss], scores).any())
+        diverged = has_diverged([curves.train_loss, loss], scores, maximize=self.plain.maximize)
+        # The steps compare scores only; a run without one cannot take part.
+        diverged = bool((diverged | ~np.isfinite(scores[:, -1])).any())
         with np.errstate(invalid="ignore"):
             mean_loss = float(loss[:, -1].mean(dtype=float))
         trial = TunedTrial(

@@ -236,6 +236,18 @@ def test_where_every_run_diverged_the_row_says_so(hopeless):
     assert hopeless.verdict() == "Every run diverged: try lower rates."
 
 
+def test_a_run_without_a_score_is_not_diverged_and_does_not_decide():
+    runs = runs_of([[0.5, 0.6], [0.9, np.nan], [np.nan, np.nan]])
+    runs = dataclasses.replace(runs, score="accuracy", maximize=True)
+    assert not runs.diverged.any()
+    assert row_of(runs).rate == runs.rates[0]
+    comparison = comparison_of(a=dataclasses.replace(runs, rates=runs.rates * 2))
+    assert "all diverged" not in comparison.table()
+    nothing = comparison_of(a=dataclasses.replace(runs_of([[np.nan]]), score="accuracy"))
+    assert "no score" in nothing.table()
+    assert nothing.verdict() == "No run has a score: accuracy is not defined at the end of any."
+
+
 # From runs to rows
 
 

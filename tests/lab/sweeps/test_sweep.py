@@ -601,19 +601,35 @@ def test_diverged_trials_come_last_and_have_no_score():
     assert f"{len(high)} of 12 trials diverged." in str(found)
 
 
-@pytest.mark.parametrize("score", ["loss", "size"])
-def test_a_score_that_is_not_finite_is_divergence(score):
+@pytest.mark.parametrize("halving", [None, 3])
+def test_a_score_that_is_not_defined_ranks_behind_scores_and_before_divergence(halving):
     def evaluate(x, state, data):
         loss = jnp.sum(x**2)
-        return {"loss": loss, "size": jnp.log(loss - 1e9), "unjudged": jnp.float32(jnp.nan)}
+        f1 = jnp.where(loss > 1, jnp.nan, 1 / (1 + loss))
+        return {"loss": loss, "f1": f1, "unjudged": jnp.float32(jnp.nan)}
 
-    found = sweep(
-        bowl(evaluate=evaluate, score=score),
-        optlab.sgd,
-        {"learning_rate": LogUniform(1e-3, 1e-2)},
-        trials=2,
-    )
-    assert {trial.status for trial in found.trials} == {COMPLETE if score == "loss" else DIVERGED}
+    task = bowl(evaluate=evaluate, score="f1", maximize=True)
+    rates = {"learning_rate": Categorical((1e-3, 1e-2, 0.5, 1e4))}
+    options = {"trials": 4, "search": "grid", "eval_every": 1}
+    found = sweep(task, optlab.sgd, rates, halving=halving, **options)
+    order = [trial.values["learning_rate"] for trial in found.ranked()]
+    assert order == [0.5, 1e-2, 1e-3, 1e4]
+    assert [trial.has_score for trial in found.ranked()] == [True, False, False, False]
+    assert [trial.diverged for trial in found.ranked()] == [False, False, False, True]
+    assert "2 of 4 trials have no score, as f1 is not defined" in found.table()
+    assert found.plot() is not None
+    assert found.narrowed()["learning_rate"].choices == (0.5,)
+
+
+def test_where_no_score_is_defined_the_loss_ranks_the_trials():
+    def evaluate(x, state, data):
+        return {"loss": jnp.sum(x**2), "f1": jnp.float32(jnp.nan)}
+
+    task = bowl(evaluate=evaluate, score="f1", maximize=True)
+    rates = {"learning_rate": Categorical((1e-3, 0.5))}
+    found = sweep(task, optlab.sgd, rates, trials=2, search="grid")
+    assert found.best.values["learning_rate"] == 0.5
+    assert "f1 is not defined at any end" in found.plot().get_suptitle()
 
 
 def curve(*values):
@@ -639,11 +655,18 @@ def curve(*values):
 )
 def test_divergence_is_a_loss_that_ends_high_or_not_finite(train_loss, loss, diverged):
     train_loss = train_loss[:, 1:]  # there is no training loss before the first update
-    score = np.ones_like(loss)
-    assert has_diverged([train_loss, loss], score) == [diverged]
-    undefined = curve(1, np.nan, 1)
-    assert has_diverged([train_loss, loss], undefined) == [diverged]
-    assert has_diverged([train_loss, loss], curve(1, 1, np.nan)) == [True]
+    for score in (np.ones_like(loss), curve(1, np.nan, 1), curve(1, 1, np.nan)):
+        assert has_diverged([train_loss, loss], score, maximize=True) == [diverged]
+
+
+def test_a_run_whose_score_improved_or_whose_loss_began_at_zero_did_not_diverge():
+    rose, from_zero, lost = curve(1, 9), curve(1e-7, 9), curve(1, np.nan)
+    up, down = curve(0.5, 0.9), curve(0.5, 0.4)
+    assert has_diverged([rose], down, maximize=True) == [True]
+    assert has_diverged([rose], up, maximize=True) == [False]
+    assert has_diverged([rose], down, maximize=False) == [False]
+    assert has_diverged([from_zero], down, maximize=True) == [False]
+    assert has_diverged([lost], up, maximize=True) == [True]
 
 
 @pytest.fixture(scope="module")
