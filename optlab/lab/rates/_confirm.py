@@ -11,11 +11,15 @@ rates do. They begin as the range test does, from the same seeds, and on the sam
 
 The loss of a run is the mean of its validation losses in its last quarter. The chosen rate is
 in the middle of those whose mean loss over seeds is within 3% of the best.
+
+The best rate may lie at a cliff: three seeds converge there, and others diverge. Where a run
+diverged at a rate up to half a decade above the chosen one, more seeds are trained at the chosen
+rate, and then at lower ones, a sixth of a decade apart, down to the first at which none fails.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -49,6 +53,13 @@ DONE = 1e-10
 EVALUATIONS, LAST = 16, 4
 """The intervals of a run between evaluations, and the number of evaluations that are averaged."""
 
+CLIFF = 9
+"""The chosen rate is checked if a run diverged at most this many places above it."""
+
+STEP_BACK, STEPS_BACK = 3, 6
+"""How many places lie between the rates at which more seeds are trained, and how many rates below
+the chosen one are tried."""
+
 APART, COSTS = 30.0, 3.0
 """The seeds disagree if their best rates are apart by the first factor, and the chosen rate has,
 in the mean over seeds, a loss of the second factor times the seed's best."""
@@ -67,35 +78,57 @@ class Confirmation:
         initial: (seeds,) float, the validation losses before training.
         losses: (rates, seeds) float, the validation losses at the end; infinite where a run
             diverged.
+        checked: rate → the share of more seeds that failed there; in the order of the checks, from
+            the best rate downwards.
     """
 
     rates: np.ndarray
     initial: np.ndarray
     losses: np.ndarray
+    checked: Mapping[float, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class RunsAt:
+    """Runs from the same seeds at several rates.
+
+    Attributes:
+        runs: the runner, whose trials have the value "rate".
+        steps: updates of each run.
+        ended: the runs of an earlier call, by their places.
+        on_end: called with runs that have ended, by their places.
+    """
+
+    runs: TrialRuns
+    steps: int
+    ended: Mapping[int, End]
+    on_end: Callable[[dict[int, End]], None]
+
+    def train(self, rates: Mapping[int, float]) -> dict[int, End]:
+        """Train at rates, place → rate, and return how the runs end."""
+        ends = {k: self.ended[k] for k in rates if k in self.ended}
+        points = [(k, {"rate": rate}) for k, rate in rates.items()]
+        with closing(self.runs.run(points, self.steps, skip=self.ended)) as running:
+            for chunk in running:
+                new = {place: _end(curves) for place, curves in chunk.items()}
+                self.on_end(new)
+                ends |= new
+        return ends
 
 
 def confirm(
-    runs: TrialRuns,
-    rate: float,
-    *,
-    steps: int,
-    lowest: float,
-    highest: float,
-    ended: Mapping[int, End],
-    on_end: Callable[[dict[int, End]], None],
+    few: RunsAt, more: RunsAt, rate: float, *, lowest: float, highest: float
 ) -> Confirmation:
     """Train at rates around the first suggestion until the best lies between two others.
 
     Args:
-        runs: the runner, whose trials have the value "rate".
+        few: the runs by which the rates are judged.
+        more: runs from more seeds, by which a rate close to divergence is checked.
         rate: the first suggestion.
-        steps: updates of each run.
         lowest: the lowest rate to try.
         highest: the highest rate to try.
-        ended: the runs of an earlier call, by their places.
-        on_end: called with runs that have ended, by their places.
     """
-    search = _Search(runs, rate, steps, (lowest, highest), ended, on_end)
+    search = _Search(few, rate, (lowest, highest))
     spacing = SPACINGS[0]
     search.train(FIRST)
     while new := search.beyond(spacing):
@@ -105,6 +138,7 @@ def confirm(
             break
         search.train([search.best + i * finer for i in (-2, -1, 1, 2)])
         spacing = finer
+    search.step_back(more)
     return search.result()
 
 
@@ -118,19 +152,11 @@ def _end(curves: Curves) -> End:
 class _Search:
     """The runs so far, by place: the rate at place k is the first one times 10^(k/18)."""
 
-    def __init__(
-        self,
-        runs: TrialRuns,
-        rate: float,
-        steps: int,
-        limits: tuple[float, float],
-        ended: Mapping[int, End],
-        on_end: Callable[[dict[int, End]], None],
-    ):
-        self._runs, self._rate, self._steps, self._limits = runs, rate, steps, limits
-        self._ended, self._on_end = ended, on_end
+    def __init__(self, runs: RunsAt, rate: float, limits: tuple[float, float]):
+        self._runs, self._rate, self._limits = runs, rate, limits
         self._losses: dict[int, np.ndarray] = {}
         self._initial = np.zeros(0)
+        self._checked: dict[float, float] = {}
 
     @property
     def best(self) -> int:
@@ -139,17 +165,26 @@ class _Search:
 
     def train(self, places: Sequence[int]) -> None:
         new = [k for k in places if k not in self._losses and self._is_allowed(k)]
-        points = [(k, {"rate": self._at(k)}) for k in new]
-        self._take({k: self._ended[k] for k in new if k in self._ended})
-        with closing(self._runs.run(points, self._steps, skip=self._ended)) as running:
-            for chunk in running:
-                ends = {place: _end(curves) for place, curves in chunk.items()}
-                self._on_end(ends)
-                self._take(ends)
-
-    def _take(self, ends: Mapping[int, End]) -> None:
-        for place, end in ends.items():
+        for place, end in self._runs.train({k: self._at(k) for k in new}).items():
             self._initial, self._losses[place] = end["initial"], end["losses"]
+
+    def step_back(self, more: RunsAt) -> None:
+        """Check the chosen rate with more seeds if it is close to divergence, and lower ones."""
+        choice = choose(self.result())
+        if isinstance(choice, str):
+            return
+        chosen = min(self._losses, key=lambda k: abs(self._at(k) - choice.rate))
+        above = [k for k in self._losses if chosen < k <= chosen + CLIFF]
+        if all(np.isfinite(self._losses[k]).all() for k in above):
+            return
+        places = (chosen - i * STEP_BACK for i in range(STEPS_BACK + 1))
+        for place in filter(self._is_allowed, places):
+            end = more.train({place: self._at(place)})[place]
+            failed = ~np.isfinite(end["losses"]) | (end["losses"] >= end["initial"])
+            self._checked[self._at(place)] = float(failed.mean())
+            if not failed.any():
+                self.train([place])
+                return
 
     def beyond(self, spacing: int) -> list[int]:
         """Return two places beyond the best one, if it is the outermost; none at the limits."""
@@ -174,7 +209,8 @@ class _Search:
     def result(self) -> Confirmation:
         places = sorted(self._losses)
         losses = np.stack([self._losses[k] for k in places])
-        return Confirmation(np.array([self._at(k) for k in places]), self._initial, losses)
+        rates = np.array([self._at(k) for k in places])
+        return Confirmation(rates, self._initial, losses, self._checked)
 
     def _at(self, place: int) -> float:
         return float(self._rate * 10 ** (place / FINEST))
@@ -185,7 +221,10 @@ class _Search:
 
 
 def choose(confirmation: Confirmation) -> Suggestion | str:
-    """Return the rate to train with; or, if none is reliable, the reason as a sentence."""
+    """Return the rate to train with; or, if none is reliable, the reason as a sentence.
+
+    Where more seeds were trained, it is the last rate at which they were.
+    """
     rates, losses, initial = confirmation.rates, confirmation.losses, confirmation.initial
     means = losses.mean(axis=1)
     best = int(means.argmin())
@@ -212,5 +251,15 @@ def choose(confirmation: Confirmation) -> Suggestion | str:
             f"the best constant rate of single seeds lies anywhere from {number(of_seeds.min())} "
             f"to {number(of_seeds.max())}, as noise decides; take more seeds or longer runs"
         )
-    bounds = (*of_seeds, rates[chosen])
-    return Suggestion(float(rates[chosen]), float(min(bounds)), float(max(bounds)))
+    rate = float(rates[chosen])
+    if confirmation.checked:
+        rate, failed = list(confirmation.checked.items())[-1]
+        if failed:
+            return (
+                f"at constant rates down to {number(rate)}, where these runs end well, other seeds "
+                "diverge or do not lower the validation loss; take longer runs, or clip gradients"
+            )
+    if rate < rates[chosen]:  # seeds that are best above it say nothing of where all are safe
+        of_seeds = np.minimum(of_seeds, rate)
+    bounds = (*of_seeds, rate)
+    return Suggestion(rate, float(min(bounds)), float(max(bounds)))

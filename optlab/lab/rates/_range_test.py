@@ -3,11 +3,12 @@
     αᵢ = min_lr·(max_lr/min_lr)^(i/(N−1))   exponential
     αᵢ = min_lr + (max_lr − min_lr)·i/(N−1)   linear,     i = 0 … N−1
 
-The run makes one update at each rate, from several seeds at once. A seed diverges when its loss is
-more than four times the initial loss, or is not finite from then on; its later losses do not count.
-A few losses that are not finite, after which the run went on, as a bad batch gives them under
-`skip_nonfinite`, are passed over; many are a reason to make no suggestion. Runs at constant rates
-then confirm or correct the highest suggested rate; see `_confirm`.
+The run makes one update at each rate, from several seeds at once. A seed diverges when most of its
+next losses are more than four times the initial loss, or none is finite any more; its later losses
+do not count. A single high loss is that of a hard batch. A few losses that are not finite, after
+which the run went on, as a bad batch gives them under `skip_nonfinite`, are passed over; many are a
+reason to make no suggestion. Runs at constant rates then confirm or correct the highest suggested
+rate, and more seeds check it where it is close to divergence; see `_confirm`.
 
 Reference: Smith, "Cyclical Learning Rates for Training Neural Networks", WACV 2017.
 """
@@ -15,7 +16,7 @@ Reference: Smith, "Cyclical Learning Rates for Training Neural Networks", WACV 2
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +30,7 @@ from optlab._divergence import limit
 from optlab._report import aligned, number, strict, versions
 from optlab._types import Schedule
 from optlab.lab.data import Batches
-from optlab.lab.rates._confirm import EVALUATIONS, Confirmation, choose
+from optlab.lab.rates._confirm import EVALUATIONS, Confirmation, RunsAt, choose
 from optlab.lab.rates._confirm import confirm as confirm_around
 from optlab.lab.rates._suggest import (
     Suggestion,
@@ -37,6 +38,7 @@ from optlab.lab.rates._suggest import (
     median_over_seeds,
     picks,
     smooth,
+    stays_high,
     suggest,
     trend,
 )
@@ -56,9 +58,9 @@ MakeScheduled = Callable[[Schedule], optax.GradientTransformation]
 
 _WHO = "lr_range_test"
 
-RAMP, CONFIRMING = -1000, 0
-"""Keys in the file of results: the number of the rising run, whose step is its length, and the step
-of the confirming ones, whose numbers are their places."""
+RAMP, CONFIRMING, CHECKING = -1000, 0, 1
+"""Keys in the file of results: the number of the rising run, whose step is its length, and the
+steps of the confirming runs and of those from more seeds, whose numbers are their places."""
 
 MODES = ("exponential", "linear")
 
@@ -73,6 +75,9 @@ MOST_CONFIRMING = 1000
 
 CONFIRMING_SEEDS = 3
 """Confirming runs start from at most this many of the seeds."""
+
+MORE_SEEDS = 9
+"""Seeds from which a rate is checked if a run diverged at a rate close above it."""
 
 CONFIRMING_RATES = 8
 """The usual number of rates that are confirmed, by which the progress bar is drawn."""
@@ -107,9 +112,13 @@ class RangeTest:
         confirmed_losses: (rates, seeds) float, the validation losses at the end of these runs;
             infinite where a run diverged.
         confirmed_steps: updates of each confirming run; 0 if there is none.
+        checked: rate → the share of more seeds that diverged there, or did not lower the loss. Such
+            runs are made if a confirming run diverged at a rate up to three times the best one,
+            from this one downwards. Empty if there are none.
         suggested_max: a rate to train with: the constant rate at which the confirming runs end with
-            the lowest loss; without them, a rate that is high, but below the rates at which
-            training becomes worse. None if there is no reliable suggestion.
+            the lowest loss, or the highest one below it at which no run diverged; without them, a
+            rate that is high, but below the rates at which training becomes worse. None if there is
+            no reliable suggestion.
         suggested_min: the rate at which improvement begins, where a cycle or a warm-up may start;
             None if there is no reliable suggestion.
         max_interval: the lowest and the highest rate that is best for a single seed; or None.
@@ -141,6 +150,7 @@ class RangeTest:
     at_edge: bool
     reason: str | None
     picks: Mapping[str, float]
+    checked: Mapping[float, float] = field(default_factory=dict)
 
     @property
     def diverged(self) -> np.ndarray:
@@ -221,6 +231,9 @@ class RangeTest:
                 f"{len(tried)} constant rates from {number(tried[0])} to {number(tried[-1])} were "
                 f"tried over {self.confirmed_steps} updates; longer runs may want a lower one."
             )
+        if any(self.checked.values()):
+            shares = (f"{share:.0%} at {number(rate)}" for rate, share in self.checked.items())
+            yield f"Of {MORE_SEEDS} more seeds failed: {', '.join(shares)}."
         if self.diverged.any():
             yield f"{self.diverged.sum()} of {len(self.seeds)} seeds diverged before the last rate."
         if self.at_edge:
@@ -333,15 +346,18 @@ def lr_range_test(
         confirmation = None
         if confirm and not isinstance(rough, str):
             options = {"lanes": lanes, "memory": memory}
-            runs = _confirming_runs(task, optimizer, steps, confirm, seeds, show, **options)
+            few, more = seeds[:CONFIRMING_SEEDS], seeds.max() + 1 + np.arange(MORE_SEEDS)
+            few, more = (
+                RunsAt(
+                    _confirming_runs(task, optimizer, steps, confirm, some, show, **options),
+                    confirm,
+                    store.rungs(key),
+                    lambda ends, key=key: store.add_rungs({(k, key): e for k, e in ends.items()}),
+                )
+                for some, key in ((few, CONFIRMING), (more, CHECKING))
+            )
             confirmation = confirm_around(
-                runs,
-                rough[1].rate,
-                steps=confirm,
-                lowest=rates[0],
-                highest=rates[-1],
-                ended=store.rungs(CONFIRMING),
-                on_end=lambda ends: store.add_rungs({(k, CONFIRMING): e for k, e in ends.items()}),
+                few, more, rough[1].rate, lowest=rates[0], highest=rates[-1]
             )
     return _conclude(task.name, mode, rates, seeds, initial, losses, rough, confirmation, confirm)
 
@@ -397,7 +413,7 @@ def _losses(
     losses = chunk[0].losses
     finite = np.isfinite(losses)
     goes_on = np.logical_or.accumulate(finite[:, ::-1], axis=1)[:, ::-1]
-    running_still = np.logical_and.accumulate(goes_on & ~(finite & (losses > highest)), axis=1)
+    running_still = np.logical_and.accumulate(goes_on & ~stays_high(losses, highest), axis=1)
     return initial, np.where(running_still & finite, losses, np.nan)[:, 1:]
 
 
@@ -415,7 +431,7 @@ def _confirming_runs(
         _WHO,
         Fixed(task, lambda rate: optimizer(lambda count: jnp.asarray(rate, float))),
         {"rate": float},
-        keys=seed_keys(jnp.asarray(seeds[:CONFIRMING_SEEDS])),
+        keys=seed_keys(jnp.asarray(seeds)),
         eval_every=max(1, steps // EVALUATIONS),
         on_updates=count_updates(show, "confirming runs", done),
         **options,
@@ -469,6 +485,7 @@ def _conclude(
         at_edge=at_edge,
         reason=reason,
         picks={} if reason else fallen(rates, losses, initial, of_fastai),
+        checked=(confirmation or none).checked,
     )
 
 

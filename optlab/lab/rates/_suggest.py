@@ -40,6 +40,9 @@ WINDOW = 0.03
 BEGUN, MOSTLY_DONE = 0.1, 0.6
 """The shares of the fall that determine the lowest and the highest suggested rate."""
 
+STAYS = 0.75
+"""The share of rates, from one of fastai's picks up to the lowest loss, that must have fallen."""
+
 SIGNIFICANCE = 4.0
 """A fall counts if it exceeds this many standard deviations of the noise in it."""
 
@@ -107,6 +110,30 @@ def trend(losses: np.ndarray) -> np.ndarray:
     return np.where(is_finite, sums / np.maximum(counts, 1), np.nan)
 
 
+def stays_high(losses: np.ndarray, highest: np.ndarray) -> np.ndarray:
+    """Return from which losses on most are too high, or not finite.
+
+    A loss counts if it is too high itself, and so is more than half of a window that begins there.
+
+    Args:
+        losses: (seeds, steps) float.
+        highest: (seeds, 1) float, the highest loss of a seed that has not diverged.
+
+    Returns:
+        (seeds, steps) bool.
+
+    Example:
+        >>> losses = np.array([[1.0, 9.0, 1.0, 1.0, 1.0, 9.0, 8.0, 9.0, 9.0, 9.0]])
+        >>> stays_high(losses, np.array([[4.0]])).argmax()
+        np.int64(5)
+    """
+    width = 2 * window_reach(losses.shape[-1]) + 1
+    high = ~np.isfinite(losses) | (losses > highest)
+    padded = np.pad(high, [(0, 0), (0, width - 1)])
+    windows = np.lib.stride_tricks.sliding_window_view(padded, width, axis=-1)
+    return high & np.isfinite(losses) & (2 * windows.sum(axis=-1) > width)
+
+
 def window_reach(steps: int) -> int:
     """Return how many points the trend's window reaches to each side."""
     return max(1, round(WINDOW * steps))
@@ -150,8 +177,8 @@ def suggest(
     fall = level - np.nanmin(curves, axis=-1)
     doubt = _doubt(initial, window=2 * window_reach(len(rates)) + 1)
     diverged = np.isnan(losses[:, -1])
-    if _common_fall(curves, level) <= doubt:
-        return _why_no_fall(rates, losses, level, np.nanmax(curves, axis=-1).mean(), doubt)
+    if _mean_fall(curves, level).max() <= doubt:
+        return _why_no_fall(rates, losses, curves, level, doubt)
     falling = fall > 0
     curves, level, lowest, fall = (x[falling] for x in (curves, level, lowest, fall))
     each = range(len(curves))
@@ -169,14 +196,15 @@ def _fallen(curve: np.ndarray, level: float, lowest: int) -> int:
     return int(above[-1]) + 1 if above.size else 0
 
 
-def _common_fall(curves: np.ndarray, level: np.ndarray) -> float:
-    """Return how far the mean over seeds falls, at the rates that at least half of them reach.
+def _mean_fall(curves: np.ndarray, level: np.ndarray) -> np.ndarray:
+    """Return how far the mean over seeds has fallen at each rate; −∞ where most have diverged.
 
-    The mean of each seed's own fall would be too large, as the lowest of many noisy points is low.
+    Its highest value is the fall of all. The mean of each seed's own fall would be too large, as
+    the lowest of many noisy points is low.
     """
     running = np.isfinite(curves).sum(axis=0)
-    fallen = np.nansum(level[:, None] - curves, axis=0) / np.maximum(running, 1)
-    return fallen[2 * running >= len(curves)].max()
+    fall = np.nansum(level[:, None] - curves, axis=0) / np.maximum(running, 1)
+    return np.where(2 * running >= len(curves), fall, -np.inf)
 
 
 def _doubt(initial: np.ndarray, window: int) -> float:
@@ -187,20 +215,22 @@ def _doubt(initial: np.ndarray, window: int) -> float:
 
 
 def _why_no_fall(
-    rates: np.ndarray, losses: np.ndarray, level: np.ndarray, highest: float, doubt: float
+    rates: np.ndarray, losses: np.ndarray, curves: np.ndarray, level: np.ndarray, doubt: float
 ) -> str:
     diverged = np.isnan(losses[:, -1])
+    # A lower min_lr can help only where the losses are high at the lowest rates already.
+    begin = curves[:, : max(1, len(rates) // 10)]
+    is_high = np.isnan(begin).any() or begin.mean() - level.mean() > doubt
+    remedy = "lower min_lr" if is_high else "take more steps, which are then closer,"
+    remedy = f"check the gradients, {remedy} or take more seeds"
     if diverged.all():
         rate = rates[np.isfinite(losses).sum(axis=-1).max()]
         return (
             f"every run diverged, by the rate {rate:.3g}, before its loss fell by more than noise; "
-            "check the gradients, lower min_lr, or take more seeds"
+            f"{remedy}"
         )
-    if highest - level.mean() > doubt or diverged.any():
-        return (
-            "the loss rises and never falls by more than noise; check the gradients, lower min_lr, "
-            "or take more seeds"
-        )
+    if np.nanmax(curves, axis=-1).mean() - level.mean() > doubt or diverged.any():
+        return f"the loss rises and never falls by more than noise; {remedy}"
     return (
         "the loss is flat: no rate changes it by more than noise; check that the parameters are "
         "trained, raise max_lr, or take more steps or seeds"
@@ -235,19 +265,21 @@ def fallen(
 ) -> Mapping[str, float]:
     """Return the picks at whose rates the loss has fallen by more than noise.
 
-    It must have fallen by a tenth of the whole fall, too: where it begins, a pick is still noise.
-    Of the minimum the rate of the lowest loss counts, ten times the pick.
+    It must have fallen by a tenth of the whole fall, too, and stay there at three quarters of the
+    rates from the pick up to the lowest point: where the fall begins, a pick is still noise. Of the
+    minimum the rate of the lowest loss counts, ten times the pick.
     """
     sound = np.isfinite(initial).all(axis=-1)
     initial, curves = initial[sound], trend(losses[sound])
-    fall = initial.mean() - median_over_seeds(curves)
+    fall = _mean_fall(curves, initial.mean(axis=-1))
     doubt = _doubt(initial, window=2 * window_reach(len(rates)) + 1)
-
-    least = max(doubt, BEGUN * np.nanmax(fall))
+    lowest = int(fall.argmax())
+    least = max(doubt, BEGUN * fall[lowest])
 
     def has_fallen(name: str, rate: float) -> bool:
         at = np.abs(np.log(rates / (10 * rate if name == "minimum" else rate))).argmin()
-        return bool(fall[at] > least)
+        onwards = fall[min(at, lowest) : lowest + 1]
+        return bool(fall[at] > least and (onwards > least).mean() >= STAYS)
 
     return {name: rate for name, rate in picks.items() if has_fallen(name, rate)}
 

@@ -19,7 +19,15 @@ from helpers import noise_of, numbers
 from optlab.lab import Task, compare, lr_range_test, tasks
 from optlab.lab.rates import _range_test
 from optlab.lab.rates._confirm import Confirmation, choose
-from optlab.lab.rates._suggest import fallen, median_over_seeds, picks, smooth, suggest, trend
+from optlab.lab.rates._suggest import (
+    fallen,
+    median_over_seeds,
+    picks,
+    smooth,
+    stays_high,
+    suggest,
+    trend,
+)
 from optlab.lab.tasks._models import he_normal
 
 
@@ -252,6 +260,11 @@ def test_a_pick_where_the_loss_has_not_fallen_is_noise():
     losses, initial = curve + 0.1 * rng.normal(size=(5, 100)), 9 + 0.1 * rng.normal(size=(5, 10))
     given = {"steep": rates[20], "valley": rates[65], "minimum": rates[80] / 10, "slide": rates[99]}
     assert fallen(rates, losses, initial, given).keys() == {"valley", "minimum"}
+    # One low point of the flat part, and seeds that begin at different losses, change nothing.
+    losses[:, 18:23] -= 3
+    shifts = np.array([[0.0], [0.0], [0.0], [0.0], [30.0]])
+    given = fallen(rates, losses + shifts, initial + shifts, given)
+    assert given.keys() == {"valley", "minimum"}
 
 
 @pytest.fixture(scope="module")
@@ -558,6 +571,52 @@ def test_one_bad_batch_changes_no_suggestion():
     assert other.suggested_max == pytest.approx(whole.suggested_max, rel=0.3)
     assert np.isfinite(other.losses).sum() == pytest.approx(np.isfinite(whole.losses).sum(), abs=2)
     assert np.isfinite(other.initial).all()
+
+
+def test_one_high_loss_is_no_divergence_and_most_of_seven_are():
+    losses = np.ones((2, 100))
+    losses[0, [20, 99]] = 9.0
+    losses[1, 60:64] = 9.0
+    high = stays_high(losses, np.full((2, 1), 4.0))
+    assert not high[0].any()
+    assert high[1].argmax() == 60
+
+
+def test_a_lower_min_lr_is_advised_only_where_losses_are_high_at_the_low_end():
+    rates, initial = np.geomspace(1e-4, 10, 100), np.tile([0.9, 1.1], (3, 5))
+    rises = np.ones((3, 100))
+    rises[:, 50:] = 3.0
+    assert "lower min_lr" not in suggest(rates, rises, initial)
+    assert "lower min_lr" in suggest(rates, np.full((3, 100), 3.0), initial)
+
+
+def cliff():
+    """Return a task of a slow and a steep direction; a seed diverges from the rate 1 or 2 on."""
+
+    def height(params):
+        steep, slow = params["x"]
+        curvature = jax.lax.stop_gradient(params["curvature"])
+        return 0.5 * curvature * steep**2 + 0.02 * slow**2
+
+    def init(key):
+        return {"x": jnp.ones(2), "curvature": 1.0 + jax.random.bernoulli(key)}, ()
+
+    return Task(
+        name="cliff",
+        init=init,
+        loss=lambda params, state, batch, key: (height(params), state),
+        batch=lambda key, step: (),
+        evaluate=lambda params, state, data: {"loss": height(params)},
+        steps=100,
+    )
+
+
+def test_a_rate_at_which_other_seeds_diverge_is_not_suggested():
+    found = lr_range_test(cliff(), optlab.sgd, seeds=[0])
+    first, *_, last = found.checked
+    assert first > 1 > last == found.suggested_max
+    assert found.checked[first] > 0 == found.checked[last]
+    assert "Of 9 more seeds failed: " in found.table()
 
 
 def test_many_bad_batches_are_a_reason_to_refuse():
