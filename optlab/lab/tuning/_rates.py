@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,9 @@ QUICK_RAMP, QUICK_SEEDS = 60, 2
 CONFIRMING, LEAST = 8, 30
 """The usual number of confirming rates; and the fewest updates with which they tell anything."""
 
+TEST_COSTS = 0.7
+"""The time of a range test without confirming runs, as a multiple of that of the step before."""
+
 MOST = 300
 """The most updates of a confirming run; the search after it goes on from there."""
 
@@ -40,9 +44,9 @@ def rates(procedure: Procedure) -> Outcome:
             break
         share = procedure.meter.left(UNTIL) / (len(procedure.contenders) - place)
         key = f"rates/{contender.name}"
-        found[contender.name] = procedure.once(
-            key, lambda c=contender, s=share: _test(procedure, c, s)
-        )
+        fits = _fits(procedure, share)
+        test = partial(_test, procedure, contender, share) if fits else partial(dict, NOT_TESTED)
+        found[contender.name] = procedure.once(key, test)
     if not found:
         evidence = f"The range {procedure.space[RATE]} is given, and no test was made."
         return Outcome(replace(STEP, verdict=PASSED, evidence=evidence), {})
@@ -57,10 +61,35 @@ def rates(procedure: Procedure) -> Outcome:
         verdict=WARNING if without else PASSED,
         evidence=evidence,
         advice=advice,
-        charts=[_chart(name, test) for name, test in found.items()],
+        charts=[_chart(name, test) for name, test in found.items() if len(test["rates"])],
         tables=[_table(found)],
     )
     return Outcome(step, {name: test["rate"] for name, test in found.items()})
+
+
+NOT_TESTED = {
+    "rate": None,
+    "interval": None,
+    "reason": "the budget is too small for a test",
+    "rates": np.zeros(0),
+    "median": np.zeros(0),
+    "confirmed_rates": np.zeros(0),
+    "confirmed_losses": np.zeros((0, 0)),
+    "confirmed_steps": 0,
+    "at_edge": False,
+}
+"""What stands in place of a test that was not made."""
+
+
+def _fits(procedure: Procedure, share: float) -> bool:
+    """Whether a share of the budget is enough for a range test.
+
+    Where the budget is a time, a test takes about as long as the step before did: compilation is
+    most of both.
+    """
+    if procedure.meter.budget.in_updates:
+        return share > 0
+    return share > TEST_COSTS * procedure.done["overfit a batch"].step.seconds
 
 
 def check_budget(procedure: Procedure) -> None:
