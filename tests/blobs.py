@@ -65,6 +65,11 @@ def task(batch_size=16):
     return make_task(batch_size)
 
 
+def rule(learning_rate=0.1):
+    """An optimizer that no list has."""
+    return optax.chain(optax.clip(1.0), optax.sgd(learning_rate, momentum=0.8))
+
+
 def of_summed_losses(batch_size=16):
     """A fault: the loss is the sum over the batch."""
 

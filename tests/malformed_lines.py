@@ -43,6 +43,8 @@ CASES = {
     "tune --budget -5m": "argument --budget: expected",
     "tune --budget 5d": "argument --budget: expected a time above 0, such as 90s, 10m or 2h",
     "tune --optimizers admw": "unknown optimizer 'admw'; did you mean 'adamw', 'adam'?",
+    "tune --optimizers mine.py:rule": "did you mean 'mine:rule'?",
+    "tune --optimizers a:b --clip 1": "--clip does not reach a:b",
     "tune --space momentun=0.5:0.9": "argument --space: unknown hyperparameter",
     "tune --space weight_decay=1:0": "argument --space",
     "tune --optimizers adamw --space b1=0.5:1.5": "b1 must be in [0, 1)",

@@ -437,8 +437,8 @@ def _rate_has_its_own(options: argparse.Namespace) -> str:
 def check_argument_name(
     where: str, options: argparse.Namespace, name: str, known: Mapping[str, Argument | None]
 ) -> None:
-    """Require a name of an argument; a task of the user's own may have any."""
-    if name in known or ":" in options.task:
+    """Require a name of an argument; a task or an optimizer of the user's own may have any."""
+    if name in known or any(":" in own for own in (options.task, *optimizers_of(options))):
         return
     optimizers = optimizers_of(options)
     whose = optimizers[0] if len(optimizers) == 1 else "the optimizers"
@@ -450,7 +450,7 @@ def check_argument_name(
 
 def owners_of(options: argparse.Namespace, name: str) -> list[tuple[str, Argument]]:
     """Return the optimizers and the built-in task that have an argument of this name."""
-    functions = {name: OPTIMIZERS[name] for name in optimizers_of(options)}
+    functions = {name: OPTIMIZERS[name] for name in optimizers_of(options) if name in OPTIMIZERS}
     functions |= {name: TASKS[name] for name in [options.task] if name in TASKS}
     return [(who, f.arguments[name]) for who, f in functions.items() if name in f.arguments]
 

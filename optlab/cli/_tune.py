@@ -11,6 +11,7 @@ from optlab.cli._optimizers import swept
 from optlab.cli._output import log, require
 from optlab.cli._sweep import range_of, task_of
 from optlab.cli._task_errors import task_errors
+from optlab.cli._tasks import find_optimizer
 from optlab.lab import Tuning, tune
 
 
@@ -22,7 +23,8 @@ def run(options: argparse.Namespace) -> int | None:
     """
     require("tune", "rich", "scipy")
     options.rate = options.schedule = None
-    options.optimizer = (options.optimizers or ["adamw"])[0]
+    known = [name for name in options.optimizers or [] if ":" not in name]
+    options.optimizer = [*known, "adamw"][0]
     optimizers = None
     if options.optimizers or options.set or options.clip:
         names = options.optimizers or ["adamw", "momentum"]
@@ -54,6 +56,8 @@ def run(options: argparse.Namespace) -> int | None:
 def _constructor(
     options: argparse.Namespace, name: str
 ) -> Callable[..., optax.GradientTransformation]:
+    if ":" in name:
+        return find_optimizer(name)
     return swept(argparse.Namespace(**{**vars(options), "optimizer": name}))
 
 

@@ -28,11 +28,20 @@ def test_a_step_that_fails_ends_with_its_advice_and_status_three(run):
     assert "Do: Suspect the loss is a sum over the batch" in out
 
 
+@pytest.mark.slow
+def test_an_optimizer_of_ones_own_is_tuned(run):
+    command = ("tune", "--task", "blobs:task", "--budget", "60 trials", "--quick")
+    status, out, _ = run(*command, "--optimizers", "blobs:rule", "--out", "own")
+    assert status == 0
+    assert "Train with blobs:rule(learning_rate=" in out
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--budget", "30 updates"], "budget must allow the checks and at least one run of 40"),
         (["--space", "width=1:9:int"], "space must name arguments of the optimizers"),
+        (["--optimizers", "blobs:rull"], "did you mean 'rule'"),
     ],
 )
 def test_what_the_task_shows_to_be_wrong_is_one_line(run, arguments, message):

@@ -6,6 +6,7 @@ import re
 from optlab.cli._errors import UsageError, check_known
 from optlab.cli._known import OPTIMIZERS
 from optlab.cli._options import (
+    FORM,
     add_json,
     add_out_folder,
     add_seed,
@@ -13,6 +14,7 @@ from optlab.cli._options import (
     add_task,
     add_updates,
     arguments_of,
+    check_form,
     check_settings,
     check_task_name,
     complete_with,
@@ -56,8 +58,8 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--optimizers",
         type=names,
         metavar="NAMES",
-        help="names of optimizers, separated by commas (default: adamw, and SGD with Nesterov's "
-        "momentum)",
+        help=f"names of optimizers, separated by commas; {FORM} is a function of your own that "
+        "takes learning_rate (default: adamw, and SGD with Nesterov's momentum)",
     )
     complete_with(action, OPTIMIZERS)
     action = parser.add_argument(
@@ -110,7 +112,13 @@ def _names_in_a_space(parsed_args: argparse.Namespace, **_: object) -> list[str]
 def check(options: argparse.Namespace) -> None:
     """Refuse options that do not fit; make the space a mapping."""
     for name in options.optimizers or []:
-        check_known("optimizer", name, OPTIMIZERS)
+        if ":" in name:
+            check_form("--optimizers", name, "rule")
+        else:
+            check_known("optimizer", name, OPTIMIZERS, also=f"; {FORM} is one of your own")
+    own = [name for name in options.optimizers or [] if ":" in name]
+    if own and options.clip is not None:
+        raise UsageError(f"--clip does not reach {own[0]}; clip in that function")
     check_task_name(options)
     options.in_schedules = set()
     check_settings(options)
