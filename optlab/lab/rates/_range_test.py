@@ -458,7 +458,7 @@ def _conclude(
             low, high, at_edge, reason = None, None, False, choice
         else:
             low, high = low.below(choice), choice
-            at_edge = at_edge and choice.rate == confirmation.rates[-1]
+            at_edge = at_edge and bool(choice.rate == confirmation.rates[-1])
 
     def interval(suggestion: Suggestion | None) -> tuple[float, float] | None:
         return (suggestion.low, suggestion.high) if suggestion else None

@@ -4,17 +4,19 @@
               best configurations of others at a constant rate are in the running as they are
     finals    the best of these over several seeds, all with as many updates
 
-A schedule ends at a low rate, and therefore allows a higher one before. A run may end early: if the
-mean score over the seeds was better at an earlier evaluation, by more than the seeds differ, the
-winner stops there. Two candidates are tied if the interval of the difference of their scores, seed
-by seed, holds 0.
+A schedule ends at a low rate, and therefore allows a higher one before. The seeds of the finals
+took no part in the search. A run may end early: if the mean score over the seeds was better at an
+earlier evaluation, by more than the seeds differ, the candidate stops there. The score of a seed is
+then that at the evaluation which is best for the other seeds, so that the choice does not flatter
+it. Two candidates are tied if the interval of the difference of their scores, seed by seed, holds
+0.
 """
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -49,6 +51,9 @@ FINALISTS, SEEDS = 4, 5
 """The candidates of the finals, and the seeds of each."""
 
 QUICK_FINALISTS, QUICK_SEEDS = 2, 3
+
+FRESH = 10
+"""The first seed of the finals, counted from that of the search."""
 
 FIRST, FINAL = 200 * STAGE, 300 * STAGE
 """The numbers from which on the trials of the heats and of the finals are counted."""
@@ -113,7 +118,9 @@ def _plan(procedure: Procedure, candidates: Sequence[Record]) -> dict[str, Any]:
     """Return the candidates and the number of seeds that the rest of the budget allows."""
     finalists, seeds = (QUICK_FINALISTS, QUICK_SEEDS) if procedure.quick else (FINALISTS, SEEDS)
     affordable = procedure.meter.left() / (procedure.pace() * procedure.steps)
-    finalists = min(finalists, len(candidates), max(1, int(affordable / 2)))
+    # Three seeds each, and at least two candidates where two seeds each can be had.
+    wanted = max(int(affordable / 3), 2 if affordable >= 4 else 1)
+    finalists = min(finalists, len(candidates), wanted)
     seeds = max(1, min(seeds, int(affordable / finalists)))
     return {
         "seeds": seeds,
@@ -139,10 +146,16 @@ def _final(
         {FINAL + place * STAGE: entry["values"]},
         spaces[entry["optimizer"]],
         schedule=entry["schedule"],
-        seeds=range(procedure.seed, procedure.seed + seeds),
+        seeds=seeds_of(procedure, seeds),
         tests=True,
     )
     return ended[0] if ended else None
+
+
+def seeds_of(procedure: Procedure, count: int) -> range:
+    """Return the seeds of the finals."""
+    first = procedure.seed + FRESH
+    return range(first, first + count)
 
 
 def _conclude(
@@ -155,32 +168,33 @@ def _conclude(
         evidence = "The budget was used before the finals: the best single run stands for them."
         step = replace(STEP, verdict=WARNING, evidence=evidence, advice="Give a larger budget.")
         return Outcome(step, {"winner": winner})
-    order = procedure.ranked(ended)
-    best = order[0]
-    if best.trial.status == "diverged":
+    judged = sorted((_Judged.of(procedure, record) for record in ended), key=lambda x: x.order)
+    best = judged[0]
+    if best.record.trial.status == "diverged":
         evidence = "From some of the seeds, every candidate diverged."
         advice = "Lower the rate, clip the gradient, or lengthen the warm-up."
         return Outcome(replace(STEP, verdict=FAILED, evidence=evidence, advice=advice))
-    stop = _stop(procedure, best)
-    at = int(np.searchsorted(best.steps, stop))
-    scores = np.asarray(best.scores, float)[:, at]
-    tied = [_name(r.trial) for r in order[1:] if _is_tied(best, r)]
-    test = _test(procedure, best, stop, seeds)
-    entry = {name: getattr(best.trial, name) for name in ("optimizer", "schedule", "values")}
-    winner = _winner(entry, stop, scores.tolist(), test, tied)
-    interval = Interval.of(scores)
+    trial, stop = best.record.trial, best.stop
+    tied = [_name(other.record.trial) for other in judged[1:] if best.is_tied_with(other)]
+    test = _test(procedure, best.record, stop, seeds)
+    entry = {name: getattr(trial, name) for name in ("optimizer", "schedule", "values")}
+    winner = _winner(entry, stop, best.scores, test, tied)
+    winner |= {"candidates": len(judged), "seed": seeds_of(procedure, 1)[0]}
     split = "validation " if procedure.plain.splits else ""
     evidence = (
-        f"{_name(best.trial)} has the best {split}{procedure.plain.score}, {interval}, of "
-        f"{len(ended)} candidates with {seeds} seed{'s' if seeds > 1 else ''} each."
+        f"{_name(trial)} has the best {split}{procedure.plain.score}, {Interval.of(best.scores)}, "
+        f"of {len(judged)} candidates with {seeds} seed{'s' if seeds > 1 else ''} each."
+        if len(judged) > 1
+        else f"{_name(trial)} was the only candidate that the budget allowed: its {split}"
+        f"{procedure.plain.score} is {Interval.of(best.scores)}."
     )
     evidence += f" Tied with it: {'; '.join(tied)}." if tied else ""
-    if stop < best.steps[-1]:
-        evidence += f" It is best after {stop} of {best.steps[-1]} updates, and stops there."
+    if stop < best.record.steps[-1]:
+        evidence += f" It is best after {stop} of {best.record.steps[-1]} updates, and stops there."
     missing = len(plan["candidates"]) - len(ended)
     if missing:
         evidence += f" For {missing} more the budget did not suffice."
-    together, table = _ensemble(procedure, best, stop)
+    together, table = _ensemble(procedure, best.record, stop)
     evidence += together
     advice = ""
     if seeds < 3:
@@ -190,10 +204,13 @@ def _conclude(
         verdict=PASSED if seeds > 2 else WARNING,
         evidence=evidence,
         advice=advice,
-        charts=[curves_chart(procedure, order), _intervals_chart(procedure, order)],
+        charts=[
+            curves_chart(procedure, [one.record for one in judged]),
+            _intervals_chart(procedure, judged),
+        ],
         tables=[
             _heats_table(procedure, heats),
-            _finals_table(procedure, order, best),
+            _finals_table(procedure, judged),
             *([table] if table else []),
         ],
     )
@@ -239,26 +256,62 @@ def _winner(
     return {**known, "stop": int(stop), "scores": scores, "test": test, "tied": tied}
 
 
-def _stop(procedure: Procedure, record: Record) -> int:
-    """Return the updates after which the runs are best, if they are so before their end."""
-    scores = np.asarray(record.scores, float)
-    means = scores.mean(axis=0)
-    sign = 1 if procedure.plain.maximize else -1
-    at = int(np.nanargmax(sign * means))
-    if len(scores) < 2 or at == 0:
-        return int(record.steps[-1])
-    gain = sign * (means[at] - means[-1])
-    noise = float((scores[:, at] - scores[:, -1]).std(ddof=1)) / len(scores) ** 0.5
-    return int(record.steps[at] if gain > 2 * noise else record.steps[-1])
+class _Judged(NamedTuple):
+    """A candidate as its seeds judge it.
+
+    Attributes:
+        record: its runs.
+        stop: updates after which it ends.
+        scores: the score of each seed there.
+        order: a key that sorts candidates from the best.
+    """
+
+    record: Record
+    stop: int
+    scores: list[float]
+    order: tuple[bool, float]
+
+    @classmethod
+    def of(cls, procedure: Procedure, record: Record) -> "_Judged":
+        """Judge the runs of a candidate."""
+        scores = np.asarray(record.scores, float)
+        sign = -1 if procedure.plain.maximize else 1
+        if record.trial.status == "diverged":
+            return cls(record, int(record.steps[-1]), scores[:, -1].tolist(), (True, 0.0))
+        at = _stop(sign * scores)
+        if at < scores.shape[1] - 1 and len(scores) > 1:
+            others = scores.sum(axis=0) - scores  # of each seed, the sum of the others
+            places = (sign * others[:, 1:]).argmin(axis=1) + 1
+            chosen = scores[np.arange(len(scores)), places]
+        else:
+            chosen = scores[:, at]
+        return cls(record, int(record.steps[at]), chosen.tolist(), (False, sign * chosen.mean()))
+
+    def is_tied_with(self, other: "_Judged") -> bool:
+        """Whether the interval of the difference of scores, seed by seed, holds 0."""
+        if other.record.trial.status == "diverged":
+            return False
+        differences = np.subtract(self.scores, other.scores)
+        interval = Interval.of(differences)
+        return len(differences) < 2 or interval.low <= 0 <= interval.high
 
 
-def _is_tied(best: Record, other: Record) -> bool:
-    """Whether the interval of the difference of scores, seed by seed, holds 0."""
-    if other.trial.status == "diverged":
-        return False
-    differences = np.subtract(best.trial.scores, other.trial.scores)
-    interval = Interval.of(differences)
-    return len(differences) < 2 or interval.low <= 0 <= interval.high
+def _stop(costs: np.ndarray) -> int:
+    """Return the place of the evaluation at which runs end: the last, or a clearly better one.
+
+    Args:
+        costs: (seeds, evaluations) float, lower is better.
+    """
+    means = costs.mean(axis=0)
+    last = means.size - 1
+    at = int(np.nanargmin(means[1:])) + 1 if last else 0
+    gain = means[last] - means[at]
+    if len(costs) > 1:
+        noise = float((costs[:, at] - costs[:, last]).std(ddof=1)) / len(costs) ** 0.5
+    else:  # from one seed, how much evaluations in the second half differ from their neighbours
+        steps = np.diff(means[last // 2 :])
+        noise = float(steps.std()) if steps.size > 1 else np.inf
+    return at if gain > 2 * noise else last
 
 
 def _test(procedure: Procedure, best: Record, stop: int, seeds: int) -> list[float] | None:
@@ -279,7 +332,7 @@ def _test(procedure: Procedure, best: Record, stop: int, seeds: int) -> list[flo
         space,
         part=stop / best.steps[-1],
         schedule=trial.schedule,
-        seeds=range(procedure.seed, procedure.seed + seeds),
+        seeds=seeds_of(procedure, seeds),
         tests=True,
         share=1.1,
     )
@@ -290,12 +343,12 @@ def _name(trial: Any) -> str:
     return f"{trial.optimizer}, {trial.schedule}, rate {number(trial.values[RATE])}"
 
 
-def _intervals_chart(procedure: Procedure, order: Sequence[Record]) -> Chart:
-    sound = [r for r in order if r.trial.status != "diverged"]
-    intervals = [Interval.of(r.trial.scores) for r in sound]
+def _intervals_chart(procedure: Procedure, judged: Sequence[_Judged]) -> Chart:
+    sound = [one for one in judged if one.record.trial.status != "diverged"]
+    intervals = [Interval.of(one.scores) for one in sound]
     series = Series(
         "mean, and interval of 95%",
-        [_name(r.trial) for r in sound],
+        [_name(one.record.trial) for one in sound],
         [i.mean for i in intervals],
         "points",
         [i.low for i in intervals],
@@ -316,26 +369,29 @@ def _heats_table(procedure: Procedure, heats: Sequence[Record]) -> Table:
     )
 
 
-def _finals_table(procedure: Procedure, order: Sequence[Record], best: Record) -> Table:
-    def verdict(record: Record) -> str:
-        if record is best:
+def _finals_table(procedure: Procedure, judged: Sequence[_Judged]) -> Table:
+    best = judged[0]
+
+    def verdict(one: _Judged) -> str:
+        if one is best:
             return "best"
-        if record.trial.status == "diverged":
+        if one.record.trial.status == "diverged":
             return "diverged"
-        return "tied" if _is_tied(best, record) else "worse"
+        return "tied" if best.is_tied_with(one) else "worse"
 
-    def score(record: Record) -> str:
-        sound = all(map(math.isfinite, record.trial.scores))
-        return str(Interval.of(record.trial.scores)) if sound else "–"
+    def score(one: _Judged) -> str:
+        return str(Interval.of(one.scores)) if all(map(math.isfinite, one.scores)) else "–"
 
+    trials = [one.record.trial for one in judged]
     return Table(
         "Candidates over seeds",
         {
-            "optimizer": [r.trial.optimizer for r in order],
-            "schedule": [r.trial.schedule for r in order],
-            "values": [_values(r.trial.values) for r in order],
-            procedure.plain.score: [score(r) for r in order],
-            "": [verdict(r) for r in order],
+            "optimizer": [trial.optimizer for trial in trials],
+            "schedule": [trial.schedule for trial in trials],
+            "values": [_values(trial.values) for trial in trials],
+            "updates": [str(one.stop) for one in judged],
+            procedure.plain.score: [score(one) for one in judged],
+            "": [verdict(one) for one in judged],
         },
         "An interval holds the mean over seeds in 95% of cases. Hyperparameters were chosen on the "
         "same validation split, which favours all candidates somewhat; the test score is not.",

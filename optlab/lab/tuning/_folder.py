@@ -7,6 +7,7 @@ recipe.py       a script that trains the winner without the lab
 """
 
 import os
+import tempfile
 import time
 from collections.abc import Callable
 from datetime import datetime
@@ -46,7 +47,12 @@ class Folder:
             required = "folder must be new, empty, or that of a tuning procedure"
             _checks.fail(who, required, f"{self.path} with {names}", "pass another folder")
         self._written, self._state = -EVERY, ()
-        self._write(HTML, "")  # what cannot be written is refused before anything is trained
+        try:  # what cannot be written is refused before anything is trained
+            with tempfile.TemporaryFile(dir=self.path):
+                pass
+        except OSError as error:
+            required = "folder must be one that can be written"
+            _checks.fail(who, required, f"{self.path}: {error.strerror}")
 
     @property
     def results(self) -> Path:

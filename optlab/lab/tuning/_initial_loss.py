@@ -4,6 +4,8 @@ A classification is compared with log C, and every task with the loss of the bes
 inputs, `Task.baseline`. Regularization is off, as far as the task takes it as an argument.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +16,7 @@ from optlab.lab.diagnosis._model_checks import BATCHES, HIGHEST, LOWEST, suspect
 from optlab.lab.tasks._check_task import check_task
 from optlab.lab.tasks._task import Task
 from optlab.lab.training._loop import losses_at_start, seed_keys
+from optlab.lab.tuning._overfit import with_usual_weights
 from optlab.lab.tuning._procedure import WHO, Outcome, Procedure
 from optlab.lab.tuning._result import FAILED, PASSED, WARNING, Chart, Series, Step
 from optlab.lab.tuning._space import plain_values
@@ -26,9 +29,10 @@ STEP = Step(
 SEEDS = 5
 """The seeds from which the model is initialized."""
 
-HIGH = 10.0
-"""The most times the baseline that a loss other than a cross-entropy may start at. Targets with a
-mean far from 0, and outputs of another scale, raise it without any fault in the loss."""
+HIGH = 4.0
+"""The most times the baseline that a loss other than a cross-entropy may start at without a
+warning. Outputs of the variance of standardized targets double it; targets with a mean far from 0
+raise it without any fault in the loss."""
 
 
 def num_classes(task: Task) -> int | None:
@@ -60,14 +64,41 @@ def initial_loss(procedure: Procedure) -> Outcome:
         [Series("mean of the first batches", seeds.tolist(), each.tolist(), "points")],
         levels=levels,
     )
-    verdict, evidence, advice = _judge(task, losses, first, classes)
+    verdict, evidence, advice = _judge(task, losses, first, classes, len(seeds))
+    if verdict != FAILED and (fault := _fault_of_validation(task)):
+        verdict, advice = FAILED, fault
     if off := ", ".join(plain_values(procedure.task)):
         evidence += f" This is with {off} off."
     step = Step(STEP.name, STEP.question, verdict, evidence, advice, charts=[chart])
     return Outcome(step, {"loss": float(each.mean()), "classes": classes})
 
 
-def _judge(task: Task, losses: np.ndarray, first, classes: int | None) -> tuple[str, str, str]:
+def _fault_of_validation(task: Task) -> str | None:
+    """Return what is wrong with the validation split, as the model before training shows it."""
+    data = task.splits.get("validation")
+    if is_stream(data):
+        return None
+    params, model_state = jax.jit(task.init)(jax.random.key(0))
+    metrics = jax.jit(lambda p, s: dict(task.evaluate(p, s, data)))(params, model_state)
+    if not np.isfinite(metrics["loss"]):
+        return (
+            f"Before training, the validation loss is {float(metrics['loss'])}, while that of the "
+            "training batches is finite: look for NaN or infinity in the validation split."
+        )
+    if task.predict is not None and data is not None:
+        _, labels = jax.jit(lambda p, s: task.predict(p, s, data))(params, model_state)
+        if len(np.unique(labels)) == 1:
+            return (
+                f"All {len(labels)} labels of the validation split are {int(labels[0])}: a "
+                "constant is right everywhere, and nothing can be judged. Take a split with all "
+                "classes."
+            )
+    return None
+
+
+def _judge(
+    task: Task, losses: np.ndarray, first: Any, classes: int | None, seeds: int
+) -> tuple[str, str, str]:
     each = losses.mean(axis=1, dtype=float)
     if not np.isfinite(losses).all():
         return (
@@ -84,9 +115,28 @@ def _judge(task: Task, losses: np.ndarray, first, classes: int | None) -> tuple[
         evidence += f", {ratio:.2f} times log {classes} = {number(float(np.log(classes)))}"
         if task.baseline is not None:
             evidence += f"; the best guess without inputs has {number(task.baseline)}"
-        if LOWEST <= ratio <= HIGHEST:
+        # Where one class is frequent, a guess of it is better than log C by luck.
+        lowest = LOWEST * min(1.0, (task.baseline or np.inf) / float(np.log(classes)))
+        if lowest <= ratio <= HIGHEST:
             return PASSED, f"{evidence}.", ""
-        return FAILED, f"{evidence}.", f"Suspect {suspect_loss(task, ratio, first)}"
+        suspected = f"Suspect {suspect_loss(task, ratio, first)}"
+        if ratio > HIGHEST and "sum over the batch" not in suspected:
+            keys = seed_keys(jnp.arange(seeds))
+            again = losses_at_start(with_usual_weights(task), keys, first).mean(dtype=float)
+            as_ratio = float(again / np.log(classes))
+            if LOWEST <= as_ratio <= HIGHEST:
+                suspected = (
+                    "The initialization is guilty: with each matrix scaled to the variance "
+                    f"2 / inputs the loss is {as_ratio:.2f} times log {classes}. Draw the weights "
+                    "with that variance, and the last layer with less."
+                )
+            else:
+                suspected = (
+                    "The weights are not guilty: with each matrix scaled to the variance 2 / "
+                    f"inputs the loss is still {as_ratio:.2f} times log {classes}. Standardize the "
+                    "inputs; or there are more classes than logits are meant for."
+                )
+        return FAILED, f"{evidence}.", suspected
     if task.baseline is None:
         advice = "Set Task.baseline, the loss of the best guess without inputs, and it is judged."
         return PASSED, f"{evidence}. There is no number to compare it with.", advice

@@ -13,8 +13,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from optlab import _checks
 from optlab.lab.sweeps._database import Database, decode, encode
 from optlab.lab.tuning._budget import Meter
+
+CONTENTS = "contents"
+"""The fact that changes with the functions and the data of the task."""
 
 
 class Journal(Database):
@@ -35,6 +39,14 @@ class Journal(Database):
 
     def __init__(self, who: str, file: str | Path | None, about: Mapping[str, Any]):
         super().__init__(who, file, about, "tuning procedure")
+
+    def _check(self, was: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+        if was.get("task") == now.get("task") and was.get(CONTENTS) != now.get(CONTENTS):
+            required = f"the task must be the one with which {self._file} was begun"
+            got = "one of the same name with other functions or other data"
+            remedy = "pass a new folder: what was found out says nothing of a task that was changed"
+            _checks.fail(self._who, required, got, remedy)
+        super()._check(was, now)
 
     @property
     def used(self) -> tuple[float, int, int]:

@@ -167,7 +167,7 @@ def _find_cause(
             "data, and for log(0), a division by 0 or an overflow in the loss."
         )
     if len(best.unmoved) == best.num_leaves:
-        tries.append(_attempt(_SCALED, attempt, _scaled(task), batch))
+        tries.append(_attempt(_SCALED, attempt, with_usual_weights(task), batch))
         if tries[-1].moved:
             return tries, _INITIALIZATION
         return tries, (
@@ -176,9 +176,7 @@ def _find_cause(
         )
     if fault := _fault_of_loss(task, batch, keys, best, tries):
         return tries, fault
-    tries.append(
-        _attempt("each matrix scaled to variance 2 / inputs", attempt, _scaled(task), batch)
-    )
+    tries.append(_attempt(_SCALED, attempt, with_usual_weights(task), batch))
     if tries[-1].passed:
         return tries, _INITIALIZATION
     tries.append(
@@ -276,7 +274,7 @@ def _fault_of_loss(
     return None
 
 
-def _scaled(task: Task) -> Task:
+def with_usual_weights(task: Task) -> Task:
     """Return the task whose matrices begin with the variance 2 / inputs, drawn anew if constant."""
 
     def init(key: jax.Array) -> tuple[Tree, Tree]:

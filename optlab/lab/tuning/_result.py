@@ -20,6 +20,9 @@ PASSED, WARNING, FAILED, SKIPPED = "passed", "warning", "failed", "skipped"
 WAITING, RUNNING = "waiting", "running"
 """In place of a verdict: a step that has not begun, and one that has not ended."""
 
+MOST_DIGITS = 6
+"""The most decimals of the ends of an interval."""
+
 CONFIDENCE = 0.95
 """The share of cases in which an interval holds the mean."""
 
@@ -150,7 +153,8 @@ class Interval:
         if len(self.values) == 1:
             return f"{self.mean:.3g} (one seed)"
         decimals = digits(self.high - self.low)
-        low, high = (f"{end:.{decimals}f}" for end in (self.low, self.high))
+        form = f".{decimals}f" if decimals < MOST_DIGITS else ".2e"
+        low, high = (f"{end:{form}}" for end in (self.low, self.high))
         return f"{self.mean:.3g} ({low} to {high}, {len(self.values)} seeds)"
 
 
@@ -280,7 +284,7 @@ def _student(freedom: int) -> float:
 
 
 def digits(width: float) -> int:
-    """Return the decimals that show two digits of a width, at most 6."""
+    """Return the decimals that show two digits of a width, at most six."""
     if not 0 < width < math.inf:
         return 3
-    return min(6, max(0, 1 - math.floor(math.log10(width))))
+    return min(MOST_DIGITS, max(0, 1 - math.floor(math.log10(width))))

@@ -281,6 +281,13 @@ def _conclude(
     if shorts or correlation["value"] is not None:
         evidence += f" {_of_correlation(correlation, trusted)}"
     verdict, advice = _learned(procedure, order, spaces)
+    losses = [r.trial.loss for r in order if r.trial.status == "complete"]
+    if len(losses) >= LEAST and len(set(losses)) == 1:
+        verdict = FAILED
+        advice = (
+            f"All {len(losses)} trials ended with the same loss, to the last bit: the optimizer "
+            "does not use what is searched. Its constructor must pass the values on."
+        )
     if verdict == PASSED and shorts and not trusted:
         verdict = WARNING
         advice = "Short runs do not tell which long ones are good; the refinement makes whole runs."
@@ -313,29 +320,33 @@ def _learned(
 ) -> tuple[str, str]:
     """Return a verdict and what to suspect if no trial learned anything that carries over."""
     baseline, splits = procedure.plain.baseline, procedure.plain.splits
-    if baseline is None or not splits:
-        return PASSED, ""
     sound = [record for record in order if record.trial.status != "diverged"]
     lowest = min(float(np.nanmin(record.loss.mean(axis=0))) for record in sound)
     # Initial weights may guess well by chance; what is learned must be better than they are.
-    known = min(baseline, *(float(record.loss[:, 0].mean()) for record in sound))
-    if lowest < (1 - _chance(splits["validation"])) * known:
+    initial = min(float(record.loss[:, 0].mean()) for record in sound)
+    known = initial if baseline is None else min(baseline, initial)
+    chance = _chance(splits["validation"]) if splits else 1 - LEARNED
+    if lowest < known - chance * abs(known):
         return PASSED, ""
-    verdict = FAILED if lowest >= LEARNED * known else WARNING
+    verdict = FAILED if lowest >= known - (1 - LEARNED) * abs(known) else WARNING
     trained = min(float(np.nanmin(record.train_loss.mean(axis=0))) for record in sound)
     best = sound[0].trial
     start = (
         f"The lowest validation loss of any trial, at any time of its run, is {number(lowest)}, "
-        f"and the best guess without inputs has {number(baseline)}"
-        + ("." if known == baseline else f", the initial weights {number(known)}.")
-        + " "
+        + (
+            f"and the best guess without inputs has {number(baseline)}. "
+            if known == baseline
+            else f"and the initial weights have {number(known)}. "
+        )
     )
-    if trained < MEMORIZED * baseline:
+    if splits and trained < MEMORIZED * known:
         return verdict, start + (
             f"The training loss does fall, to {number(trained)}: the models memorize. Suspect "
             "labels that do not belong to their inputs, in training or in validation, and splits "
             "of different kinds of data."
         )
+    if not splits:
+        return verdict, f"{start}Give higher rates, or look at the gradient of the objective."
     at_last = ""
     if RATE in best.values and at_edge(spaces[best.optimizer][RATE], best.values[RATE]) == "upper":
         verdict = WARNING

@@ -1,6 +1,6 @@
 """What is searched: the ranges of an optimizer and a task, and how a space is moved.
 
-    learning_rate    a tenth of the suggestion of the range test to three times it
+    learning_rate    a thirtieth of the suggestion of the range test to three times it
     weight_decay     1e-4 to 1, for optimizers that take it
     batch_size       half the usual one, the usual one and its double, if the task takes it
     dropout          0 to 0.5, if the task takes it
@@ -24,7 +24,7 @@ RATE = "learning_rate"
 WITHOUT_A_TEST = (1e-4, 0.3)
 """The range of the rate if a range test makes no suggestion."""
 
-BELOW, ABOVE = 10.0, 3.0
+BELOW, ABOVE = 30.0, 3.0
 """How far the range of the rate reaches to both sides of a suggestion."""
 
 EDGE = 0.1

@@ -28,6 +28,7 @@ import optax
 
 from optlab import _checks
 from optlab._report import versions
+from optlab.lab.data import Batches
 from optlab.lab.sweeps._recipe import name_of
 from optlab.lab.sweeps._space import Range, checked_space
 from optlab.lab.tasks._check_task import check_in_memory, check_predicts, check_task
@@ -42,8 +43,9 @@ from optlab.lab.tuning import (
     _search,
 )
 from optlab.lab.tuning._budget import Budget, Meter
+from optlab.lab.tuning._fingerprint import fingerprint
 from optlab.lab.tuning._folder import Folder
-from optlab.lab.tuning._journal import Journal
+from optlab.lab.tuning._journal import CONTENTS, Journal
 from optlab.lab.tuning._live import live_view
 from optlab.lab.tuning._procedure import WHO, Contender, Outcome, Procedure, failed
 from optlab.lab.tuning._recipe import recipe
@@ -147,7 +149,7 @@ def tune(
     _check_callbacks(callbacks)
     contenders = _contenders(optimizers, quick)
     given = {} if space is None else checked_space(WHO, space)
-    plain = _plain(task)
+    plain, source = _plain(task)
     steps = plain.steps if steps is None else steps
     _checks.check_integer(WHO, "steps", steps, 1)
     _checks.check_integer(WHO, "ensemble", ensemble, 0)
@@ -158,6 +160,7 @@ def tune(
     about = {
         "task": plain.name,
         "score": plain.score,
+        CONTENTS: fingerprint(plain, source),
         "optimizers": {one.name: name_of(one.make) for one in contenders},
         **{f"space[{name!r}]": values.to_json() for name, values in given.items()},
         "steps": int(steps),
@@ -261,7 +264,7 @@ def _winner(procedure: Procedure) -> Winner | None:
         values=facts["values"],
         steps=procedure.steps_of(facts["values"]),
         stop=facts["stop"],
-        seed=procedure.seed,
+        seed=facts.get("seed", procedure.seed),
         score=Interval.of(facts["scores"]),
         test=None if test is None else Interval.of(test),
         tied=facts["tied"],
@@ -294,9 +297,7 @@ def _summary(procedure: Procedure, winner: Winner | None, reason: str | None) ->
         sentences.append(
             f"As good, as far as the seeds can tell: {'; '.join(winner.tied)}."
             if winner.tied
-            else "No other candidate of the finals is as good."
-            if len(winner.score.values) > 1
-            else "From one seed nothing can be said about how sure this is."
+            else _lonely(procedure, winner)
         )
     warned = [step.step.name for step in procedure.done.values() if step.step.verdict == WARNING]
     if warned:
@@ -305,6 +306,15 @@ def _summary(procedure: Procedure, winner: Winner | None, reason: str | None) ->
         f"It took {meter.seconds / 60:.1f} minutes, {meter.updates} updates and {meter.runs} runs."
     )
     return sentences
+
+
+def _lonely(procedure: Procedure, winner: Winner) -> str:
+    """Return what a winner without ties has to be compared with."""
+    if len(winner.score.values) < 2:
+        return "From one seed nothing can be said about how sure this is."
+    if procedure.done[_finals.STEP.name].facts["winner"].get("candidates", 1) < 2:
+        return "It was the only candidate that the budget allowed to try over seeds."
+    return "No other candidate of the finals is as good."
 
 
 def _failures(trials: Sequence[TunedTrial]) -> list[str]:
@@ -354,8 +364,8 @@ def _contenders(optimizers: Any, quick: bool) -> list[Contender]:
     return [Contender(name, make) for name, make in optimizers.items()]
 
 
-def _plain(task: Any) -> Task:
-    """Return the task with its usual values."""
+def _plain(task: Any) -> tuple[Task, Batches | None]:
+    """Return the task with its usual values, and its loader."""
     if isinstance(task, Task):
         plain = task
     elif callable(task):
@@ -370,7 +380,7 @@ def _plain(task: Any) -> Task:
     source = check_task(WHO, plain)
     if source is not None:
         source.refuse_one_shot(WHO, "by each run")
-    return plain
+    return plain, source
 
 
 def _has_data(task: Task) -> bool:
