@@ -195,8 +195,8 @@ CASES = {
     # spaces
     "sweep --space 1e-3:1": "argument --space: expected NAME=VALUE, got '1e-3:1'",
     "sweep --space learning_rate=": "argument --space: expected NAME=VALUE, got 'learning_rate='",
-    "sweep --space learning_rate=2:1": "LOW must be below HIGH, got 2 and 1",
-    "sweep --space learning_rate=1:1": "LOW must be below HIGH, got 1 and 1",
+    "sweep --space learning_rate=2:1": "LOW must not be above HIGH, got 2 and 1",
+    "sweep --space b1=1:1": "adam: b1 must be in [0, 1), got b1=1",
     "sweep --space learning_rate=0:1:log": "with :log, LOW must be above 0, got 0",
     "sweep --space learning_rate=-1.5:1.5": "learning_rate must be finite and >= 0",
     "sweep --space learning_rate=1:2:3": "write LOW:HIGH, LOW:HIGH:log, LOW:HIGH:int",

@@ -98,14 +98,17 @@ Typed = Numbers | Choices
 
 
 def read_range(text: str) -> Typed:
-    """Read LOW:HIGH with :int, :log or both behind it, or choices separated by commas."""
+    """Read LOW:HIGH with :int, :log or both behind it, or choices separated by commas.
+
+    A range from a number to the same number is that single choice.
+    """
     try:
         return _numbers(text) if ":" in text else _choices(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text!r} is no range: {error}") from error
 
 
-def _numbers(text: str) -> Numbers:
+def _numbers(text: str) -> Typed:
     low_text, high_text, *kinds = text.split(":")
     if len(set(kinds)) < len(kinds) or not set(kinds) <= {"int", "log"}:
         raise ValueError(f"write {FORMS}")
@@ -113,8 +116,10 @@ def _numbers(text: str) -> Numbers:
     low, high = _bound("LOW", low_text, whole), _bound("HIGH", high_text, whole)
     if log and low <= 0:
         raise ValueError(f"with :log, LOW must be above 0, got {low_text}")
-    if not low < high:
-        raise ValueError(f"LOW must be below HIGH, got {low_text} and {high_text}")
+    if low > high:
+        raise ValueError(f"LOW must not be above HIGH, got {low_text} and {high_text}")
+    if low == high:
+        return _choices(low_text)
     return Numbers(text, low, high, whole, log)
 
 

@@ -27,6 +27,9 @@ QUICK = ["sweep", "--task", "valley", "--optimizer", "sgd", "--trials", "5", "--
         ("8:64:log:int", Integer(8, 64, log=True)),
         ("16,32,64", Categorical((16, 32, 64))),
         ("0.9", Categorical((0.9,))),
+        ("0.1:0.1", Categorical((0.1,))),
+        ("1e-3:0.001:log", Categorical((1e-3,))),
+        ("16:16:int", Categorical((16,))),
         ("true,False", Categorical((True, False))),
         ("none,relu", Categorical((None, "relu"))),
     ],
@@ -146,7 +149,7 @@ def test_ranges_reach_the_function_that_makes_a_task_of_the_users_own(run, tmp_p
         ),
         (
             ["--space", "learning_rate=2:1"],
-            "argument --space: '2:1' is no range: LOW must be below HIGH, got 2 and 1",
+            "argument --space: '2:1' is no range: LOW must not be above HIGH, got 2 and 1",
         ),
         (
             ["--space", "learning_rate=0:1:log"],
@@ -216,8 +219,9 @@ def test_what_cannot_be_done_is_said_in_one_line(run, options, message):
     assert message in err
 
 
-def test_a_space_of_one_point_runs_one_trial(run):
-    status, out, err = run(*QUICK, "--space", "learning_rate=1e-3", "--json")
+@pytest.mark.parametrize("rate", ["1e-3", "1e-3:1e-3"])
+def test_a_space_of_one_point_runs_one_trial(run, rate):
+    status, out, err = run(*QUICK, "--space", f"learning_rate={rate}", "--json")
     assert status == 0
     assert len(json.loads(out)["trials"]) == 1
     assert err.splitlines()[0] == "one trial: the space has a single point"

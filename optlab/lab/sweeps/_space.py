@@ -171,8 +171,7 @@ class _Reals(Range):
             _checks.check_number(who, name, bound, self.domain, dtype=np.float32)
             object.__setattr__(self, name, float(bound))
         if not np.float32(self.low) < np.float32(self.high):
-            got = f"low={self.low}, high={self.high}"
-            _checks.fail(who, "low must be below high, in float32", got)
+            _fail_order(self, "low must be below high, in float32")
 
     def levels(self, n: int) -> list[Scalar]:
         return [self.at(0.5)] if n == 1 else [self.at(i / (n - 1)) for i in range(n)]
@@ -289,8 +288,7 @@ class Integer(Range):
             _checks.check_integer("Integer", name, getattr(self, name), 1 if self.log else -(2**31))
             object.__setattr__(self, name, int(getattr(self, name)))
         if not self.low < self.high:
-            got = f"low={self.low}, high={self.high}"
-            _checks.fail("Integer", "low must be below high", got)
+            _fail_order(self, "low must be below high")
 
     @property
     def size(self) -> int:
@@ -459,6 +457,13 @@ def _scalar(choice: Any) -> Scalar:
     if isinstance(choice, float) and not math.isfinite(choice):
         _checks.fail("Categorical", "choices must be finite", repr(choice))
     return choice
+
+
+def _fail_order(numbers: "_Reals | Integer", required: str) -> None:
+    """Refuse bounds that are not in order; equal ones are a single value."""
+    low, high = numbers.low, numbers.high
+    remedy = f"for a single value, write Categorical(({low!r},))" if low == high else ""
+    _checks.fail(type(numbers).__name__, required, f"low={low}, high={high}", remedy)
 
 
 def _around(whole: Range, values: Sequence[Scalar], share: float) -> tuple[Scalar, Scalar]:

@@ -87,7 +87,8 @@ def sweep(
         optimizer: a function of hyperparameters, such as `optlab.adamw`. It may be called with
             traced numbers.
         space: name → `LogUniform`, `Uniform`, `Integer` or `Categorical`.
-        trials: the number of trials, ≥ 1; for "grid" the largest number.
+        trials: the number of trials, ≥ 1; for "grid" the largest number. A space with a single
+            point has one trial.
         groups: rules for groups of parameters, as `optlab.groups.partition` takes them, with the
             trial's optimizer; None for one group.
         search: "random"; "halton", which fills the space more evenly; "grid"; or "bayes", by
@@ -350,6 +351,8 @@ def _checked_plan(
         lanes = default_lanes()
     _checks.check_integer(_WHO, "lanes", lanes, 1)
     space = checked_space(_WHO, space)
+    if all(values.size == 1 for values in space.values()):
+        trials = 1
     if search == "grid":
         trials = len(grid(_WHO, space, trials))
     recipe = Recipe(task, optimizer, tuple(space), groups)

@@ -257,6 +257,8 @@ def test_a_range_shows_how_to_write_it(space):
         (lambda: Uniform(0, 1, traced=1), "Uniform: traced must be True, False or None, got trac"),
         (lambda: Integer(1.0, 4), "Integer: low must be an integer >= -2147483648, got low=1.0"),
         (lambda: Integer(4, 4), "Integer: low must be below high, got low=4, high=4"),
+        (lambda: Integer(4, 4), "for a single value, write Categorical((4,))"),
+        (lambda: Uniform(0.1, 0.1), "for a single value, write Categorical((0.1,))"),
         (lambda: Integer(0, 4, log=True), "Integer: low must be an integer >= 1, got low=0"),
         (lambda: Integer(0, 4, log="yes"), "Integer: log must be True or False, got log='yes'"),
         (lambda: Integer(0, 2**31), "Integer: high must be below 2**31, where int32 ends, got"),

@@ -464,6 +464,14 @@ def test_what_goes_wrong_with_any_values_is_raised_as_it_is():
         sweep(bowl(), optimizer, RATES, trials=1)
 
 
+@pytest.mark.parametrize("search", ["random", "halton", "grid", "bayes"])
+def test_a_space_of_one_point_has_one_trial(search):
+    space = {"learning_rate": Categorical((0.1,))}
+    result = sweep(bowl(), optlab.sgd, space, trials=3, search=search, steps=4)
+    assert [trial.values for trial in result.trials] == [{"learning_rate": 0.1}]
+    assert result.missing == 0
+
+
 # Halving
 
 
