@@ -81,7 +81,7 @@ def run(options: argparse.Namespace) -> int | None:
             keep=options.keep or 1,
             take_over=options.take_over,
         )
-        ended = result.reason == "all updates done"
+        ended = result.reason.startswith("all updates done") and not result.diverged
         beside = options.average and not options.patience
         averaged = average_scores(options, task, result) if beside and ended else {}
     _show(options, task, result, averaged)

@@ -134,8 +134,8 @@ class Run:
         step: the number of updates after which `params` were taken.
         reason: why the run ended: "all updates done", the reason of early stopping or of a
             callback, the update from which the loss is not finite, or that `skip_nonfinite` gave
-            up. A semicolon and more follow if losses were not finite at the end, or gradients of an
-            open window made no update.
+            up. More follows if updates were skipped, if losses were not finite at the end, or if
+            gradients of an open window made no update.
         diverged: whether the run ended in numbers that are not finite: in its parameters, in the
             validation loss, in the losses of all updates since the last evaluation, or as
             `skip_nonfinite` gave up. `reason` says where that began.

@@ -25,7 +25,7 @@ from optlab.lab.training._loop import Judged, Keys, TrainState, outlives_bad_bat
 from optlab.lab.training._results import Control, Evaluation, Run
 from optlab.lab.training._sharding import Sharding
 from optlab.lab.training._start import starting_from
-from optlab.lab.training._windows import waiting
+from optlab.lab.training._windows import not_made, waiting
 from optlab.wrappers._monitor import monitored
 from optlab.wrappers._skip_nonfinite import gave_up
 
@@ -200,6 +200,9 @@ class RunLoop:
         if lost or not self.is_sound(position) or gave_up(run.opt_state):
             return reason, True
         parts, bad = [reason], _begin_of_bad(loss)
+        parts += not_made(run.opt_state, position.step)
+        if len(parts) > 1 and reason == DONE:
+            parts = [f"{DONE}, but {parts[1]}", *parts[2:]]
         since = int(curves["steps"][-2]) if len(curves["steps"]) > 1 else 0
         no_loss = bad < loss.size and bad <= since
         if no_loss:

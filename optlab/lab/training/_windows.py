@@ -17,13 +17,20 @@ from optlab import _checks
 from optlab._types import Array
 from optlab.lab.training._loop import TrainState
 from optlab.rules._state import is_rule_state
-from optlab.wrappers import AccumulateState
+from optlab.wrappers import AccumulateState, SkipNonfiniteState
 
 MOST = 2**16
 """The most batches that an update may take."""
 
 _PLACES = {AccumulateState: "micro_step", optax.MultiStepsState: "mini_step"}
 """The states of what accumulates gradients, each with the field that counts within a window."""
+
+_SKIPPED = {
+    SkipNonfiniteState: "skipped",
+    AccumulateState: "skipped",
+    optax.ApplyIfFiniteState: "total_notfinite",
+}
+"""The states of what skips steps or batches, each with the field that counts them."""
 
 
 def batches_per_update(tx: optax.GradientTransformation, run: TrainState) -> int:
@@ -75,6 +82,50 @@ def waiting(opt_state: optax.OptState) -> int:
     return int(np.max(_waiting(opt_state))) if _windows(opt_state) else 0
 
 
+def not_made(opt_state: optax.OptState, steps: int) -> list[str]:
+    """Say how many updates or batches of a run count for nothing, and why.
+
+    Of groups of parameters that skip different numbers, the largest counts.
+
+    Args:
+        opt_state: the state of the optimizer at the end.
+        steps: the updates of the run until there.
+    """
+    updates, batches = _skipped(opt_state)
+    parts = []
+    if updates:
+        were = "was" if updates == 1 else "were"
+        parts.append(f"{updates} of {steps} updates {were} skipped, as gradients were not finite")
+    if batches:
+        were = "batch was" if batches == 1 else "batches were"
+        parts.append(f"{batches} {were} left out, as gradients were not finite")
+    elif not _has_rates_outside(opt_state):
+        innermost = (w for w in _windows(opt_state) if not _windows(_inner(w)))
+        multi = (w for w in innermost if isinstance(w, optax.MultiStepsState))
+        made = {int(np.max(window.gradient_step)) for window in multi} - {steps}
+        parts += [
+            f"optax.MultiSteps made {count} updates in place of {steps}, as its windows changed in "
+            "length or it left out batches"
+            for count in made
+        ]
+    return parts
+
+
+def _skipped(state: Any) -> tuple[int, int]:
+    """Return how many updates were skipped, and how many batches."""
+    updates = batches = 0
+    for node in jax.tree.leaves(state, is_leaf=lambda n: type(n) in _SKIPPED or _accumulates(n)):
+        count = int(np.max(getattr(node, _SKIPPED[type(node)]))) if type(node) in _SKIPPED else 0
+        if _accumulates(node):
+            updates = max(updates, _skipped(_inner(node))[0])
+            batches = max(batches, count)
+        elif count and _windows(node):
+            batches = max(batches, count)
+        else:
+            updates = max(updates, count)
+    return updates, batches
+
+
 def _waiting(state: Any) -> Array:
     return jnp.max(jnp.stack([jnp.max(getattr(w, _PLACES[type(w)])) for w in _windows(state)]))
 
@@ -84,13 +135,16 @@ def _windows(state: Any) -> list[Any]:
     found = []
     for node in jax.tree.leaves(state, is_leaf=_accumulates):
         if _accumulates(node):
-            inner = node.inner if isinstance(node, AccumulateState) else node.inner_opt_state
-            found += [node, *_windows(inner)]
+            found += [node, *_windows(_inner(node))]
     return found
 
 
 def _accumulates(node: Any) -> bool:
     return type(node) in _PLACES
+
+
+def _inner(node: Any) -> Any:
+    return node.inner if isinstance(node, AccumulateState) else node.inner_opt_state
 
 
 def _has_rates_outside(state: Any) -> bool:

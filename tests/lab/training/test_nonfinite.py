@@ -45,7 +45,10 @@ def test_a_run_that_skips_a_bad_batch_goes_on(safe):
     result = run(descent([14, 33]), safe(optlab.sgd(0.01)))
     assert np.flatnonzero(~np.isfinite(result.history.loss)).tolist() == [14, 33]
     np.testing.assert_allclose(result.params, 2 * 0.98**38, rtol=1e-5)
-    assert (result.reason, result.diverged) == ("all updates done", False)
+    assert result.reason == (
+        "all updates done, but 2 of 40 updates were skipped, as gradients were not finite"
+    )
+    assert not result.diverged
 
 
 def test_a_run_whose_parameters_are_lost_ends_and_says_where_that_began():
@@ -75,8 +78,35 @@ def test_a_run_ends_when_the_wrapper_gives_up():
 
 def test_a_run_in_which_no_loss_is_finite_at_the_end_has_diverged():
     result = run(descent(range(25, 99)), optlab.skip_nonfinite(optlab.sgd(0.01)))
-    assert result.reason == "all updates done; no loss was finite from update 26 on"
+    assert result.reason == (
+        "all updates done, but 15 of 40 updates were skipped, as gradients were not finite; "
+        "no loss was finite from update 26 on"
+    )
     assert result.diverged
+
+
+WITHOUT_BATCHES = {
+    "skipped inside": (
+        lambda tx: optax.MultiSteps(optlab.skip_nonfinite(tx), 2),
+        "18 of 20 updates were skipped, as gradients were not finite",  # Optax keeps the NaN
+    ),
+    "skipped outside": (
+        lambda tx: optlab.skip_nonfinite(optax.MultiSteps(tx, 2)),
+        "1 batch was left out, as gradients were not finite; 1 batch waits in an open window, "
+        "without an update",
+    ),
+    "left out": (
+        lambda tx: optlab.accumulate(tx, 2),
+        "1 batch was left out, as gradients were not finite",
+    ),
+}
+
+
+@pytest.mark.parametrize(("around", "expected"), WITHOUT_BATCHES.values(), ids=WITHOUT_BATCHES)
+def test_updates_and_batches_that_count_for_nothing_are_told(around, expected):
+    result = run(descent([5]), around(optlab.sgd(0.01)), steps=20)
+    assert result.reason == f"all updates done, but {expected}"
+    assert not result.diverged
 
 
 def test_a_validation_loss_that_ends_in_nan_is_told():

@@ -62,6 +62,23 @@ def test_an_update_takes_a_whole_window_of_batches(window):
     assert run.reason == "all updates done"
 
 
+@pytest.mark.parametrize(
+    ("first", "later", "made"), [(1, 4, 4), (4, 1, 23)], ids=["longer", "shorter"]
+)
+def test_windows_that_change_in_length_are_told(first, later, made):
+    window = optax.MultiSteps(optlab.sgd(0.1), lambda n: jnp.where(n < 3, first, later))
+    run = lab.train(following(), window, steps=8, key=KEY)
+    assert run.reason.startswith(
+        f"all updates done, but optax.MultiSteps made {made} updates in place of 8, as its windows"
+    )
+
+
+@pytest.mark.parametrize("window", WINDOWS.values(), ids=WINDOWS)
+def test_windows_in_windows_are_updates_too(window):
+    run = lab.train(following(), window(window(optlab.sgd(0.1), 2), 2), steps=3, key=KEY)
+    assert run.reason == "all updates done"
+
+
 @pytest.mark.parametrize("window", WINDOWS.values(), ids=WINDOWS)
 def test_schedules_and_steps_count_the_same_updates(window):
     rate = optlab.schedules.linear(0.1, 0.0, 10)
