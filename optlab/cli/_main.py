@@ -7,7 +7,9 @@ seconds: the files in `arguments` need none of it.
 import argparse
 import io
 import os
+import re
 import sys
+import textwrap
 import traceback
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -134,7 +136,7 @@ def make_parser() -> argparse.ArgumentParser:
         prog="optlab",
         description="Choose and debug optimizers for JAX models.",
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=_Formatter,
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"optlab {__version__}")
@@ -144,11 +146,34 @@ def make_parser() -> argparse.ArgumentParser:
         own = commands.add_parser(
             name,
             help=summary,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+            formatter_class=_Formatter,
             allow_abbrev=False,
         )
         import_module(f"optlab.cli.arguments.{_file(name)}").add(own)
     return parser
+
+
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    """Keep the lines of descriptions and tables, and break those that are too long."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        # argparse leaves two columns free, which lines that stand as they are may take.
+        return "".join(f"{_broken(indent + line, width + 2)}\n" for line in text.splitlines())
+
+
+def _broken(line: str, width: int) -> str:
+    """Break a line that is too long, below its last column or the arguments of a call."""
+    if len(line) <= width:
+        return line
+    (begin,) = re.findall(r"^ *(?:\S+ {2,}|\w+\()?", line)
+    return textwrap.fill(
+        line,
+        max(width, len(begin) + 20),
+        subsequent_indent=" " * len(begin),
+        break_long_words=False,
+        break_on_hyphens=False,
+        replace_whitespace=False,
+    )
 
 
 class _Parser(argparse.ArgumentParser):

@@ -59,6 +59,16 @@ def complete_with(action: argparse.Action, values: Iterable[str]) -> None:
     action.completer = lambda **_: list(values)
 
 
+def complete_list_with(action: argparse.Action, values: Iterable[str]) -> None:
+    """Offer values of an option that takes several, separated by commas, each once."""
+
+    def complete(prefix: str, **_: Any) -> list[str]:
+        before, comma, _last = prefix.rpartition(",")
+        return [f"{before}{comma}{name}" for name in values if name not in before.split(",")]
+
+    action.completer = complete
+
+
 def optimizer_list() -> str:
     """Return the optimizers with their formulas, for the end of a help."""
     rows = (f"  {name:<14}{known.summary}" for name, known in OPTIMIZERS.items())

@@ -29,6 +29,9 @@ def test_an_unknown_shell_is_one_line(run):
         ("optlab train --optimizer ada", ["adafactor", "adagrad", "adam", "adamw"]),
         ("optlab train --optimizer lion --set w", ["weight_decay=", "width="]),
         ("optlab sweep --task digits-cnn --sea", ["--search"]),
+        ("optlab compare --optimizers adam,so", ["adam,soap"]),
+        ("optlab bench --optimizers sgd lion,adag", ["lion,adagrad"]),
+        ("optlab tune --optimizers adam,adam", ["adam,adamw"]),
         ("optlab train --task ", ["digits-cnn", "digits-mlp", "valley"]),
     ],
 )
@@ -37,6 +40,14 @@ def test_names_are_completed(words, offered):
     finder = argcomplete.CompletionFinder(make_parser())
     completions = finder._get_completions(before, prefix, "", None)
     assert sorted(word.strip() for word in completions) == offered
+
+
+def test_no_line_of_a_help_is_longer_than_the_terminal(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    (commands,) = (action for action in make_parser()._actions if isinstance(action.choices, dict))
+    for parser in (make_parser(), *commands.choices.values()):
+        lines = parser.format_help().splitlines()
+        assert not [line for line in lines if len(line) > 80]
 
 
 def test_every_option_has_a_help():

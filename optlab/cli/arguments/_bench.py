@@ -11,7 +11,7 @@ from optlab.cli._options import (
     add_out_folder,
     add_steps,
     check_form,
-    complete_with,
+    complete_list_with,
     declare,
     file,
     names,
@@ -51,9 +51,9 @@ def add(parser: argparse.ArgumentParser) -> None:
         check,
         description="Tune each optimizer on each task with the same number of trials, choose its\n"
         "values on validation, run them from fresh seeds, and count the updates to a\n"
-        "target. Performance profiles and their intervals follow, and what the data cannot\n"
-        "tell apart. All runs go to one file: an optimizer that is named in a later call is\n"
-        "compared without running the others again.",
+        "target. Performance profiles and their intervals follow, and what the data\n"
+        "cannot tell apart. All runs go to one file: an optimizer that is named in a\n"
+        "later call is compared without running the others again.",
         epilog="tasks:\n" + "\n".join(tasks) + "\n\n" + optimizer_list(),
     )
     action = parser.add_argument(
@@ -64,7 +64,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         help=f"names of tasks, separated by commas or spaces; {FORM} is a task of your own "
         "(default: all that are listed below)",
     )
-    complete_with(action, TASKS)
+    complete_list_with(action, TASKS)
     action = parser.add_argument(
         "--optimizers",
         type=names,
@@ -74,7 +74,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         "own, whose learning_rate has a default, the middle of its range (default: those of "
         f"{', '.join(COMPARED)} that can train the tasks)",
     )
-    complete_with(action, OPTIMIZERS)
+    complete_list_with(action, OPTIMIZERS)
     parser.add_argument(
         "--trials",
         type=runs,

@@ -18,7 +18,7 @@ from optlab.cli._options import (
     check_seeds,
     check_settings,
     check_task_name,
-    complete_with,
+    complete_list_with,
     declare,
     names,
     number,
@@ -47,7 +47,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         help="names of optimizers, separated by commas (default: those of "
         f"{', '.join(COMPARED)} that can train the task)",
     )
-    complete_with(action, OPTIMIZERS)
+    complete_list_with(action, OPTIMIZERS)
     parser.add_argument(
         "--rates",
         type=rates,

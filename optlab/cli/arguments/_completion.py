@@ -15,7 +15,8 @@ def add(parser: argparse.ArgumentParser) -> None:
         check,
         description="Print lines that teach a shell to complete optlab's commands, options, names\n"
         "of optimizers and tasks, and hyperparameters. It needs argcomplete, which\n"
-        'pip install "optlab[completion]" installs. Add to the file that your shell reads:\n\n'
+        'pip install "optlab[completion]" installs. Add to the file that your shell\n'
+        "reads:\n\n"
         '  ~/.bashrc                   eval "$(optlab completion bash)"\n'
         '  ~/.zshrc, below compinit    eval "$(optlab completion zsh)"\n'
         "  ~/.config/fish/config.fish  optlab completion fish | source",

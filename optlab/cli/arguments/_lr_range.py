@@ -32,9 +32,9 @@ def add(parser: argparse.ArgumentParser) -> None:
         parser,
         check,
         description="Raise the learning rate over a short run, from several seeds in one compiled\n"
-        "program, and see where the loss falls. Then train at constant rates around there, and\n"
-        "suggest the best of them. If the runs allow no reliable suggestion, the reason is\n"
-        "printed instead. The numbers go beside the plot, as JSON.",
+        "program, and see where the loss falls. Then train at constant rates around\n"
+        "there, and suggest the best of them. If the runs allow no reliable suggestion,\n"
+        "the reason is printed instead. The numbers go beside the plot, as JSON.",
         epilog=optimizer_list(),
     )
     add_task(parser)

@@ -17,7 +17,7 @@ from optlab.cli._options import (
     check_form,
     check_settings,
     check_task_name,
-    complete_with,
+    complete_list_with,
     declare,
     named,
     names,
@@ -61,7 +61,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         help=f"names of optimizers, separated by commas; {FORM} is a function of your own that "
         "takes learning_rate (default: adamw, and SGD with Nesterov's momentum)",
     )
-    complete_with(action, OPTIMIZERS)
+    complete_list_with(action, OPTIMIZERS)
     action = parser.add_argument(
         "--space",
         type=named(read_range),
