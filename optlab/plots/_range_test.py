@@ -1,7 +1,7 @@
 """`plot_range_test`: the loss against the learning rate, with the suggested rates."""
 
 import textwrap
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
     from optlab.lab import RangeTest
 
+EDGE = 0.97
+"""The height of markers at the upper edge, as a share of the axis."""
+
 LOG_FALL = 20
 """The loss axis is logarithmic if the loss falls to less than this fraction⁻¹ of its start."""
 
@@ -33,7 +36,8 @@ def plot_range_test(
     Faint lines are single seeds; the bold line is the median of their trends. A cross above the
     plot marks the rate at which a seed diverged. The suggestions are markers on the median; the
     band behind each is its range over seeds. Open circles are the validation losses at the end of
-    the confirming runs, in the mean over seeds.
+    the confirming runs, in the mean over seeds; a triangle at the upper edge marks a rate at which
+    one of these runs diverged.
 
     Args:
         result: the result of `lr_range_test`.
@@ -53,6 +57,7 @@ def plot_range_test(
         label_of_ends = f"after {result.confirmed_steps} updates (validation)"
         style = {"marker": "o", "markerfacecolor": "white", "linewidth": 1, "color": "0.3"}
         ax.plot(result.confirmed_rates, ends, **style, zorder=3, label=label_of_ends)
+        _mark_lost(ax, result.confirmed_rates[np.isnan(ends)], style)
     suggestions = {
         "suggested max": (result.suggested_max, result.max_interval),
         "suggested min": (result.suggested_min, result.min_interval),
@@ -88,6 +93,14 @@ def _ends(result: "RangeTest") -> np.ndarray:
         return np.zeros(0)
     means = result.confirmed_losses.mean(axis=1)
     return np.where(np.isfinite(means), means, np.nan)
+
+
+def _mark_lost(ax: "Axes", rates: np.ndarray, style: dict[str, Any]) -> None:
+    """Draw triangles at the upper edge at constant rates that diverged."""
+    if rates.size:
+        style = {**style, "marker": "^", "linestyle": "none", "transform": ax.get_xaxis_transform()}
+        heights = np.full(len(rates), EDGE)
+        ax.plot(rates, heights, **style, zorder=3, label="diverged at a constant rate")
 
 
 def _mark_rate(

@@ -546,6 +546,19 @@ def test_the_plot_marks_every_rate_on_the_axes_it_is_given(noisy, exact, tmp_pat
     assert linear.get_xscale() == "linear"
 
 
+def test_the_plot_marks_constant_rates_that_diverged(noisy):
+    rates = np.array([0.01, 0.1, 1.0, 2.0])
+    losses = np.array([[0.2, 0.3], [0.1, 0.1], [0.1, np.inf], [np.inf, np.inf]])
+    found = dataclasses.replace(
+        noisy, confirmed_rates=rates, confirmed_losses=losses, confirmed_steps=100
+    )
+    ax = found.plot()
+    drawn = {line.get_label(): line for line in ax.get_lines()}
+    lost = drawn["diverged at a constant rate"]
+    np.testing.assert_array_equal(lost.get_xdata(), [1.0, 2.0])
+    assert set(lost.get_ydata()) == {0.97}
+
+
 # Batches whose loss is not finite
 
 
