@@ -36,7 +36,7 @@ def plot_sweep(sweep: "Sweep") -> "Figure":
 
     The first part is `plot_parallel`. Below are `plot_trials` and `plot_importances`, then for each
     hyperparameter `plot_hyperparameter` of the score, with the loss below if the score is another
-    metric. With a single hyperparameter `plot_parallel` and `plot_importances` are left out.
+    metric. With a single hyperparameter `plot_parallel` is left out.
 
     Args:
         sweep: the result of `sweep`.
@@ -70,9 +70,8 @@ def plot_sweep(sweep: "Sweep") -> "Figure":
         panels = [figure.add_subplot(grid[first + row, column]) for row in range(len(metrics))]
         _draw_column(panels, sweep, name, metrics, leftmost=column == 0)
         panels_of_all += panels
-    count = 2 if several else 1
-    beside = rows[int(several)].subgridspec(1, count, width_ratios=[3, 2][:count])
-    for place, draw in enumerate((plot_trials, plot_importances)[:count]):
+    beside = rows[int(several)].subgridspec(1, 2, width_ratios=[3, 2])
+    for place, draw in enumerate((plot_trials, plot_importances)):
         ax = figure.add_subplot(beside[place])
         ax.spines[["top", "right"]].set_visible(False)
         ax.tick_params(labelsize=SMALL)

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 
     from optlab.lab import Sweep
 
+FEW_BARS = 3
+"""With fewer bars of importance there is room around them, so that they stay thin."""
+
 WORST = 0.1
 """The share of the curves' values, at the bad end, that may lie beyond the axis."""
 
@@ -55,7 +58,8 @@ def plot_trials(sweep: "Sweep", *, ax: "Axes | None" = None) -> "Axes":
     ax.set_xlabel("optimizer updates done")
     ax.set_ylabel(sweep.title(sweep.score))
     if scale is not None:
-        ax.legend(frameon=False, fontsize=SMALL)
+        key = "darker curves are better" if any(trial.has_score for trial in others) else None
+        ax.legend(frameon=False, fontsize=SMALL, title=key, title_fontsize=SMALL)
     return ax
 
 
@@ -108,7 +112,8 @@ def plot_importances(sweep: "Sweep", *, ax: "Axes | None" = None) -> "Axes":
             fontsize=SMALL,
         )
     ax.set_yticks(range(len(found)), list(found))
-    ax.invert_yaxis()
+    room = max(FEW_BARS - len(found), 0) / 2
+    ax.set_ylim(len(found) - 0.5 + room, -0.5 - room)
     ax.set_xlim(0, 1.3)
     ax.set_xticks([0, 0.5, 1])
     ax.set_xlabel("share of the ranks explained")

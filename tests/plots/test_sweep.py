@@ -299,7 +299,7 @@ def test_panels_do_not_overlap(mixed):
 def test_small_and_large_spaces_are_drawn(space, count, tmp_path):
     figure = plots.plot_sweep(judged(space, count))
     figure.savefig(tmp_path / "sweep.png", dpi=40)
-    beside = 1 if len(space) == 1 else 3  # a single hyperparameter has no lines, no importance
+    beside = 2 if len(space) == 1 else 3  # a single hyperparameter has no lines
     assert len(figure.axes) == beside + 2 * len(space)
 
 
@@ -321,7 +321,7 @@ def test_scores_that_are_all_the_same_are_drawn(tmp_path):
     found = made_up([trial(i, v, 0.9, 0.0) for i, v in enumerate(sample(space, 5))], space)
     figure = plots.plot_sweep(found)
     figure.savefig(tmp_path / "same.png", dpi=40)
-    score, _, trials = figure.axes
+    score, _, trials, _ = figure.axes
     for ax in (score, trials):
         low, high = ax.get_ylim()
         assert low < 0.9 < high
@@ -333,6 +333,7 @@ def test_each_trial_has_a_learning_curve_and_the_best_is_highlighted(mixed):
     assert len(curves) == len(mixed.trials)
     (best,) = (line for line in curves if line.get_color() == ACCENT)
     np.testing.assert_allclose(best.get_ydata(), mixed.best.validation["accuracy"][0])
+    assert ax.get_legend().get_title().get_text() == "darker curves are better"
     diverged = sum(line.get_linestyle() == "--" for line in curves)
     assert diverged == sum(trial.diverged for trial in mixed.trials)
 
