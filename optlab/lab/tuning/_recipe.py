@@ -144,7 +144,9 @@ class _Names:
         yield from map(_import, installed)
         yield ""
         if others:
-            yield 'sys.path.insert(0, "")  # look for modules in the current folder first'
+            yield "# Where the task was when it was tuned:"
+            for folder in dict.fromkeys(_folder(module) for _, module, _ in others):
+                yield f"sys.path.insert(0, {folder!r})"
             yield from map(_import, others)
             yield ""
 
@@ -207,6 +209,16 @@ def _import(entry: tuple[str, str, str]) -> str:
 
 def _is_installed(module: str) -> bool:
     return module.partition(".")[0] in ("flax", "jax", "optax", "optlab")
+
+
+def _folder(module: str) -> str:
+    """Return the folder from which a module was imported; "" for the current one."""
+    package = sys.modules.get(module.partition(".")[0])
+    file = getattr(package, "__file__", None)
+    if file is None:
+        return ""
+    folder = Path(file).absolute().parent
+    return str(folder.parent if hasattr(package, "__path__") else folder)
 
 
 def _place(function: Any) -> tuple[str, str] | None:

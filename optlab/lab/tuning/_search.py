@@ -288,7 +288,7 @@ def _conclude(
             f"All {len(losses)} trials ended with the same loss, to the last bit: the optimizer "
             "does not use what is searched. Its constructor must pass the values on."
         )
-    if verdict == PASSED and shorts and not trusted:
+    if verdict == PASSED and shorts and correlation["value"] is not None and not trusted:
         verdict = WARNING
         advice = "Short runs do not tell which long ones are good; the refinement makes whole runs."
     charts = [*_charts(procedure, correlation), curves_chart(procedure, records)]
