@@ -14,7 +14,7 @@ import optax
 import pytest
 
 import optlab
-from blobs import STEPS, forward, make_task, of_summed_losses, task
+from blobs import STEPS, VALIDATION, forward, make_task, of_summed_losses, task
 from optlab.lab import LogUniform, Uniform, tune
 
 OPTIONS = {"budget": "60 trials", "quick": True, "optimizers": {"adamw": optlab.adamw}}
@@ -141,6 +141,25 @@ def test_the_folder_of_another_procedure_is_refused(made, tmp_path):
         tune(task, **OPTIONS, seed=1, folder=tmp_path / "copy")
 
 
+def test_a_refused_call_changes_nothing_in_a_folder(made, tmp_path):
+    shutil.copytree(made[0], tmp_path / "copy")
+    before = (tmp_path / "copy" / "report.html").read_text()
+    with pytest.raises(ValueError, match="steps must be that of the tuning procedure"):
+        tune(task, **OPTIONS, steps=30, folder=tmp_path / "copy")
+    assert (tmp_path / "copy" / "report.html").read_text() == before
+
+
+def with_stopped_gradient():
+    return make_task(loss=without_gradient)
+
+
+def test_what_was_found_of_a_task_is_not_said_of_one_that_was_mended(tmp_path):
+    faulty = tune(with_stopped_gradient, **OPTIONS, folder=tmp_path / "t")
+    assert "no parameter ever changed" in faulty.steps[1].advice
+    with pytest.raises(ValueError, match="one of the same name with other functions or other data"):
+        tune(task, **OPTIONS, folder=tmp_path / "t")
+
+
 def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="tune: folder must be a folder that can be written"):
@@ -239,6 +258,35 @@ def test_a_planted_fault_is_named_by_the_step_that_shows_it(change, step, advice
     assert result.winner is None
     assert result.steps[-1].verdict == "skipped"
     assert advice in " ".join(result.summary)
+
+
+def of_one_class():
+    inputs, labels = VALIDATION
+    return make_task(validation=(inputs, np.zeros_like(labels)))
+
+
+def of_a_bad_example():
+    inputs, labels = VALIDATION
+    return make_task(validation=(np.where(np.arange(120)[:, None] == 7, np.nan, inputs), labels))
+
+
+@pytest.mark.parametrize(
+    ("faulty", "advice"),
+    [
+        (of_one_class, "All 120 labels of the validation split are 0"),
+        (of_a_bad_example, "look for NaN or infinity in the validation split"),
+    ],
+)
+def test_a_validation_split_that_judges_nothing_is_named_before_training(faulty, advice):
+    result = tune(faulty, **OPTIONS)
+    assert result.steps[0].verdict == "failed"
+    assert advice in result.steps[0].advice
+
+
+def test_an_optimizer_that_ignores_its_rate_is_named():
+    baked = {"baked": lambda learning_rate: optax.sgd(0.1)}
+    result = tune(task, **{**OPTIONS, "optimizers": baked})
+    assert "does not use what is searched" in result.steps[3].advice
 
 
 @pytest.mark.slow
