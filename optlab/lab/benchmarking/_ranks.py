@@ -64,6 +64,24 @@ def critical_difference(optimizers: int, tasks: int) -> float:
     return float(q * (optimizers * (optimizers + 1) / (6 * tasks)) ** 0.5)
 
 
+def fewest_tasks(optimizers: int) -> int:
+    """Return the number of tasks from which on any optimizers can be told apart at all.
+
+    Args:
+        optimizers: how many there are, ≥ 2.
+
+    Example:
+        Of three optimizers, ranks differ by 2 at most, and on two tasks they must by 2.34.
+
+        >>> fewest_tasks(3)
+        3
+    """
+    tasks = 1
+    while critical_difference(optimizers, tasks) >= optimizers - 1:
+        tasks += 1
+    return tasks
+
+
 def told_apart(costs: np.ndarray, leader: int) -> list[int]:
     """Return the optimizers that are worse than the leader, as far as the data can tell.
 

@@ -14,7 +14,7 @@ from optlab import _checks
 from optlab._report import Spread, aligned, strict, versions
 from optlab.lab.benchmarking._outcome import Goal, Outcome
 from optlab.lab.benchmarking._profile import MOST, Profile, profile_of
-from optlab.lab.benchmarking._ranks import told_apart
+from optlab.lab.benchmarking._ranks import fewest_tasks, told_apart
 from optlab.lab.sweeps._space import Range
 
 if TYPE_CHECKING:
@@ -200,6 +200,12 @@ class Bench:
         tied = [label for label in others if label not in told]
         if not tied:
             return f"{lead}, and the data tell it from all others."
+        needed = fewest_tasks(len(self.optimizers))
+        if len(costs) < needed:
+            return (
+                f"{lead}. {len(costs)} tasks are too few to tell {len(self.optimizers)} optimizers "
+                f"apart by their ranks, however far apart they are; that takes {needed}."
+            )
         said = f"{lead}. The data cannot tell it from {_list(tied)}"
         return f"{said}; they tell it from {_list(told)}." if told else f"{said}."
 

@@ -20,8 +20,9 @@ from optlab.lab.sweeps._importance import importances
 from optlab.lab.sweeps._search import points
 from optlab.lab.sweeps._space import Categorical, Range
 from optlab.lab.tuning._procedure import CONSTANT, WHO, Outcome, Procedure, Record
-from optlab.lab.tuning._result import PASSED, WARNING, Chart, Series, Step, Table
+from optlab.lab.tuning._result import FAILED, PASSED, WARNING, Chart, Series, Step, Table
 from optlab.lab.tuning._search import (
+    LEARNED,
     STAGE,
     curves_chart,
     number_of,
@@ -69,7 +70,11 @@ def refine(procedure: Procedure) -> Outcome:
         points = {trial.number: trial.values}
         records += procedure.train(STEP.name, contender, points, space, share=UNTIL)
         order = procedure.ranked(whole(procedure, records) or records)
-    deviation = _deviation(procedure, order[0], spaces)
+    deviation, further = _deviation(procedure, order[0], spaces)
+    if further is not None and (lesson := _luck(procedure, further)):
+        evidence, advice = lesson
+        step = replace(STEP, verdict=FAILED, evidence=evidence, advice=advice)
+        return Outcome(step, {"deviation": deviation, "spaces": stored})
     sentences: list[str] = []
     rounds, end = 0, "The budget of this step is used."
     most = QUICK_ROUNDS if procedure.quick else ROUNDS
@@ -103,11 +108,14 @@ def refine(procedure: Procedure) -> Outcome:
 
 def _deviation(
     procedure: Procedure, best: Record, spaces: Mapping[str, Mapping[str, Range]]
-) -> float | None:
-    """Return the deviation of the best trial's score between seeds; None if it is unknown."""
+) -> tuple[float | None, Record | None]:
+    """Return the deviation of the best trial's score between seeds, and its runs from others.
+
+    Both are None if there are no such runs.
+    """
     trial = best.trial
     if not procedure.is_whole(best):
-        return None
+        return None, None
     further = procedure.train(
         STEP.name,
         procedure.contender(trial.optimizer),
@@ -118,7 +126,31 @@ def _deviation(
     )
     scores = [score for record in (best, *further) for score in record.trial.scores]
     scores = [score for score in scores if math.isfinite(score)]
-    return float(np.std(scores, ddof=1)) if len(scores) > 1 else None
+    deviation = float(np.std(scores, ddof=1)) if len(scores) > 1 else None
+    return deviation, further[0] if further else None
+
+
+def _luck(procedure: Procedure, further: Record) -> tuple[str, str] | None:
+    """Return evidence and advice if the best trial is no better than a guess from other seeds.
+
+    The best of many trials may guess well by luck, above all where the data lie in few clusters;
+    other seeds do not share that luck.
+    """
+    baseline = procedure.plain.baseline
+    if baseline is None or not procedure.plain.splits:
+        return None
+    lowest = float(np.nanmin(further.loss.mean(axis=0, dtype=float)))
+    if lowest < LEARNED * baseline:
+        return None
+    evidence = (
+        f"From {len(further.loss)} other seeds, the best trial has a validation loss of "
+        f"{number(lowest)} at its lowest, and the best guess without inputs has {number(baseline)}."
+    )
+    advice = (
+        "The search was lucky, and nothing was learned. Suspect labels that do not belong to their "
+        "inputs, in training or in validation, and splits of different kinds of data."
+    )
+    return evidence, advice
 
 
 def _plan(
