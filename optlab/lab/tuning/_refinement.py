@@ -30,7 +30,7 @@ from optlab.lab.tuning._search import (
     value_text,
     whole,
 )
-from optlab.lab.tuning._space import holds, refined
+from optlab.lab.tuning._space import RATE, at_edge, holds, refined
 
 STEP = Step("refinement", "Which hyperparameters are best, and how sharply?")
 
@@ -71,7 +71,10 @@ def refine(procedure: Procedure) -> Outcome:
         records += procedure.train(STEP.name, contender, points, space, share=UNTIL)
         order = procedure.ranked(whole(procedure, records) or records)
     deviation, further = _deviation(procedure, order[0], spaces)
-    if further is not None and (lesson := _luck(procedure, further)):
+    best = order[0].trial
+    # Where the best rate is the highest that was tried, the runs may only be slow.
+    edge = RATE in best.values and at_edge(spaces[best.optimizer][RATE], best.values[RATE])
+    if further is not None and edge != "upper" and (lesson := _luck(procedure, further)):
         evidence, advice = lesson
         step = replace(STEP, verdict=FAILED, evidence=evidence, advice=advice)
         return Outcome(step, {"deviation": deviation, "spaces": stored})
