@@ -1,5 +1,7 @@
 """What tests of the command line share: the command, run as a shell runs it."""
 
+import sys
+
 import pytest
 
 from optlab import cli
@@ -14,4 +16,8 @@ def run(capfd, tmp_path, monkeypatch):
         status = cli.main([str(argument) for argument in arguments])
         return status, *capfd.readouterr()
 
-    return run
+    yield run
+    # Another test may write a module of the same name.
+    for name, module in list(sys.modules.items()):
+        if str(getattr(module, "__file__", None) or "").startswith(str(tmp_path)):
+            del sys.modules[name]
