@@ -16,7 +16,9 @@ def written(*arguments):
     options = _main._options(command)
     options.rate, options.schedule, options.optimizer = None, None, "adamw"
     score = Interval.of([1.0])
-    winner = Winner("adamw", "wsd", {"learning_rate": 0.1}, 60, 60, 0, score, test=None, tied=[])
+    winner = Winner(
+        "adamw", "wsd", {"learning_rate": 0.1}, 60, 60, 0, score, test=None, tied=[], candidates=1
+    )
     return recipe(winner, tasks.valley, swept(options))
 
 

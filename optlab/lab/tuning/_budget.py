@@ -12,6 +12,7 @@ from threading import Lock
 from typing import Any, NoReturn
 
 from optlab import _checks
+from optlab.lab.tuning._texts import duration
 
 UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 """Seconds of each unit of time."""
@@ -54,7 +55,7 @@ class Budget:
         if not 0 < number < math.inf:
             _fail(who, budget)
         if unit in UNITS:
-            return cls(number * UNITS[unit], False, in_words(number * UNITS[unit]))
+            return cls(number * UNITS[unit], False, duration(number * UNITS[unit]))
         if unit == "trials":
             return cls(number * steps, True, f"{number:g} trials of {steps} updates")
         return cls(number, True, f"{number:g} updates")
@@ -64,20 +65,6 @@ def _fail(who: str, budget: Any) -> NoReturn:
     required = "budget must be a time, or a number of updates or trials, above 0"
     remedy = 'pass "10m", "90s", "2h", "20000 updates", "40 trials", or a number of minutes'
     _checks.fail(who, required, repr(budget), remedy)
-
-
-def in_words(seconds: float) -> str:
-    """Write a time with its unit.
-
-    Example:
-        >>> [in_words(seconds) for seconds in (4.2, 90, 600, 7260)]
-        ['4.2 s', '90 s', '10 minutes', '2.02 hours']
-    """
-    if seconds < 120:
-        return f"{seconds:.3g} s"
-    if seconds < 7200:
-        return f"{seconds / 60:.3g} minutes"
-    return f"{seconds / 3600:.3g} hours"
 
 
 class Meter:

@@ -20,11 +20,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from optlab._report import number
 from optlab.lab.ensembles._calibration import Scores
 from optlab.lab.ensembles._ensemble import ensemble
 from optlab.lab.sweeps._space import Range
-from optlab.lab.tuning._procedure import CONSTANT, Outcome, Procedure, Record, Values
+from optlab.lab.tuning._procedure import (
+    BLOCK,
+    CONSTANT,
+    FINALS_FROM,
+    HEATS_FROM,
+    Outcome,
+    Procedure,
+    Record,
+    Values,
+)
 from optlab.lab.tuning._result import (
     FAILED,
     PASSED,
@@ -36,8 +44,9 @@ from optlab.lab.tuning._result import (
     Table,
 )
 from optlab.lab.tuning._schedules import SCHEDULES
-from optlab.lab.tuning._search import STAGE, curves_chart, number_of, value_text
+from optlab.lab.tuning._search import curves_chart
 from optlab.lab.tuning._space import RATE
+from optlab.lab.tuning._texts import number
 
 STEP = Step("finals", "Which schedule wins, over several seeds?")
 
@@ -54,9 +63,6 @@ QUICK_FINALISTS, QUICK_SEEDS = 2, 3
 
 FRESH = 10
 """The first seed of the finals, counted from that of the search."""
-
-FIRST, FINAL = 200 * STAGE, 300 * STAGE
-"""The numbers from which on the trials of the heats and of the finals are counted."""
 
 
 def finals(procedure: Procedure) -> Outcome:
@@ -96,7 +102,7 @@ def _heats(
     records = []
     for place, schedule in enumerate(names):
         points = {
-            FIRST + place * STAGE + i: {**trial.values, RATE: trial.values[RATE] * factor}
+            HEATS_FROM + place * BLOCK + i: {**trial.values, RATE: trial.values[RATE] * factor}
             for i, factor in enumerate(FACTORS)
         }
         space = spaces[trial.optimizer]
@@ -143,7 +149,7 @@ def _final(
     ended = procedure.train(
         STEP.name,
         procedure.contender(entry["optimizer"]),
-        {FINAL + place * STAGE: entry["values"]},
+        {FINALS_FROM + place * BLOCK: entry["values"]},
         spaces[entry["optimizer"]],
         schedule=entry["schedule"],
         seeds=seeds_of(procedure, seeds),
@@ -253,7 +259,8 @@ def _winner(
 ) -> dict[str, Any]:
     names = ("optimizer", "schedule", "values")
     known = {name: entry[name] for name in names}
-    return {**known, "stop": int(stop), "scores": scores, "test": test, "tied": tied}
+    more = {"stop": int(stop), "scores": scores, "test": test, "tied": tied, "candidates": 1}
+    return {**known, **more}
 
 
 class _Judged(NamedTuple):
@@ -364,7 +371,7 @@ def _heats_table(procedure: Procedure, heats: Sequence[Record]) -> Table:
         {
             "schedule": [r.trial.schedule for r in order],
             "highest rate": [number(r.trial.values[RATE]) for r in order],
-            procedure.plain.score: [number_of(r.trial.score) for r in order],
+            procedure.plain.score: [number(r.trial.score) for r in order],
         },
     )
 
@@ -399,4 +406,4 @@ def _finals_table(procedure: Procedure, judged: Sequence[_Judged]) -> Table:
 
 
 def _values(values: Values) -> str:
-    return ", ".join(f"{name} {value_text(value)}" for name, value in values.items())
+    return ", ".join(f"{name} {number(value)}" for name, value in values.items())

@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optlab._report import number
 from optlab.lab.data import is_stream
 from optlab.lab.diagnosis._model_checks import BATCHES, HIGHEST, LOWEST, suspect_loss
 from optlab.lab.tasks._check_task import check_task
@@ -20,6 +19,7 @@ from optlab.lab.tuning._overfit import with_usual_weights
 from optlab.lab.tuning._procedure import WHO, Outcome, Procedure
 from optlab.lab.tuning._result import FAILED, PASSED, WARNING, Chart, Series, Step
 from optlab.lab.tuning._space import plain_values
+from optlab.lab.tuning._texts import number
 
 STEP = Step(
     "initial loss",

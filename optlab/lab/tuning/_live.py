@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from optlab import _checks
 from optlab._extras import needs_extra
-from optlab.lab.tuning._budget import in_words
 from optlab.lab.tuning._result import FAILED, PASSED, RUNNING, SKIPPED, WARNING, Tuning
+from optlab.lab.tuning._texts import duration
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
@@ -66,6 +66,6 @@ def _picture(tuning: Tuning, text: str) -> "RichTable":
         first = what.split(". ")[0]
         name = f"[bold]{step.name}[/bold]" if running else step.name
         table.add_row(f"[{colour}]{'▸' if running else sign}[/{colour}]", name, escape(first))
-    cost = f"{in_words(tuning.seconds)} of {tuning.budget}, {tuning.runs} runs"
+    cost = f"{duration(tuning.seconds)} of {tuning.budget}, {tuning.runs} runs"
     table.add_row("", "", f"[dim]{cost}[/dim]")
     return table

@@ -17,16 +17,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optlab._report import number
 from optlab._types import Tree
 from optlab.lab.diagnosis._memory import MEMORIZED, RATES, Lane, Memory, judge, memorize
 from optlab.lab.diagnosis._model_checks import first_batch
 from optlab.lab.tasks._check_task import check_task
 from optlab.lab.tasks._task import Batch, Task
 from optlab.lab.training._loop import Keys, run_keys
-from optlab.lab.tuning._procedure import WHO, Outcome, Procedure, key_of
+from optlab.lab.tuning._procedure import WHO, Outcome, Procedure
 from optlab.lab.tuning._result import FAILED, PASSED, WARNING, Chart, Series, Step, Table
 from optlab.lab.tuning._space import plain_values
+from optlab.lab.tuning._texts import number
 from optlab.optimizers import adam
 
 STEP = Step("overfit a batch", "Can the model memorize a few examples?")
@@ -69,7 +69,7 @@ class _Try(NamedTuple):
 def overfit(procedure: Procedure) -> Outcome:
     """Train on one batch; if it is not memorized, find out why."""
     task = procedure.make_task(plain_values(procedure.task))
-    keys = run_keys(key_of(procedure.seed))
+    keys = run_keys(jax.random.key(procedure.seed))
     batch = first_batch(task, keys, check_task(WHO, task))
     steps = QUICK_STEPS if procedure.quick else STEPS
 

@@ -7,12 +7,11 @@ earlier step began.
 import functools
 import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -28,7 +27,6 @@ from optlab.lab.training._runner import Curves, TrialRuns
 from optlab.lab.tuning._budget import Meter
 from optlab.lab.tuning._journal import Journal
 from optlab.lab.tuning._result import (
-    FAILED,
     RUNNING,
     Chart,
     Series,
@@ -43,6 +41,16 @@ WHO = "tune"
 
 EVALUATIONS = 20
 """The evaluations of a whole run."""
+
+BLOCK = 1000
+"""Trials of an optimizer, a schedule or a candidate have numbers from a multiple of this on."""
+
+MOST_CONTENDERS = 100
+"""The most optimizers, so that the numbers below are free."""
+
+ROUNDS_FROM, NOISE, HEATS_FROM, FINALS_FROM = 10**5, 9 * 10**5, 10**6, 2 * 10**6
+"""The numbers of the coarse search begin at 0, and those of each round of the refinement at a
+multiple of the first. Then come the trial that measures how seeds differ, the heats, the finals."""
 
 CONSTANT = "constant"
 """The name of the schedule that does not change the rate."""
@@ -311,6 +319,11 @@ class Procedure:
                 ]
         return sorted(ended, key=lambda record: record.trial.number)
 
+    def forget(self, numbers: Iterable[int]) -> None:
+        """Drop the states of trials that do not go on."""
+        for runner in self._runners.values():
+            runner.forget(numbers)
+
     def _train(
         self,
         stage: str,
@@ -477,13 +490,3 @@ def step_from_json(document: Mapping[str, Any]) -> Step:
     ]
     tables = [Table(**table) for table in document["tables"]]
     return Step(**{**document, "charts": charts, "tables": tables})
-
-
-def failed(step: Step) -> bool:
-    """Whether a step failed."""
-    return step.verdict == FAILED
-
-
-def key_of(seed: int) -> jax.Array:
-    """Return the key of the run of a seed."""
-    return jax.random.key(seed)

@@ -8,12 +8,11 @@ from typing import Any
 import numpy as np
 
 from optlab import _checks
-from optlab._report import number
 from optlab.lab.rates._range_test import RangeTest, lr_range_test
-from optlab.lab.tuning._budget import in_words
 from optlab.lab.tuning._procedure import WHO, Contender, Outcome, Procedure
 from optlab.lab.tuning._result import PASSED, WARNING, Chart, Series, Step, Table
 from optlab.lab.tuning._space import RATE, WITHOUT_A_TEST
+from optlab.lab.tuning._texts import duration, number
 
 STEP = Step("learning rates", "At which learning rates does each optimizer train?")
 
@@ -102,7 +101,7 @@ def check_budget(procedure: Procedure) -> None:
     if budget.in_updates:
         whole = f"{procedure.meter.used + needed:.0f} updates"
     else:
-        whole = in_words(procedure.meter.used + needed)
+        whole = duration(procedure.meter.used + needed)
     _checks.fail(
         WHO,
         f"budget must allow the checks and at least one run of {procedure.steps} updates, which "

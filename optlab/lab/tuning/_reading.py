@@ -3,13 +3,14 @@
 from dataclasses import replace
 from typing import Any
 
+import jax
 import numpy as np
 
 from optlab.lab.diagnosis._diagnosis import diagnose
 from optlab.lab.training._history import History
 from optlab.lab.training._results import Evaluation
 from optlab.lab.training._train import train
-from optlab.lab.tuning._procedure import Outcome, OutOfBudget, Procedure, Record, key_of
+from optlab.lab.tuning._procedure import Outcome, OutOfBudget, Procedure, Record
 from optlab.lab.tuning._result import PASSED, SKIPPED, WARNING, Chart, Series, Step, Table
 from optlab.wrappers._monitor import monitor
 
@@ -83,7 +84,7 @@ def _read(procedure: Procedure, record: Record) -> dict[str, Any]:
             task,
             monitor(optimizer),
             steps=procedure.steps_of(record.trial.values),
-            key=key_of(procedure.seed),
+            key=jax.random.key(procedure.seed),
             eval_every=procedure.every(record.trial.values),
             callbacks=[stop_in_time],
         )

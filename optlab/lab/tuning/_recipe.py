@@ -82,7 +82,8 @@ def recipe(
         >>> from optlab.lab import tasks
         >>> from optlab.lab.tuning._result import Interval
         >>> winner = Winner("sgd", "cosine", {"learning_rate": 0.01, "momentum": 0.9},
-        ...     steps=300, stop=300, seed=0, score=Interval.of([0.97]), test=None, tied=[])
+        ...     steps=300, stop=300, seed=0, score=Interval.of([0.97]), test=None, tied=[],
+        ...     candidates=1)
         >>> script = recipe(winner, tasks.valley, optlab.sgd)
         >>> [line for line in script.splitlines() if line.startswith("optimizer = optlab")]
         ['optimizer = optlab.sgd(learning_rate=learning_rate, momentum=0.9)']

@@ -14,23 +14,29 @@ from typing import Any
 
 import numpy as np
 
-from optlab._report import number
 from optlab.lab.sweeps._domains import check_domains
 from optlab.lab.sweeps._importance import importances
-from optlab.lab.sweeps._search import points
 from optlab.lab.sweeps._space import Categorical, Range
-from optlab.lab.tuning._procedure import CONSTANT, WHO, Outcome, Procedure, Record
+from optlab.lab.tuning._procedure import (
+    BLOCK,
+    CONSTANT,
+    NOISE,
+    ROUNDS_FROM,
+    WHO,
+    Outcome,
+    Procedure,
+    Record,
+)
 from optlab.lab.tuning._result import FAILED, PASSED, WARNING, Chart, Series, Step, Table
 from optlab.lab.tuning._search import (
     LEARNED,
-    STAGE,
     curves_chart,
-    number_of,
+    filling,
     trials_table,
-    value_text,
     whole,
 )
 from optlab.lab.tuning._space import RATE, at_edge, holds, refined
+from optlab.lab.tuning._texts import number
 
 STEP = Step("refinement", "Which hyperparameters are best, and how sharply?")
 
@@ -47,9 +53,6 @@ BEST = 3
 
 SEEDS = 2
 """Further seeds of the best trial, from which the deviation between seeds is taken."""
-
-NOISE = 90 * STAGE
-"""The number of the trial that measures this deviation."""
 
 BINS = 6
 """The parts of a range of which an isolation plot shows the best trial."""
@@ -211,16 +214,13 @@ def _in_the_running(order: Sequence[Record], deviation: float | None) -> list[st
     return names[: 2 if abs(best[names[1]] - best[names[0]]) <= 2 * deviation else 1]
 
 
-def _round(procedure: Procedure, plan: Mapping[str, Any], number: int) -> list[Record]:
+def _round(procedure: Procedure, plan: Mapping[str, Any], place_of_round: int) -> list[Record]:
     records = []
     for place, (name, trials) in enumerate(plan["trials"].items()):
         space = {key: Range.from_json(entry) for key, entry in plan["spaces"][name].items()}
-        seed = procedure.seed + 1 + number
-        try:
-            values = points(space, "halton", seed, range(trials))
-        except ModuleNotFoundError:  # SciPy fills the space more evenly
-            values = points(space, "random", seed, range(trials))
-        first = (10 * (number + 1) + place) * STAGE
+        seed = procedure.seed + 1 + place_of_round
+        values = filling(space, seed, trials)
+        first = ROUNDS_FROM * (place_of_round + 1) + place * BLOCK
         numbered = {first + i: each for i, each in enumerate(values)}
         contender = procedure.contender(name)
         records += procedure.train(STEP.name, contender, numbered, space, share=UNTIL)
@@ -238,11 +238,11 @@ def _conclude(
     end: str,
 ) -> Outcome:
     best, score = order[0].trial, procedure.plain.score
-    values = ", ".join(f"{name} {value_text(value)}" for name, value in best.values.items())
+    values = ", ".join(f"{name} {number(value)}" for name, value in best.values.items())
     spread = "" if deviation is None else f" Seeds differ by {number(deviation)} (deviation)."
     said = "one round" if rounds == 1 else f"{rounds} rounds"
     evidence = (
-        f"The best {score} after {said} is {number_of(best.score)}, by {best.optimizer} with "
+        f"The best {score} after {said} is {number(best.score)}, by {best.optimizer} with "
         f"{values}.{spread} {' '.join([*sentences, end])}"
     )
     own = [r for r in records if r.trial.optimizer == best.optimizer]

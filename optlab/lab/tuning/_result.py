@@ -172,6 +172,7 @@ class Winner:
         score: the validation score over the seeds.
         test: the test score over the same runs; None without a test split.
         tied: the names of the other candidates that the data cannot tell from it.
+        candidates: the number of candidates that ran over seeds, this one among them.
     """
 
     optimizer: str
@@ -183,6 +184,7 @@ class Winner:
     score: Interval
     test: Interval | None
     tied: Sequence[str]
+    candidates: int
 
 
 @dataclass(frozen=True)

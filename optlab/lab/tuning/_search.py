@@ -15,13 +15,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from optlab._report import number
 from optlab.lab.sweeps._domains import check_domains
 from optlab.lab.sweeps._recipe import Recipe, traced_types
 from optlab.lab.sweeps._search import points
 from optlab.lab.sweeps._space import Categorical, Range
 from optlab.lab.tasks._check_task import check_task
 from optlab.lab.tuning._procedure import (
+    BLOCK,
     CONSTANT,
     WHO,
     Contender,
@@ -32,6 +32,7 @@ from optlab.lab.tuning._procedure import (
 )
 from optlab.lab.tuning._result import FAILED, PASSED, WARNING, Chart, Series, Step, Table
 from optlab.lab.tuning._space import RATE, REGULARIZATION, at_edge, default_of, space_of
+from optlab.lab.tuning._texts import number
 
 STEP = Step("coarse search", "Which hyperparameters train well at all?")
 
@@ -62,9 +63,6 @@ AGREEMENT = 0.5
 LEAST = 4
 """The fewest trials over which a rank correlation is told."""
 
-STAGE = 1000
-"""Trials of an optimizer have numbers from a multiple of this on."""
-
 LEARNED = 0.98
 """A model has learned nothing if its validation loss is above this share of that without inputs."""
 
@@ -88,7 +86,7 @@ def coarse_search(procedure: Procedure) -> Outcome:
         if not plan["batch sizes"] and "batch_size" not in procedure.space:
             space.pop("batch_size", None)
         spaces[contender.name] = space
-        ended, short = _search(procedure, contender, space, place * STAGE, plan, until)
+        ended, short = _search(procedure, contender, space, place * BLOCK, plan, until)
         records += ended
         shorts |= short
         parts[contender.name] = plan["part"]
@@ -134,6 +132,7 @@ def _search(
     rest = sound[len(chosen) :]
     chosen += [rest[len(rest) // 2], rest[-1]] if len(rest) > 1 else rest
     going_on = {record.trial.number: record.trial.values for record in chosen}
+    procedure.forget(numbered.keys() - going_on.keys())
     whole = {}
     if going_on:
         on = procedure.train(STEP.name, contender, going_on, space, share=until)
@@ -154,11 +153,15 @@ def starting_points(
     usual: dict[str, Any] = {}
     for name, values in space.items():
         usual[name] = _usual(procedure, contender, name, values)
+    return [usual, *filling(space, procedure.seed, trials - 1)]
+
+
+def filling(space: Mapping[str, Range], seed: int, count: int) -> list[Values]:
+    """Return points that fill a space evenly; without SciPy, random ones."""
     try:
-        rest = points(space, "halton", procedure.seed, range(trials - 1))
-    except ModuleNotFoundError:  # SciPy fills the space more evenly
-        rest = points(space, "random", procedure.seed, range(trials - 1))
-    return [usual, *rest]
+        return points(space, "halton", seed, range(count))
+    except ModuleNotFoundError:
+        return points(space, "random", seed, range(count))
 
 
 def _usual(procedure: Procedure, contender: Contender, name: str, values: Range) -> Any:
@@ -430,19 +433,7 @@ def trials_table(
     columns = {"trial": [str(r.trial.number) for r in records]}
     columns["optimizer"] = [r.trial.optimizer for r in records]
     for name in names:
-        columns[name] = [value_text(r.trial.values.get(name)) for r in records]
-    columns[procedure.plain.score] = [number_of(r.trial.score) for r in records]
+        columns[name] = [number(r.trial.values.get(name)) for r in records]
+    columns[procedure.plain.score] = [number(r.trial.score) for r in records]
     columns["updates"] = [str(r.trial.updates) for r in records]
     return Table("The best trials", columns)
-
-
-def value_text(value: Any) -> str:
-    """Write the value of a hyperparameter."""
-    if value is None:
-        return "–"
-    return number(value) if isinstance(value, float) else str(value)
-
-
-def number_of(value: float) -> str:
-    """Write a score with four digits."""
-    return "–" if math.isnan(value) else f"{value:.4g}"

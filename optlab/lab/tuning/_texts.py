@@ -185,6 +185,8 @@ def sureness(tuning: Tuning, winner: Winner) -> Iterator[str]:
         yield f"On the test split: {winner.test}."
     if winner.tied:
         yield f"The data cannot tell it from these: {'; '.join(winner.tied)}."
+    elif winner.candidates < 2:
+        yield "It was the only candidate that ran over seeds."
     elif len(score.values) > 1:
         yield "No other final candidate is tied with it."
 

@@ -47,9 +47,10 @@ from optlab.lab.tuning._fingerprint import fingerprint
 from optlab.lab.tuning._folder import Folder
 from optlab.lab.tuning._journal import CONTENTS, Journal
 from optlab.lab.tuning._live import live_view
-from optlab.lab.tuning._procedure import WHO, Contender, Outcome, Procedure, failed
+from optlab.lab.tuning._procedure import MOST_CONTENDERS, WHO, Contender, Outcome, Procedure
 from optlab.lab.tuning._recipe import recipe
 from optlab.lab.tuning._result import (
+    FAILED,
     SKIPPED,
     WARNING,
     Interval,
@@ -59,6 +60,7 @@ from optlab.lab.tuning._result import (
     Winner,
 )
 from optlab.lab.tuning._space import RATE, default_of, takes
+from optlab.lab.tuning._texts import count, duration, number
 from optlab.optimizers import adamw, sgd
 
 Make = Callable[..., optax.GradientTransformation]
@@ -204,7 +206,7 @@ def _carry_out(procedure: Procedure, go_on: bool) -> str | None:
     """Carry out the steps; return why the procedure ended early, or None."""
     for step, function in STEPS:
         outcome = procedure.carry_out(step, function)
-        if failed(outcome.step) and not (go_on and _can_go_on(step)):
+        if outcome.step.verdict == FAILED and not (go_on and _can_go_on(step)):
             return f"Step “{step.name}” failed. {outcome.step.advice}".strip()
     return None
 
@@ -268,6 +270,7 @@ def _winner(procedure: Procedure) -> Winner | None:
         score=Interval.of(facts["scores"]),
         test=None if test is None else Interval.of(test),
         tied=facts["tied"],
+        candidates=facts["candidates"],
     )
 
 
@@ -286,7 +289,7 @@ def _summary(procedure: Procedure, winner: Winner | None, reason: str | None) ->
     sentences = [] if reason is None else [f"The procedure ended early. {reason}"]
     split = "validation " if plain.splits else ""
     if winner is not None:
-        values = ", ".join(f"{name}={_search.value_text(v)}" for name, v in winner.values.items())
+        values = ", ".join(f"{name}={number(v)}" for name, v in winner.values.items())
         how = f"with a {winner.schedule} schedule" if winner.schedule != "constant" else ""
         sentences.append(
             f"Train with {winner.optimizer}({values}) {how}".rstrip()
@@ -297,22 +300,23 @@ def _summary(procedure: Procedure, winner: Winner | None, reason: str | None) ->
         sentences.append(
             f"As good, as far as the seeds can tell: {'; '.join(winner.tied)}."
             if winner.tied
-            else _lonely(procedure, winner)
+            else _lonely(winner)
         )
     warned = [step.step.name for step in procedure.done.values() if step.step.verdict == WARNING]
     if warned:
         sentences.append(f"Look at what these steps say: {', '.join(warned)}.")
     sentences.append(
-        f"It took {meter.seconds / 60:.1f} minutes, {meter.updates} updates and {meter.runs} runs."
+        f"It took {duration(meter.seconds)}, {count(meter.updates, 'update')} and "
+        f"{count(meter.runs, 'run')}."
     )
     return sentences
 
 
-def _lonely(procedure: Procedure, winner: Winner) -> str:
+def _lonely(winner: Winner) -> str:
     """Return what a winner without ties has to be compared with."""
     if len(winner.score.values) < 2:
         return "From one seed nothing can be said about how sure this is."
-    if procedure.done[_finals.STEP.name].facts["winner"].get("candidates", 1) < 2:
+    if winner.candidates < 2:
         return "It was the only candidate that the budget allowed to try over seeds."
     return "No other candidate of the finals is as good."
 
@@ -361,6 +365,9 @@ def _contenders(optimizers: Any, quick: bool) -> list[Contender]:
         if not takes(make, RATE):
             required = f"the constructor of {name} must take {RATE}"
             _checks.fail(WHO, required, repr(make), "write a function that does, and calls it")
+    if len(optimizers) > MOST_CONTENDERS:
+        got = f"{len(optimizers)}"
+        _checks.fail(WHO, f"optimizers must be at most {MOST_CONTENDERS}", got)
     return [Contender(name, make) for name, make in optimizers.items()]
 
 

@@ -228,6 +228,7 @@ def tuning():
             score=Interval.of([0.951, 0.949, 0.955, 0.947, 0.953]),
             test=Interval.of([0.941, 0.939, 0.945, 0.947, 0.943]),
             tied=["adamw, cosine, rate 0.01", "sgd, wsd, rate 0.1"],
+            candidates=4,
         ),
         summary=[
             "adamw with one cycle at a peak rate of 0.0123 reaches an accuracy of 0.951 on the "

@@ -135,9 +135,8 @@ def mine(tmp_path_factory):
 
 def winner(schedule="cosine", steps=40, stop=None, seed=3, **values):
     score = Interval.of([0.5, 0.75])
-    return Winner(
-        "an optimizer", schedule, values, steps, stop or steps, seed, score, test=None, tied=[]
-    )
+    more = {"test": None, "tied": [], "candidates": 1}
+    return Winner("an optimizer", schedule, values, steps, stop or steps, seed, score, **more)
 
 
 def run(script, tmp_path, monkeypatch):

@@ -184,6 +184,8 @@ def test_one_seed_says_nothing_about_the_spread(tuning, report):
     assert "test split" not in text
     alone = replace(tuning, winner=replace(tuning.winner, tied=[]))
     assert "No other final candidate is tied with it." in report(alone)
+    winner = replace(alone.winner, candidates=1)
+    assert "It was the only candidate that ran over seeds." in report(replace(alone, winner=winner))
 
 
 @pytest.mark.parametrize(("report", "module"), [(report_html, _html), (report_markdown, _markdown)])

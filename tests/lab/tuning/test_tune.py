@@ -6,6 +6,7 @@ import shutil
 import sqlite3
 from contextlib import closing
 from functools import partial
+from itertools import pairwise
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,16 @@ import pytest
 import optlab
 from blobs import STEPS, VALIDATION, forward, make_task, of_summed_losses, task
 from optlab.lab import LogUniform, Uniform, tune
+from optlab.lab.tuning import _finals, _refinement, _search
+from optlab.lab.tuning._procedure import (
+    BLOCK,
+    FINALS_FROM,
+    HEATS_FROM,
+    MOST_CONTENDERS,
+    NOISE,
+    ROUNDS_FROM,
+)
+from optlab.lab.tuning._schedules import SCHEDULES
 
 OPTIONS = {"budget": "60 trials", "quick": True, "optimizers": {"adamw": optlab.adamw}}
 
@@ -308,6 +319,27 @@ def test_the_procedure_goes_on_after_a_failed_check_on_request():
     assert result.steps[0].verdict == "failed"
     assert "the loss is a sum over the batch" in result.steps[0].advice
     assert result.winner is not None
+
+
+# Numbers
+
+
+def test_trials_of_different_steps_never_share_a_number():
+    spans = [(0, MOST_CONTENDERS * BLOCK)]
+    spans += [
+        (ROUNDS_FROM * (place + 1), ROUNDS_FROM * (place + 1) + 2 * BLOCK)
+        for place in range(_refinement.ROUNDS)
+    ]
+    spans += [(NOISE, NOISE + 1), (HEATS_FROM, HEATS_FROM + len(SCHEDULES) * BLOCK)]
+    spans += [(FINALS_FROM, FINALS_FROM + _finals.FINALISTS * BLOCK)]
+    assert max(_search.MANY, _refinement.TRIALS, len(_finals.FACTORS)) <= BLOCK
+    assert all(end <= first for (_, end), (first, _) in pairwise(spans))
+
+
+def test_more_optimizers_than_numbers_allow_are_refused():
+    many = {f"sgd {place}": optlab.sgd for place in range(MOST_CONTENDERS + 1)}
+    with pytest.raises(ValueError, match="tune: optimizers must be at most 100, got 101"):
+        tune(task, **{**OPTIONS, "optimizers": many})
 
 
 # The space
