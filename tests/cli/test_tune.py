@@ -39,7 +39,7 @@ def test_an_optimizer_of_ones_own_is_tuned(run):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--budget", "30 updates"], "budget must allow the checks and at least one run of 40"),
+        (["--budget", "30 updates"], "budget must allow the checks and one run of 40"),
         (["--space", "width=1:9:int"], "space must name arguments of the optimizers"),
         (["--optimizers", "blobs:rull"], "did you mean 'rule'"),
     ],

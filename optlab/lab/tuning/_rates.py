@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from optlab import _checks
-from optlab.lab.rates._range_test import RangeTest, lr_range_test
+from optlab.lab.rates._range_test import MORE_SEEDS, RangeTest, lr_range_test
 from optlab.lab.tuning._procedure import WHO, Contender, Outcome, Procedure
 from optlab.lab.tuning._result import PASSED, WARNING, Chart, Series, Step, Table
 from optlab.lab.tuning._space import RATE, WITHOUT_A_TEST
@@ -104,8 +104,8 @@ def check_budget(procedure: Procedure) -> None:
         whole = duration(procedure.meter.used + needed)
     _checks.fail(
         WHO,
-        f"budget must allow the checks and at least one run of {procedure.steps} updates, which "
-        f"takes about {whole} here",
+        f"budget must allow the checks and one run of {procedure.steps} updates, together about "
+        f"{whole} here",
         budget.text,
         "pass a larger budget (ten times as much for a search), or fewer steps",
     )
@@ -124,8 +124,8 @@ def _test(procedure: Procedure, contender: Contender, share: float) -> dict[str,
         seeds=range(procedure.seed, procedure.seed + seeds),
         confirm=confirm,
     )
-    runs = seeds + test.confirmed_losses.size
-    procedure.meter.count(ramp * seeds + test.confirmed_losses.size * test.confirmed_steps, runs)
+    constant = test.confirmed_losses.size + MORE_SEEDS * len(test.checked)
+    procedure.meter.count(ramp * seeds + constant * test.confirmed_steps, seeds + constant)
     return _plain(test)
 
 

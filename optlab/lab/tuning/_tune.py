@@ -116,9 +116,9 @@ def tune(
             task must have validation data, or be an objective without data.
         budget: what the procedure may cost over all calls: "10m", "90s" or "2h" of wall time,
             "20000 updates" over all runs, or "40 trials", which are that many whole runs; or a
-            number of minutes. It is used up to a tenth more at most, if one compilation and the
-            updates between two evaluations take less than that. A budget of updates gives the same
-            trials on every machine.
+            number of minutes. The procedure exceeds it by a tenth at most, unless a single
+            compilation, range test or interval between evaluations takes longer than that. A budget
+            of updates gives the same trials on every machine.
         optimizers: name → constructor, a function of `learning_rate` and other hyperparameters;
             None for AdamW, and SGD with Nesterov's momentum.
         space: name → range, in place of the ranges that are chosen, or beside them.
@@ -367,7 +367,7 @@ def _contenders(optimizers: Any, quick: bool) -> list[Contender]:
             _checks.fail(WHO, required, repr(make), "write a function that does, and calls it")
     if len(optimizers) > MOST_CONTENDERS:
         got = f"{len(optimizers)}"
-        _checks.fail(WHO, f"optimizers must be at most {MOST_CONTENDERS}", got)
+        _checks.fail(WHO, f"optimizers must name at most {MOST_CONTENDERS}", got)
     return [Contender(name, make) for name, make in optimizers.items()]
 
 

@@ -131,6 +131,7 @@ def test_an_ensemble_of_the_winner_is_judged_on_request():
     finals = result.steps[-1]
     assert "An ensemble of 3 has the error" in finals.evidence
     errors = next(table for table in finals.tables if "ensemble" in table.title).columns["error"]
+    # The classes overlap: an exact rule of Bayes has about 0.12.
     assert all(0 < float(error) < 0.3 for error in errors)
     with pytest.raises(ValueError, match=r"tune: .*Task.predict"):
         tune(dataclasses.replace(make_task(), predict=None), ensemble=3)
@@ -187,7 +188,7 @@ def without_validation():
         ({"budget": "soon"}, "budget must be a time.*got 'soon'"),
         ({"budget": "0m"}, "budget must be a time.*got '0m'"),
         ({"budget": True}, "budget must be a time.*got True"),
-        ({"budget": "30 updates"}, "budget must allow the checks and at least one run of 40"),
+        ({"budget": "30 updates"}, "budget must allow the checks and one run of 40"),
         ({"space": {"momentum": Uniform(0.5, 0.99)}}, "space must name arguments.*got momentum"),
         ({"space": {"b1": Uniform(0.5, 1.5)}}, r"b1 must be in \[0, 1\)"),
         ({"space": {"learning_rate": (1e-3, 1e-1)}}, "must be a LogUniform"),
@@ -338,7 +339,7 @@ def test_trials_of_different_steps_never_share_a_number():
 
 def test_more_optimizers_than_numbers_allow_are_refused():
     many = {f"sgd {place}": optlab.sgd for place in range(MOST_CONTENDERS + 1)}
-    with pytest.raises(ValueError, match="tune: optimizers must be at most 100, got 101"):
+    with pytest.raises(ValueError, match="tune: optimizers must name at most 100, got 101"):
         tune(task, **{**OPTIONS, "optimizers": many})
 
 
