@@ -8,7 +8,9 @@ next losses are more than four times the initial loss, or none is finite any mor
 do not count. A single high loss is that of a hard batch. A few losses that are not finite, after
 which the run went on, as a bad batch gives them under `skip_nonfinite`, are passed over; many are a
 reason to make no suggestion. Runs at constant rates then confirm or correct the highest suggested
-rate, and more seeds check it where it is close to divergence; see `_confirm`.
+rate, and more seeds check it where it is close to divergence; see `_confirm`. Where the losses of
+single batches are so noisy that no fall is seen, the runs at constant rates alone decide: their
+validation loss does not depend on the batch.
 
 Reference: Smith, "Cyclical Learning Rates for Training Neural Networks", WACV 2017.
 """
@@ -38,6 +40,7 @@ from optlab.lab.rates._suggest import (
     median_over_seeds,
     picks,
     smooth,
+    start_in_noise,
     stays_high,
     suggest,
     trend,
@@ -82,6 +85,9 @@ MORE_SEEDS = 9
 CONFIRMING_RATES = 8
 """The usual number of rates that are confirmed, by which the progress bar is drawn."""
 
+CLEAR = 0.1
+"""Where the rising run shows no fall, that of the validation loss must be this share of it."""
+
 INITIAL_BATCHES = 10
 """Batches on which the loss before the first update, and the noise in it, are measured."""
 
@@ -125,6 +131,8 @@ class RangeTest:
         min_interval: the lowest and the highest `suggested_min` of a single seed; or None.
         at_edge: whether the loss still fell at the last rate; a higher `max_lr` may then raise the
             suggestions.
+        in_noise: whether the loss of the rising run fell by no more than noise, so that the runs at
+            constant rates alone made the suggestion. `suggested_min` is then a tenth of it.
         reason: why there is no suggestion; None if there is one.
         picks: fastai's "valley", "steep", "minimum" and "slide" → a rate, from the median of
             `smoothed`. A pick is left out where the loss has fallen by no
@@ -151,6 +159,7 @@ class RangeTest:
     reason: str | None
     picks: Mapping[str, float]
     checked: Mapping[float, float] = field(default_factory=dict)
+    in_noise: bool = False
 
     @property
     def diverged(self) -> np.ndarray:
@@ -230,6 +239,11 @@ class RangeTest:
             yield (
                 f"{len(tried)} constant rates from {number(tried[0])} to {number(tried[-1])} were "
                 f"tried over {self.confirmed_steps} updates; longer runs may want a lower one."
+            )
+        if self.in_noise:
+            yield (
+                "While the rate rose, the loss fell by no more than noise: the validation losses "
+                "at constant rates alone made the suggestion."
             )
         if any(self.checked.values()):
             shares = (f"{share:.0%} at {number(rate)}" for rate, share in self.checked.items())
@@ -343,8 +357,12 @@ def lr_range_test(
         initial = _filled(initial, ~np.isfinite(initial))
         losses = _filled(losses, _gaps(losses))
         rough = refusal or suggest(rates, losses, initial)
+        if isinstance(rough, str):
+            start = None if refusal else start_in_noise(rates, losses, initial)
+        else:
+            start = rough[1].rate
         confirmation = None
-        if confirm and not isinstance(rough, str):
+        if confirm and start is not None:
             options = {"lanes": lanes, "memory": memory}
             few, more = seeds[:CONFIRMING_SEEDS], seeds.max() + 1 + np.arange(MORE_SEEDS)
             few, more = (
@@ -356,9 +374,7 @@ def lr_range_test(
                 )
                 for some, key in ((few, CONFIRMING), (more, CHECKING))
             )
-            confirmation = confirm_around(
-                few, more, rough[1].rate, lowest=rates[0], highest=rates[-1]
-            )
+            confirmation = confirm_around(few, more, start, lowest=rates[0], highest=rates[-1])
     return _conclude(task.name, mode, rates, seeds, initial, losses, rough, confirmation, confirm)
 
 
@@ -450,11 +466,17 @@ def _conclude(
     confirmed_steps: int,
 ) -> RangeTest:
     smoothed, trends = smooth(losses), trend(losses)
-    reason = rough if isinstance(rough, str) else None
-    low, high, at_edge = (None, None, False) if isinstance(rough, str) else rough
+    is_refused = isinstance(rough, str)
+    reason = rough if is_refused else None
+    low, high, at_edge = (None, None, False) if is_refused else rough
+    in_noise = False
     if confirmation is not None:
         choice = choose(confirmation)
-        if isinstance(choice, str):
+        if is_refused:
+            if not isinstance(choice, str) and confirmation.is_clear(choice.rate, CLEAR):
+                in_noise, reason, high = True, None, choice
+                low = Suggestion(*(x / 10 for x in (choice.rate, choice.low, choice.high)))
+        elif isinstance(choice, str):
             low, high, at_edge, reason = None, None, False, choice
         else:
             low, high = low.below(choice), choice
@@ -486,6 +508,7 @@ def _conclude(
         reason=reason,
         picks={} if reason else fallen(rates, losses, initial, of_fastai),
         checked=(confirmation or none).checked,
+        in_noise=in_noise,
     )
 
 

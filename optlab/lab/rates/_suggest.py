@@ -190,6 +190,32 @@ def suggest(
     return Suggestion.of(begun), Suggestion.of(np.sqrt(mostly_done * ends)), bool(at_edge)
 
 
+def start_in_noise(rates: np.ndarray, losses: np.ndarray, initial: np.ndarray) -> float | None:
+    """Return where to look for a good rate although the loss falls by no more than noise.
+
+    Args:
+        rates: (steps,) float, ascending.
+        losses: (seeds, steps) float, after the update at each rate; NaN after a seed diverged.
+        initial: (seeds, batches) float, before the first update.
+
+    Returns:
+        A tenth of the rate at which the loss becomes high: where half of the seeds have diverged,
+        or else the last one. None where the losses allow no look: they are not finite before the
+        first update, high at the first rate already, or flat at every rate.
+    """
+    curves = trend(losses)
+    if not (np.isfinite(initial).all() and np.isfinite(curves[:, 0]).all()):
+        return None
+    doubt = _doubt(initial, window=2 * window_reach(len(rates)) + 1)
+    diverged = np.isnan(losses[:, -1])
+    rise = np.nanmax(curves, axis=-1).mean() - initial.mean()
+    if not diverged.any() and rise <= doubt:
+        return None
+    running = np.isfinite(curves).sum(axis=0)
+    last = np.flatnonzero(2 * running >= len(curves))[-1]
+    return float(max(rates[last] / 10, rates[0]))
+
+
 def _fallen(curve: np.ndarray, level: float, lowest: int) -> int:
     """Return the first index from which the curve stays at or below `level` up to `lowest`."""
     above = np.flatnonzero(curve[:lowest] > level)

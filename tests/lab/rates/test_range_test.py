@@ -16,7 +16,7 @@ from flax import nnx
 
 import optlab
 from helpers import noise_of, numbers
-from optlab.lab import Task, compare, lr_range_test, tasks
+from optlab.lab import Task, compare, lr_range_test, shuffled_batches, tasks
 from optlab.lab.rates import _range_test
 from optlab.lab.rates._confirm import Confirmation, choose
 from optlab.lab.rates._suggest import (
@@ -448,6 +448,34 @@ def test_a_loss_that_never_falls(max_lr, reason):
     uphill = {"optimizer": lambda rate: optax.chain(optax.scale(-1.0), optax.sgd(rate))}
     found = lr_range_test(quadratic(), **uphill, max_lr=max_lr)
     assert declined(found).startswith(reason)
+
+
+def test_where_batches_hide_the_fall_constant_rates_decide():
+    rng = np.random.default_rng(6)
+    sizes = np.exp(0.8 * rng.normal(size=(400, 1)))
+    inputs = (rng.normal(size=(400, 6)) * sizes).astype(np.float32)
+    data = inputs, (inputs @ rng.normal(size=6)).astype(np.float32)
+
+    def error(x, data):
+        return jnp.mean((data[0] @ x - data[1]) ** 2)
+
+    heavy_tailed = Task(
+        name="heavy-tailed inputs",
+        init=lambda key: (jnp.zeros(6), ()),
+        loss=lambda x, state, batch, key: (error(x, batch), state),
+        batch=shuffled_batches(tuple(x[:300] for x in data), 8),
+        evaluate=lambda x, state, data: {"loss": error(x, data)},
+        splits={"validation": tuple(x[300:] for x in data)},
+        steps=100,
+    )
+    rough = lr_range_test(heavy_tailed, optlab.sgd, confirm=0)
+    assert rough.suggested_max is None
+    found = lr_range_test(heavy_tailed, optlab.sgd)
+    assert found.in_noise
+    assert "the loss fell by no more than noise" in str(found)
+    at_best = found.confirmed_losses.mean(axis=1).min()
+    at_suggested = found.confirmed_losses[found.confirmed_rates == found.suggested_max].mean()
+    assert at_suggested <= 3 * at_best < 0.01 * found.initial.mean()
 
 
 def test_runs_that_diverge_at_once():
