@@ -167,10 +167,12 @@ def add_patience(parser: argparse.ArgumentParser, run: str, then: str) -> None:
     """
     parser.add_argument(
         "--patience",
-        type=count,
-        metavar="N",
+        type=patience,
+        metavar="N[,NAME=VALUE…]",
         help=f"stop {run} after N evaluations in a row without improvement, and {then} (default: "
-        "train to the end)",
+        "train to the end). With min_delta=NUMBER an improvement must be larger than this; with "
+        "start=UPDATES evaluations before this update do not count; a run also stops at a score as "
+        "good as target=SCORE, or worse than divergence=SCORE. An example: 5,start=200,target=0.95",
     )
 
 
@@ -293,6 +295,28 @@ def count(text: str) -> int:
     return _whole(text, 1)
 
 
+def patience(text: str) -> dict[str, Any]:
+    """Read N or N,NAME=VALUE,…, arguments of `EarlyStopping` by name."""
+    first, *others = text.split(",")
+    values = {"patience": count(first)}
+    for other in others:
+        name, value = named(str)(other)
+        if name not in STOPPING:
+            expected = ", ".join(STOPPING)
+            raise argparse.ArgumentTypeError(f"expected names of {expected}, got {other!r}")
+        if name in values:
+            raise argparse.ArgumentTypeError(f"names must differ, got {name} twice")
+        values[name] = STOPPING[name](value)
+    return values
+
+
+def _not_negative(text: str) -> float:
+    value = number(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"expected a number >= 0, got {text!r}")
+    return value
+
+
 def runs(text: str) -> int:
     """Read a number of runs, ≥ 1; so many at most that a list of them fits into memory."""
     value = count(text)
@@ -317,6 +341,10 @@ def _whole(text: str, least: int) -> int:
     if len(text) >= 12 or int(text) >= 2**31:
         raise argparse.ArgumentTypeError(f"expected a whole number below 2**31, got {text!r}")
     return int(text)
+
+
+STOPPING = {"min_delta": _not_negative, "start": natural, "target": number, "divergence": number}
+"""What may be said of early stopping beside the patience, and the readers of the values."""
 
 
 def folder(text: str) -> Path:

@@ -139,9 +139,15 @@ def _optimizer_of(
     return make_for
 
 
-def early_stopping(task: Task, patience: int | None) -> EarlyStopping | None:
+def early_stopping(task: Task, patience: Mapping[str, Any] | None) -> EarlyStopping | None:
     """Return the rule of --patience for a task; None without it."""
-    return EarlyStopping(patience, mode="max" if task.maximize else "min") if patience else None
+    if patience is None:
+        return None
+    try:
+        return EarlyStopping(**patience, mode="max" if task.maximize else "min")
+    except ValueError as error:
+        reason = str(error).removeprefix("EarlyStopping: ")
+        raise UsageError(f"argument --patience: {reason}") from error
 
 
 def _log_evaluations(steps: int) -> Callable[[Evaluation], None]:

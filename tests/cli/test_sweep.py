@@ -247,7 +247,7 @@ def test_patience_ends_runs_where_it_ends_that_of_train(run):
     alike = [*QUICK[1:5], "--steps", "20", "--rate", "1e-20", "--patience", "3", "--json"]
     once = json.loads(run("train", *alike)[1])
     assert once["reason"] == f"early stopping: {trial['reasons'][0]}"
-    assert json.loads(out)["options"]["patience"] == 3
+    assert json.loads(out)["options"]["patience"] == {"patience": 3}
 
 
 def test_patience_follows_the_score_of_a_task_that_is_made_of_values(run):

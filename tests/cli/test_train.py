@@ -92,6 +92,24 @@ def test_patience_ends_the_run_and_the_best_parameters_are_scored(run):
 
 
 @pytest.mark.parametrize(
+    ("patience", "ends"),
+    [
+        ("1,start=30", "no improvement in 1 check since "),
+        ("1,min_delta=9,start=30", "no improvement of more than 9 in 1 check since "),
+        ("9,target=1e9", "reached the target"),
+        ("9,divergence=1e-9", "worse than"),
+    ],
+)
+def test_patience_takes_a_start_a_target_and_a_limit(run, patience, ends):
+    words = ["--rate", "1e-20", "--steps", "40", "--patience", patience, "--json"]
+    status, out, _ = run(*QUICK, *words)
+    assert status == 0
+    result = json.loads(out)
+    assert ends in result["reason"]
+    assert "start" not in patience or result["steps"][-1] > 30
+
+
+@pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--rate", "abc"], "argument --rate: expected a finite number"),
@@ -111,6 +129,10 @@ def test_patience_ends_the_run_and_the_best_parameters_are_scored(run):
         (["--tensorboard", "s3://b/run"], "argument --tensorboard: the path must be a folder on"),
         (["--checkpoints", "s3://b"], "folder on this machine or an address that begins with gs:"),
         (["--patience", "0"], "argument --patience: expected a whole number >= 1"),
+        (
+            ["--patience", "2,target=3,divergence=1"],
+            "argument --patience: target must be below divergence=1, as mode='min', got target=3",
+        ),
     ],
 )
 def test_what_cannot_be_done_is_said_in_one_line(run, options, message):
