@@ -42,6 +42,7 @@ def test_replays_the_framework_in_double(framework, name):
     assert store.relative_error(got, want) <= FLOAT64_TOLERANCE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("framework", "name"), ALL, ids=ids("float32"))
 def test_replays_the_framework_to_ulps(framework, name):
     got, want = replayed_and_recorded(framework, name, "float32")
