@@ -142,13 +142,14 @@ def judged(tuning: Tuning) -> str:
 
 
 def running(tuning: Tuning, written: datetime | None) -> str:
-    """Say of a procedure that has not ended where it is."""
-    text = "The procedure still runs"
+    """Say of a procedure that has not ended where it was when the report was written."""
+    text = "The procedure had not ended when this was written"
+    if written is not None:
+        text += f", {clock(written)}"
     for i, step in enumerate(tuning.steps, 1):
         if step.verdict == _result.RUNNING:
-            text += f", at step {i} of {len(tuning.steps)}, {step.name}"
-    text += "." if written is None else f"; this was written {clock(written)}."
-    return f"{text} If it was ended, the same call goes on where it stopped."
+            text += f": it was at step {i} of {len(tuning.steps)}, {step.name}"
+    return f"{text}. If it was stopped since, the same call goes on from there."
 
 
 def length(winner: Winner) -> str:

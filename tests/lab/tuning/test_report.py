@@ -155,7 +155,10 @@ def test_a_page_of_a_procedure_that_runs_says_so_and_reloads_itself(tuning):
     page = Page(report_html(open_, written=WRITTEN))
     reloads = [a for t, a in page.elements if t == "meta" and a.get("http-equiv") == "refresh"]
     assert [attrs["content"] for attrs in reloads] == ["10"]
-    sentence = "still runs, at step 4 of 7, coarse search; this was written 2026-01-02 03:04:05 UTC"
+    sentence = (
+        "The procedure had not ended when this was written, 2026-01-02 03:04:05 UTC: it was at "
+        "step 4 of 7, coarse search. If it was stopped since, the same call goes on from there."
+    )
     assert sentence in page.text
     assert sentence in report_markdown(open_, written=WRITTEN)
     assert "has no winner yet" in page.text
@@ -164,7 +167,7 @@ def test_a_page_of_a_procedure_that_runs_says_so_and_reloads_itself(tuning):
 def test_a_page_of_a_procedure_that_ended_does_not_reload(tuning):
     page = Page(report_html(tuning, written=WRITTEN))
     assert not any(attrs.get("http-equiv") == "refresh" for _, attrs in page.elements)
-    assert "still runs" not in page.text
+    assert "had not ended" not in page.text
     assert "Written 2026-01-02 03:04:05 UTC." in page.text
 
 
