@@ -19,9 +19,10 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import jax.numpy as jnp
 import numpy as np
@@ -324,6 +325,55 @@ def lr_range_test(
         >>> 0.1 < result.suggested_max < 1
         True
     """
+    return run_range_test(
+        partial(Store, _WHO, results, what="range test"),
+        task,
+        optimizer,
+        min_lr=min_lr,
+        max_lr=max_lr,
+        steps=steps,
+        seeds=seeds,
+        mode=mode,
+        confirm=confirm,
+        lanes=lanes,
+        memory=memory,
+        progress=progress,
+    )
+
+
+class Runs(Protocol):
+    """Where the runs of a test are stored as they end: by place and key, as in a `Store`."""
+
+    def rungs(self, step: int) -> dict[int, Any]:
+        """Return place → run for the runs of a key."""
+
+    def add_rungs(self, curves: Mapping[tuple[int, int], Any]) -> None:
+        """Store runs by (place, key)."""
+
+    def close(self) -> None:
+        """Close it."""
+
+
+def run_range_test(
+    open_runs: Callable[[Mapping[str, Any]], Runs],
+    task: Task,
+    optimizer: MakeScheduled,
+    *,
+    min_lr: float,
+    max_lr: float,
+    steps: int,
+    seeds: int | Sequence[int],
+    mode: str,
+    confirm: int | None,
+    lanes: int | None,
+    memory: float | None,
+    progress: bool,
+) -> RangeTest:
+    """Make the test of `lr_range_test`, which documents the other arguments.
+
+    `open_runs` takes the facts that identify the test, and returns where its runs are stored; those
+    that are there already are not made again.
+    """
     source = check_task(_WHO, task)
     rates = _checked_rates(min_lr, max_lr, steps, mode)
     seeds = checked_seeds(_WHO, seeds)
@@ -345,7 +395,7 @@ def lr_range_test(
         "lanes": int(lanes or default_lanes()),
     }
     with (
-        closing(Store(_WHO, results, about, what="range test")) as store,
+        closing(open_runs(about)) as store,
         progress_bar(_WHO, progress, steps + CONFIRMING_RATES * confirm) as show,
     ):
         if not (ramp := store.rungs(steps).get(RAMP)):

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from optlab import _checks
-from optlab.lab.rates._range_test import MORE_SEEDS, RangeTest, lr_range_test
+from optlab.lab.rates._range_test import RangeTest, run_range_test
 from optlab.lab.tuning._procedure import WHO, Contender, Outcome, Procedure
 from optlab.lab.tuning._result import PASSED, WARNING, Chart, Series, Step, Table
 from optlab.lab.tuning._space import RATE, WITHOUT_A_TEST
@@ -23,6 +23,9 @@ RAMP, SEEDS = 100, 3
 """Updates and seeds of the rising run."""
 
 QUICK_RAMP, QUICK_SEEDS = 60, 2
+
+LOWEST, HIGHEST = 1e-7, 10.0
+"""The first and the last rate."""
 
 CONFIRMING, LEAST = 8, 30
 """The usual number of confirming rates; and the fewest updates with which they tell anything."""
@@ -113,20 +116,53 @@ def check_budget(procedure: Procedure) -> None:
 
 def _test(procedure: Procedure, contender: Contender, share: float) -> dict[str, Any]:
     ramp, seeds = (QUICK_RAMP, QUICK_SEEDS) if procedure.quick else (RAMP, SEEDS)
-    pace = procedure.pace()
-    affordable = (share / pace - ramp * seeds) / (CONFIRMING * seeds)
-    confirm = int(min(procedure.steps, MOST, affordable))
-    confirm = 0 if confirm < min(LEAST, procedure.steps) else confirm
-    test = lr_range_test(
+
+    def affordable() -> int:
+        most = (share / procedure.pace() - ramp * seeds) / (CONFIRMING * seeds)
+        updates = int(min(procedure.steps, MOST, most))
+        return 0 if updates < min(LEAST, procedure.steps) else updates
+
+    # It depends on the time that was left, and a call that goes on has less.
+    confirm = procedure.once(f"confirm/{contender.name}", affordable)
+    test = run_range_test(
+        lambda about: _Runs(procedure, contender.name, confirm),
         procedure.plain,
         lambda rate: contender.make(learning_rate=rate),
+        min_lr=LOWEST,
+        max_lr=HIGHEST,
         steps=ramp,
         seeds=range(procedure.seed, procedure.seed + seeds),
+        mode="exponential",
         confirm=confirm,
+        lanes=None,
+        memory=None,
+        progress=False,
     )
-    constant = test.confirmed_losses.size + MORE_SEEDS * len(test.checked)
-    procedure.meter.count(ramp * seeds + constant * test.confirmed_steps, seeds + constant)
     return _plain(test)
+
+
+class _Runs:
+    """The runs of one range test in the file of the procedure, which counts them as they end."""
+
+    def __init__(self, procedure: Procedure, name: str, confirm: int):
+        self._procedure, self._name, self._confirm = procedure, name, confirm
+
+    def rungs(self, step: int) -> dict[int, Any]:
+        ended = self._procedure.journal.entries(self._key(step, ""))
+        return {int(place): run for place, run in ended.items()}
+
+    def add_rungs(self, curves: Mapping[tuple[int, int], Any]) -> None:
+        for run in curves.values():
+            seeds, *steps = run["losses"].shape  # of the rising run all losses, else the last
+            self._procedure.meter.count(seeds * (*steps, self._confirm)[0], seeds)
+        entries = {self._key(step, place): run for (place, step), run in curves.items()}
+        self._procedure.journal.put(entries, self._procedure.meter)
+
+    def close(self) -> None:
+        pass
+
+    def _key(self, step: int, place: int | str) -> str:
+        return f"range test/{self._name}/{step}/{place}"
 
 
 def _plain(test: RangeTest) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import pytest
 import optlab
 from blobs import STEPS, VALIDATION, forward, make_task, of_summed_losses, task
 from optlab.lab import LogUniform, Uniform, tune
-from optlab.lab.tuning import _finals, _refinement, _search
+from optlab.lab.tuning import _finals, _rates, _refinement, _search
 from optlab.lab.tuning._procedure import (
     BLOCK,
     FINALS_FROM,
@@ -116,6 +116,35 @@ def test_a_procedure_that_was_killed_ends_with_the_same_trials_none_of_them_made
     assert json.dumps(of_again["trials"]) == json.dumps(of_whole["trials"])
     assert of_again["winner"] == of_whole["winner"]
     assert [s["verdict"] for s in of_again["steps"]] == [s["verdict"] for s in of_whole["steps"]]
+
+
+@pytest.mark.slow
+def test_a_procedure_that_was_killed_within_a_range_test_goes_on_within_it(tmp_path, monkeypatch):
+    stored = []
+    add_rungs = _rates._Runs.add_rungs
+
+    def killing(self, curves):
+        add_rungs(self, curves)
+        stored.extend((self._name, *key) for key in curves)
+        if killing.armed and len(stored) > 1:  # the rising run, and some at constant rates
+            raise Killed
+
+    def end_after_the_range_test(tuning, text):
+        if tuning.steps[3].verdict == "running":
+            assert "runs at constant rates" in tuning.steps[2].evidence
+            raise Killed
+
+    killing.armed = True
+    monkeypatch.setattr(_rates._Runs, "add_rungs", killing)
+    options = {"budget": "2000 trials", "optimizers": {"adam": optlab.adam}, "folder": tmp_path}
+    with pytest.raises(Killed):
+        tune(task, **options)
+    before = len(stored)
+    killing.armed = False
+    with pytest.raises(Killed):
+        tune(task, **options, callbacks=[end_after_the_range_test])
+    assert len(stored) > before > 1
+    assert len(set(stored)) == len(stored)
 
 
 def test_a_procedure_that_ended_is_read_again_without_a_run(made, tmp_path):
