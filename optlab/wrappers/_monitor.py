@@ -62,6 +62,10 @@ class MonitorState(NamedTuple):
     update_norms: dict[str, Array]
     params_norms: dict[str, Array]
 
+    def monitored(self) -> dict[str, Array]:
+        """Return what `optlab.monitored` shows of this state."""
+        return _record(self)
+
 
 def monitor(
     tx: optax.GradientTransformation | None = None,
@@ -204,25 +208,28 @@ def monitored(opt_state: Any) -> dict[str, Array]:
         "gradient_norm", "clipped_norm", "update_norm" and "params_norm"; "clipped_share", the share
         of all updates so far that clipping changed; and "ratio/…" for each group, ‖Δθ‖/‖θ‖. A ratio
         is Inf for an update of weights that were all zero, 0 for no update, and NaN only if a
-        number is NaN. All values are 0 before the first update. Without a `monitor` the dict is
-        empty. With several monitors, names are prefixed by their label in `optax.partition` (or the
+        number is NaN. All values are 0 before the first update. A `scaling.noise_scale` adds
+        "noise_scale", which is NaN while there is none. Without either the dict is empty. With
+        several monitors, names are prefixed by their label in `optax.partition` (or the
         keys of any dict on the way), as in "head/update_norm". Where labels coincide or are
         missing, names are numbered in chain order, outer before inner, as in "update_norm[0]".
     """
     monitors = list(_monitors(opt_state, ()))
-    label_counts = Counter(label for label, _ in monitors)
-    numbers: Counter[str] = Counter()
+    kind_counts = Counter(type(state) for _, state in monitors)
+    label_counts = Counter((label, type(state)) for label, state in monitors)
+    numbers: Counter[tuple[str, type]] = Counter()
     record = {}
     for label, state in monitors:
-        prefix = f"{label}/" if label and len(monitors) > 1 else ""
-        suffix = f"[{numbers[label]}]" if label_counts[label] > 1 else ""
-        numbers[label] += 1
-        record |= {f"{prefix}{name}{suffix}": value for name, value in _record(state).items()}
+        kind = type(state)
+        prefix = f"{label}/" if label and kind_counts[kind] > 1 else ""
+        suffix = f"[{numbers[label, kind]}]" if label_counts[label, kind] > 1 else ""
+        numbers[label, kind] += 1
+        record |= {f"{prefix}{name}{suffix}": value for name, value in state.monitored().items()}
     return record
 
 
-def _monitors(state: Any, labels: tuple[str, ...]) -> Iterator[tuple[str, MonitorState]]:
-    """Yield the label and the state of each monitor, outer before inner."""
+def _monitors(state: Any, labels: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
+    """Yield the label and the state of each transformation that records, outer before inner."""
     for path, node in jax.tree_util.tree_leaves_with_path(state, is_leaf=_is_ours):
         if _is_ours(node):
             keys = (str(k.key) for k in path if isinstance(k, jax.tree_util.DictKey))
@@ -232,7 +239,7 @@ def _monitors(state: Any, labels: tuple[str, ...]) -> Iterator[tuple[str, Monito
 
 
 def _is_ours(node: Any) -> bool:
-    return isinstance(node, MonitorState)
+    return callable(getattr(type(node), "monitored", None))
 
 
 def _record(state: MonitorState) -> dict[str, Array]:
