@@ -36,6 +36,7 @@ ROOMS = {
     "optimizers": ["rules"],
     "wrappers": ["rules"],
     "groups": ["rules"],
+    "scaling": ["wrappers"],
     "dialects": ["optimizers", "transforms", "schedules", "_inspect"],
     "reference": [],
     "registry": ["optimizers", "transforms", "wrappers", "schedules", "reference"],
@@ -64,6 +65,7 @@ ROOMS = {
         "transforms",
         "wrappers",
         "groups",
+        "scaling",
         "dialects",
         "schedules",
         "reference",
@@ -170,6 +172,7 @@ def test_exports_are_complete():
         "native",
         "optimizers",
         "rules",
+        "scaling",
         "schedules",
         "testing",
         "transforms",
@@ -192,7 +195,7 @@ def test_exports_are_complete():
 def test_every_public_rule_has_a_row_and_every_row_is_public():
     kinds = (registry.OPTIMIZERS, registry.DIRECTIONS, registry.TRANSFORMATIONS, registry.WRAPPERS)
     rows = [row for rows in (*kinds, registry.PASSED_ON) for row in rows.values()]
-    rooms = {"dialects", "groups", "native", "reference", "rules", "schedules"}
+    rooms = {"dialects", "groups", "native", "reference", "rules", "scaling", "schedules"}
     helpers = {"averaged_params", "describe", "global_norm", "hyperparams", "loss_scale"}
     helpers |= {"monitored", "replace_hyperparams", "skip_counts"}
     helpers |= {"PowerEmaSnapshot", "power_ema_snapshot", "reconstruct", "reconstruction_error"}
@@ -206,7 +209,7 @@ def test_every_public_rule_has_a_row_and_every_row_is_public():
 
 
 def public_functions():
-    for owner in (optlab, optlab.groups, optlab.native, optlab.schedules):
+    for owner in (optlab, optlab.groups, optlab.native, optlab.scaling, optlab.schedules):
         for name in owner.__all__:
             value = getattr(owner, name)
             if inspect.isfunction(value):

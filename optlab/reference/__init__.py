@@ -11,6 +11,7 @@ at every update, so that a schedule is a different value at each update.
   on them.
 - `_preconditioned`: the same for rules on matrices.
 - `_transforms`: norms, clipping, weight decay, the moving average of the parameters.
+- `_noise`: the size and the noise of a gradient.
 - `_averages`: the other averages of the parameters, by the weight of each.
 - `_schedules`: the rate, or the rate and momentum, as a function of the number of updates already
   made.
@@ -30,6 +31,7 @@ Example:
 
 from ._averages import params_average, params_lawa, params_power_ema, power_ema_gamma
 from ._muon import muon, orthogonalized, scale_by_muon
+from ._noise import noise_estimate
 from ._optimizers import (
     adagrad,
     adam,
@@ -92,6 +94,7 @@ __all__ = [
     "linear",
     "multistep",
     "muon",
+    "noise_estimate",
     "one_cycle",
     "orthogonalized",
     "params_average",
