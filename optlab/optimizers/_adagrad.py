@@ -62,8 +62,10 @@ def adagrad_rule(
         s = added(old, square)
         if compensated:
             lost = [square - (s - old)]
-        size = root(s + h.eps) if eps_in_sqrt else root(s) + h.eps
-        return visibly_bounded(g) / size, (s, *lost)
+        return visibly_bounded(g) / size_of(s, h), (s, *lost)
+
+    def size_of(s, h):
+        return root(s + h.eps) if eps_in_sqrt else root(s) + h.eps
 
     start = check_number(who, "initial_accumulator_value", initial_accumulator_value, NONNEGATIVE)
     eps_in_sqrt = check_flag(who, "eps_in_sqrt", eps_in_sqrt)
@@ -71,6 +73,7 @@ def adagrad_rule(
     return Rule(
         who,
         leaf,
+        metric=lambda slots, h: 1 / size_of(slots.sum_of_squares, h),
         kind="scale_by_adagrad",
         hyperparams={"eps": number(eps)},
         slots={"sum_of_squares": slot(start)} | ({"lost": slot()} if compensated else {}),

@@ -93,12 +93,18 @@ def adam_rule(
             nu_max = [nu_hat]
         return mu_hat / (root(nu_hat + h.eps_root) + h.eps), (mu, nu, *nu_max)
 
+    def metric(slots, scalars):
+        h, *_ = scalars
+        nu_hat = slots.nu_max if amsgrad else h.b2.correction * slots.nu
+        return 1 / (root(nu_hat + h.eps_root) + h.eps)
+
     check_float_dtype(who, "mu_dtype", mu_dtype)
     nesterov = check_flag(who, "nesterov", nesterov)
     amsgrad = check_flag(who, "amsgrad", amsgrad)
     return Rule(
         who,
         leaf,
+        metric=metric,
         kind="scale_by_adam",
         hyperparams={
             "b1": decay(b1, bias_corrected=True),

@@ -78,9 +78,16 @@ def momentum_rules(
         v = onward(slots.velocity)
         return (onward(v) if nesterov else v), (v,)
 
+    def gain(slots, scalars):
+        momentum, share = scalars
+        return share / momentum.complement
+
+    # With β = 1 the velocity of a constant gradient grows for ever.
+    settles = callable(momentum) or is_traced(momentum) or momentum != 1
     rule = Rule(
         who,
         leaf,
+        metric=gain if settles else None,
         kind="scale_by_momentum",
         hyperparams={"momentum": decay(momentum, UNIT), "dampening": decay(dampening)},
         slots={"velocity": slot(dtype=accumulator_dtype)},

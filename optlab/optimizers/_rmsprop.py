@@ -65,12 +65,14 @@ def rmsprop_rule(
         s = average(h.decay, s, bounded_square(g))
         if centered:
             m = [average(h.decay, m[0], bounded(g))]
+        return visibly_bounded(g) / size_of(h, s, *m), (s, *m)
+
+    def size_of(h, s, *m):
         weight = h.decay.correction if bias_correction else 1
         variance = weight * s
         if centered:
             variance = jnp.maximum(variance - jnp.square(weight * m[0]), 0)
-        size = root(variance + h.eps) if eps_in_sqrt else root(variance) + h.eps
-        return visibly_bounded(g) / size, (s, *m)
+        return root(variance + h.eps) if eps_in_sqrt else root(variance) + h.eps
 
     start = check_number(who, "initial_scale", initial_scale, NONNEGATIVE)
     eps_in_sqrt = check_flag(who, "eps_in_sqrt", eps_in_sqrt)
@@ -79,6 +81,7 @@ def rmsprop_rule(
     return Rule(
         who,
         leaf,
+        metric=lambda slots, h: 1 / size_of(h, *slots),
         kind="scale_by_rmsprop",
         hyperparams={
             "decay": decay_rate(decay, bias_corrected=bias_correction),

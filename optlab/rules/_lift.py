@@ -96,6 +96,7 @@ def lifted(rules: tuple[Rule, ...], joins: bool = False, like: "Lifted | None" =
         like: a transformation that may have the same arithmetic, with other numbers.
     """
     who = _name_of(rules)
+    _check_metrics(rules)
     counting = counting_rule(rules)
     types = [rule.state_type(i == counting, joins) for i, rule in enumerate(rules)]
     counter = rules[counting].counter
@@ -210,6 +211,27 @@ def lifted(rules: tuple[Rule, ...], joins: bool = False, like: "Lifted | None" =
     return transformation
 
 
+def _check_metrics(rules: Sequence[Rule]) -> None:
+    """Require of the rules before one that needs their metric that they have one."""
+    for place, rule in enumerate(rules):
+        for before in rules[:place] if rule.needs_metric else ():
+            if before.metric is None:
+                _checks.fail(
+                    rule.who,
+                    "each rule before it must have a metric",
+                    f"{before.kind or before.who}, which has none",
+                    "use sgd, adagrad, rmsprop, adam or adamw, or declare the metric of your Rule",
+                )
+    needing = [place for place, rule in enumerate(rules) if rule.needs_metric]
+    if needing and _segments(rules)[0][-1] < needing[-1]:
+        _checks.fail(
+            rules[needing[-1]].who,
+            "the rules before it must run in one pass over the leaves",
+            f"{len(_segments(rules))} passes",
+            "put a rule with across, stacked or complex='whole' into a transformation of its own",
+        )
+
+
 def counting_rule(rules: Sequence[Rule]) -> int:
     """Return the number of the rule whose state counts the updates."""
     return next((i for i, rule in enumerate(rules) if rule.counter == "count"), 0)
@@ -235,6 +257,8 @@ def _runners(
     if like is not None and [rule.leaf for rule in like.rules] == [rule.leaf for rule in rules]:
         return like.runners
     key = tuple((_identity(rule.leaf), rule.who, rule.complex, rule.after_update) for rule in rules)
+    if any(rule.needs_metric for rule in rules):
+        key += tuple((_identity(rule.metric), str(rule.needs_metric)) for rule in rules)
     if all(identity for identity, *_ in key) and key in _runs:
         return _runs[key]
 
@@ -745,6 +769,7 @@ def _run_leaf(
         scalars: what each rule computed for all leaves.
     """
     dtype = _dtype_within(gradient, parameter)
+    wants_metric = any(rule.needs_metric for rule in rules)
 
     def run(part: Callable[[Array], Array]) -> tuple[Array, list[Any]]:
         def take(x: Array) -> Array:
@@ -754,6 +779,7 @@ def _run_leaf(
             return x.astype(_complex_dtype(dtype) if _is_complex(x) else dtype)
 
         update, new_slots = take(gradient), []
+        metric: Any = jnp.ones((), dtype)
         for rule, facts, old, own in zip(rules, static, slots, scalars, strict=True):
             p = parameter
             if p is not None:
@@ -761,8 +787,12 @@ def _run_leaf(
                 if rule.after_update and parameter is not None:
                     p = round_to(p + round_to(update, out_dtype or gradient.dtype), parameter.dtype)
             taken = type(old)(*(None if _is_masked(x) else jax.tree.map(take, x) for x in old))
+            if rule.needs_metric:
+                own = own, metric
             result = rule.leaf(update, taken, own, p, *facts)
             update, new = _checked_result(rule, result, update, taken)
+            if rule.metric is not None and wants_metric:
+                metric = metric * rule.metric(new, own, *facts)
             new_slots.append(type(old)(*(optax.MaskedNode() if x is None else x for x in new)))
         return update, new_slots
 

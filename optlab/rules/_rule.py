@@ -105,6 +105,14 @@ class Rule:
         observe: in place of `once` for a rule that reads extra arguments of `update`, such as a
             loss: (state, hyperparameters in force, extra arguments) → (state, `scalars`).
         needs_params: whether `update` must be given the parameters.
+        metric: (new slots, `scalars`, and with `static` a third argument) → by how much the rule
+            multiplies a gradient that stays the same, once its averages have settled: a positive
+            number, or an array like the leaf. Adam's is 1/(√v̂ + ε). It exists where the rule
+            multiplies averages of what comes in; None where the rule does something else, such as
+            taking signs.
+        needs_metric: whether `leaf` receives (`scalars`, metric) in place of `scalars`, with the
+            product of the metrics of the rules before it. Each of them must have one, and be
+            in the same pass over the leaves: none may have `across`, be `stacked`, or be "whole".
         after_update: whether `leaf` receives the parameter plus the update made so far, rounded to
             the parameter's type, in place of the parameter.
         mask: which leaves the rule touches, as a tree of booleans or a function of the parameters;
@@ -138,6 +146,8 @@ class Rule:
     readable: Mapping[str, _checks.Domain] = field(default_factory=dict)
     observe: Callable[[Any, Any, Mapping[str, Any]], tuple[Any, Any]] | None = None
     needs_params: bool = False
+    metric: Callable[..., Array | float] | None = None
+    needs_metric: bool = False
     after_update: bool = False
     mask: Mask | None = None
     where: Callable[[Leaf], bool] | None = None
@@ -178,7 +188,7 @@ class Rule:
         functions = {"leaf": self.leaf, "once": self.once}
         functions |= {f"fields[{name!r}]": make for name, make in self.fields.items()}
         object.__setattr__(self, "axes_of", axes_of(self.who, self.axes))
-        for what in ("across", "static", "where", "check_leaves", "observe"):
+        for what in ("across", "static", "where", "check_leaves", "observe", "metric"):
             if getattr(self, what) is not None:
                 functions[what] = getattr(self, what)
         for what in ("slots", "hyperparams"):

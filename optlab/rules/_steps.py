@@ -29,6 +29,7 @@ def weight_decay(who: str, weight_decay: Hyperparam, mask: Mask | None = None) -
         hyperparams={"weight_decay": number(weight_decay)},
         once=lambda h, t: h.weight_decay,
         leaf=lambda u, slots, decay, p: (u + decay * p, slots),
+        metric=lambda slots, decay: 1.0,
         needs_params=True,
         mask=mask,
         counter="step",
@@ -56,5 +57,6 @@ def learning_rate(
         hyperparams={"learning_rate": number(learning_rate)},
         once=lambda h, t: -h.learning_rate if descends else h.learning_rate,
         leaf=lambda u, slots, factor, p: (factor * u, slots),
+        metric=lambda slots, factor: abs(factor),
         counter=counter,
     )
