@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 _ROOMS = {"dialects", "groups", "lab", "native", "optimizers", "plots", "reference", "registry"}
-_ROOMS |= {"rules", "scaling", "schedules", "testing", "transforms", "wrappers"}
+_ROOMS |= {"regularization", "rules", "scaling", "schedules", "testing", "transforms", "wrappers"}
 
 _SOURCES = ("optimizers", "transforms", "wrappers", "_describe", "_inspect", "_tree")
 """The modules that have the public functions and classes, in which a name is looked up."""
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from optlab import lab as lab
     from optlab import native as native
     from optlab import plots as plots
+    from optlab import regularization as regularization
     from optlab import scaling as scaling
     from optlab import testing as testing
     from optlab._describe import describe
@@ -135,6 +136,7 @@ __all__ = [
     "reconstruction_error",
     "reduce_on_plateau",
     "reference",
+    "regularization",
     "replace_hyperparams",
     "rmsprop",
     "rules",

@@ -36,6 +36,7 @@ ROOMS = {
     "optimizers": ["rules"],
     "wrappers": ["rules"],
     "groups": ["rules"],
+    "regularization": ["rules"],
     "scaling": ["wrappers"],
     "dialects": ["optimizers", "transforms", "schedules", "_inspect"],
     "reference": [],
@@ -65,6 +66,7 @@ ROOMS = {
         "transforms",
         "wrappers",
         "groups",
+        "regularization",
         "scaling",
         "dialects",
         "schedules",
@@ -171,6 +173,7 @@ def test_exports_are_complete():
         "groups",
         "native",
         "optimizers",
+        "regularization",
         "rules",
         "scaling",
         "schedules",
@@ -195,7 +198,8 @@ def test_exports_are_complete():
 def test_every_public_rule_has_a_row_and_every_row_is_public():
     kinds = (registry.OPTIMIZERS, registry.DIRECTIONS, registry.TRANSFORMATIONS, registry.WRAPPERS)
     rows = [row for rows in (*kinds, registry.PASSED_ON) for row in rows.values()]
-    rooms = {"dialects", "groups", "native", "reference", "rules", "scaling", "schedules"}
+    rooms = {"dialects", "groups", "native", "reference", "regularization", "rules", "scaling"}
+    rooms |= {"schedules"}
     helpers = {"averaged_params", "describe", "global_norm", "hyperparams", "loss_scale"}
     helpers |= {"monitored", "replace_hyperparams", "skip_counts"}
     helpers |= {"PowerEmaSnapshot", "power_ema_snapshot", "reconstruct", "reconstruction_error"}
@@ -209,7 +213,8 @@ def test_every_public_rule_has_a_row_and_every_row_is_public():
 
 
 def public_functions():
-    for owner in (optlab, optlab.groups, optlab.native, optlab.scaling, optlab.schedules):
+    rooms = optlab.groups, optlab.native, optlab.regularization, optlab.scaling, optlab.schedules
+    for owner in (optlab, *rooms):
         for name in owner.__all__:
             value = getattr(owner, name)
             if inspect.isfunction(value):

@@ -12,6 +12,7 @@ at every update, so that a schedule is a different value at each update.
 - `_preconditioned`: the same for rules on matrices.
 - `_transforms`: norms, clipping, weight decay, the moving average of the parameters.
 - `_noise`: the size and the noise of a gradient.
+- `_proximal`: proximal steps for sparse weights, and smoothed labels.
 - `_averages`: the other averages of the parameters, by the weight of each.
 - `_schedules`: the rate, or the rate and momentum, as a function of the number of updates already
   made.
@@ -48,6 +49,7 @@ from ._optimizers import (
     sgd,
 )
 from ._preconditioned import scale_by_shampoo, scale_by_soap, shampoo, soap
+from ._proximal import group_lasso_step, l1_step, smooth_labels
 from ._schedules import (
     clamp,
     constant,
@@ -89,8 +91,10 @@ __all__ = [
     "cosine_restarts",
     "exponential",
     "global_norm",
+    "group_lasso_step",
     "inverse_sqrt",
     "join",
+    "l1_step",
     "linear",
     "multistep",
     "muon",
@@ -118,6 +122,7 @@ __all__ = [
     "scale_by_soap",
     "sgd",
     "shampoo",
+    "smooth_labels",
     "soap",
     "step_decay",
     "swa_schedule",
