@@ -99,8 +99,13 @@ def slices(pattern: str, start: int, stop: int) -> SlicesOf:
     return SlicesOf(pattern, start, stop)
 
 
-def assigned(params: Tree, rules: Rules) -> list[Part]:
+def assigned(params: Tree, rules: Rules, optimizer: Any) -> list[Part]:
     """Return what happens to each parameter, in the order of the tree.
+
+    Args:
+        params: the parameters, or their shapes.
+        rules: pairs and modifiers.
+        optimizer: that of the groups that name none.
 
     Raises:
         ValueError: a parameter is not covered, a pattern matches nothing or decides for nothing, or
@@ -124,12 +129,23 @@ def assigned(params: Tree, rules: Rules) -> list[Part]:
     if not any(moves):
         required = "at least one parameter must be trained"
         _checks.fail(WHO, required, f"{len(leaves)} that are all frozen")
-    refined = [modifier.refine(leaves, moves) for modifier in modifiers]
+    of = [_groups_of(own, pairs, optimizer) for own in choices]
+    refined = [modifier.refine(leaves, moves, of) for modifier in modifiers]
     parts = []
     for number, leaf in enumerate(leaves):
         refinements = [one for own in refined if (one := own[number]) is not None]
         parts += _parts(leaf, choices[number], pairs, refinements)
     return parts
+
+
+def _groups_of(choice: np.ndarray, pairs: Sequence[Pair], optimizer: Any) -> tuple[Group, ...]:
+    """Return the groups, with their optimizers, in which a parameter or its slices are trained."""
+    groups = [pairs[n][1] for n in sorted({*choice})] if pairs else [_ALL]
+    return tuple(
+        replace(group, optimizer=optimizer) if group.optimizer is None else group
+        for group in groups
+        if not group.is_frozen
+    )
 
 
 def _check_names(leaves: Sequence[Leaf]) -> None:

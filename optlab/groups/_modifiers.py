@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from optlab import _checks
 from optlab._tree import is_traced
 from optlab.groups._layers import numbered
-from optlab.groups._settings import Modifier, Refinement
+from optlab.groups._settings import Group, Modifier, Refinement
 from optlab.rules import Leaf
 from optlab.rules._patterns import check_all_match, check_patterns, matches
 from optlab.rules._roles import stack_of
@@ -70,7 +70,9 @@ def no_decay(*patterns: str, embeddings: bool = False) -> Modifier:
         named = any(matches(pattern, leaf.path) for pattern in patterns)
         return leaf.is_linear and not (named or is_token or (embeddings and is_table))
 
-    def refine(leaves: Sequence[Leaf], moves: Sequence[bool]) -> list[Refinement | None]:
+    def refine(
+        leaves: Sequence[Leaf], moves: Sequence[bool], of: Sequence[tuple[Group, ...]]
+    ) -> list[Refinement | None]:
         check_all_match(who, patterns, [leaf.path for leaf in leaves])
         return [None if decays(leaf) else Refinement("no_decay", decay=0.0) for leaf in leaves]
 
@@ -127,7 +129,9 @@ def layerwise_decay(
     _checks.check_choice(who, "numbering", numbering, ("timm", "mae", "electra"))
     _checks.check_number(who, "min_rate", min_rate, _checks.UNIT)
 
-    def refine(leaves: Sequence[Leaf], moves: Sequence[bool]) -> list[Refinement | None]:
+    def refine(
+        leaves: Sequence[Leaf], moves: Sequence[bool], of: Sequence[tuple[Group, ...]]
+    ) -> list[Refinement | None]:
         if layers is not None:
             check_all_match(who, layers, [leaf.path for leaf in leaves])
         places, count = numbered(who, leaves, moves, layers, stem, head)
@@ -199,7 +203,9 @@ def discriminative(
         _checks.fail(who, "layers must hold patterns", "none")
     multipliers = _multipliers(who, len(layers), rates, factor)
 
-    def refine(leaves: Sequence[Leaf], moves: Sequence[bool]) -> list[Refinement | None]:
+    def refine(
+        leaves: Sequence[Leaf], moves: Sequence[bool], of: Sequence[tuple[Group, ...]]
+    ) -> list[Refinement | None]:
         numbers = _first_matches(who, leaves, moves, layers)
         return [
             None if number is None else Refinement(f"layer{number}", rate=multipliers[number])
@@ -285,7 +291,9 @@ def gradual_unfreezing(
     patterns = [".*" if pattern is ... else pattern for pattern, _ in pairs]
     check_patterns(who, patterns)
 
-    def refine(leaves: Sequence[Leaf], moves: Sequence[bool]) -> list[Refinement | None]:
+    def refine(
+        leaves: Sequence[Leaf], moves: Sequence[bool], of: Sequence[tuple[Group, ...]]
+    ) -> list[Refinement | None]:
         numbers = _first_matches(who, leaves, moves, patterns, is_unordered)
         return [
             None

@@ -25,6 +25,7 @@ def of_group(
     optimizer: Any,
     rate: ArrayLike,
     decay: ArrayLike,
+    eps: float,
     multipliers: Multipliers,
 ) -> optax.GradientTransformationExtraArgs:
     """Return the transformation of one group.
@@ -36,11 +37,14 @@ def of_group(
         optimizer: the transformation whose numbers change.
         rate: multiplies the learning rate.
         decay: multiplies the weight decay.
+        eps: multiplies ε.
         multipliers: those of the slices of some arrays.
     """
     if not isinstance(optimizer, Lifted):
-        if settings.hyperparams or not is_one(decay):
-            what = ", ".join(settings.hyperparams) or "the weight decay"
+        if settings.hyperparams or not (is_one(decay) and is_one(eps)):
+            what = ", ".join(settings.hyperparams) or (
+                "eps" if is_one(decay) else "the weight decay"
+            )
             _checks.fail(
                 who,
                 f"{what} of the group {name!r} can be set where the optimizer is one of optlab's "
@@ -55,6 +59,8 @@ def of_group(
     rules = _with_values(who, name, optimizer.rules, settings.hyperparams)
     rules, has_rate = _multiplied(rules, "learning_rate", rate)
     rules, _ = _multiplied(rules, "weight_decay", decay)
+    rules, _ = _multiplied(rules, "eps", eps)
+    rules, _ = _multiplied(rules, "eps_root", eps * eps)
     if multipliers or not (has_rate or is_one(rate)):
         rules = (*rules, _scale(1.0 if has_rate else rate, multipliers))
     return lifted(rules, joins=True, like=optimizer)

@@ -132,7 +132,7 @@ def partition(
     if around is not None and not callable(around):
         required = "around must be a function of the groups' transformation"
         _checks.fail(WHO, required, repr(around), "write lambda tx: optax.chain(clip, tx), say")
-    plan = _plan(assigned(params, rules), optimizer)
+    plan = _plan(assigned(params, rules, optimizer), optimizer)
     return _transformation(plan, _inner(plan), around)
 
 
@@ -168,7 +168,7 @@ def freeze(
         remedy = "write freeze(tx, params, 'embed'), say"
         _checks.fail("groups.freeze", "there must be a pattern of what is frozen", "none", remedy)
     rules = [*((pattern, frozen()) for pattern in patterns), (..., group(optax.identity()))]
-    plan = _plan(assigned(params, rules), None)
+    plan = _plan(assigned(params, rules, None), None)
     return _transformation(plan, optax.with_extra_args_support(tx), None)
 
 
@@ -203,17 +203,18 @@ def _member(name: str, parts: Sequence[Part], default: Any) -> _Member:
         required = f"the group {name!r} must have an optimizer"
         remedy = "pass optimizer=optlab.adamw(1e-3) to partition, or one to the group"
         _checks.fail(WHO, required, "none", remedy)
-    rate, decay, start = settings.lr_mult, settings.wd_mult, 0
+    rate, decay, eps, start = settings.lr_mult, settings.wd_mult, 1.0, 0
     for one in parts[0].refinements:
         rate = rate if isinstance(one.rate, tuple) else _product(rate, one.rate)
-        decay, start = _product(decay, one.decay), max(start, one.start)
+        decay, eps = _product(decay, one.decay), _product(eps, one.eps)
+        start = max(start, one.start)
     multipliers = {}
     for part in parts:
         of_slices = [one.rate for one in part.refinements if isinstance(one.rate, tuple)]
         if of_slices:
             columns = zip(*of_slices, strict=True)
             multipliers[part.path] = tuple(_product(*column) for column in columns)
-    tx = of_group(WHO, name, settings, optimizer, rate, decay, multipliers)
+    tx = of_group(WHO, name, settings, optimizer, rate, decay, eps, multipliers)
     if start and not isinstance(tx, Lifted):
         required = f"the group {name!r}, which starts late, must have one of optlab's optimizers"
         _checks.fail("groups.gradual_unfreezing", required, "another transformation")

@@ -88,12 +88,14 @@ class Refinement(NamedTuple):
         label: what it adds to the group's name; "" for nothing.
         rate: multiplies the learning rate: a number, or one for each slice of a stacked array.
         decay: multiplies the weight decay.
+        eps: multiplies ε outside of Adam's root, and with its square the one inside.
         start: the number of updates before which the parameter is frozen.
     """
 
     label: str = ""
     rate: Any = 1.0
-    decay: float = 1.0
+    decay: ArrayLike = 1.0
+    eps: float = 1.0
     start: int = 0
 
 
@@ -102,8 +104,12 @@ class Modifier:
     """Refines the groups of all parameters at once.
 
     Attributes:
-        refine: (the facts of all parameters, whether each is trained, at least in part) → for each
-            parameter a refinement, or None where there is none.
+        refine: (the facts of all parameters, whether each is trained, at least in part, and the
+            groups of each) → for each parameter a refinement, or None where there is none. A
+            parameter has one group with its optimizer, more where its slices have several, and
+            none where it is frozen.
     """
 
-    refine: Callable[[Sequence[Leaf], Sequence[bool]], Sequence[Refinement | None]]
+    refine: Callable[
+        [Sequence[Leaf], Sequence[bool], Sequence[tuple[Group, ...]]], Sequence[Refinement | None]
+    ]

@@ -152,6 +152,7 @@ def muon_rule(
         check_leaves=lambda own, leaves: check_hidden_matrices(who, own, leaves),
         stacked=True,
         complex="refused",
+        update_norm=scale_of,
     )
 
 

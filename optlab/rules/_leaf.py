@@ -66,11 +66,11 @@ def leaf_facts(
     own = axes(name, shape) if axes is not None else None
     if own is None:
         return Leaf(name, shape, array.dtype, by_name.axes, by_name, masks=masks)
-    own = _checked(who, name, shape, own)
+    own = checked_axes(who, name, shape, own)
     return Leaf(name, shape, array.dtype, own, by_name, asked=True, masks=masks)
 
 
-def _checked(who: str, name: str, shape: tuple[int, ...], own: Any) -> Axes:
+def checked_axes(who: str, name: str, shape: tuple[int, ...], own: Any) -> Axes:
     """Require axes that exist and are named once; return them counted from the front."""
     if not isinstance(own, Axes) or not all(isinstance(part, tuple) for part in own):
         remedy = "write Axes(input=(0,), output=(1,)), say"

@@ -122,6 +122,8 @@ class Rule:
             those of all leaves, so that it can refuse them or warn.
         masks: further masks by name, for parts of the arithmetic. `static` finds the names of those
             that let a leaf through in `Leaf.masks`.
+        update_norm: for a rule that sets the spectral norm of its updates, (in, out) → the norm of
+            the update of a linear map. `optlab.mup` reads it.
         kind: the rule's own name, which names the type of its state; `who` by default.
         counter: the state's field for the number of updates made: "count", or "step" for a rule
             that is no direction, such as a clip. So `optax.tree.get(state, "count")` finds one.
@@ -153,6 +155,7 @@ class Rule:
     where: Callable[[Leaf], bool] | None = None
     check_leaves: Callable[[Sequence[Leaf], Sequence[Leaf]], None] | None = None
     masks: Mapping[str, Mask | None] = field(default_factory=dict)
+    update_norm: Callable[[int, int], float] | None = None
     kind: str = ""
     counter: Literal["count", "step"] = "count"
     axes_of: AxesOf | None = field(init=False, repr=False)
@@ -188,7 +191,15 @@ class Rule:
         functions = {"leaf": self.leaf, "once": self.once}
         functions |= {f"fields[{name!r}]": make for name, make in self.fields.items()}
         object.__setattr__(self, "axes_of", axes_of(self.who, self.axes))
-        for what in ("across", "static", "where", "check_leaves", "observe", "metric"):
+        for what in (
+            "across",
+            "static",
+            "where",
+            "check_leaves",
+            "observe",
+            "metric",
+            "update_norm",
+        ):
             if getattr(self, what) is not None:
                 functions[what] = getattr(self, what)
         for what in ("slots", "hyperparams"):
