@@ -8,8 +8,9 @@ float64; `optlab.lab` has the tools to choose between them.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-_ROOMS = {"dialects", "groups", "lab", "native", "optimizers", "plots", "reference", "registry"}
-_ROOMS |= {"regularization", "rules", "scaling", "schedules", "testing", "transforms", "wrappers"}
+_ROOMS = {"dialects", "groups", "lab", "mup", "native", "optimizers", "plots", "reference"}
+_ROOMS |= {"registry", "regularization", "rules", "scaling", "schedules", "testing", "transforms"}
+_ROOMS |= {"wrappers"}
 
 _SOURCES = ("optimizers", "transforms", "wrappers", "_describe", "_inspect", "_tree")
 """The modules that have the public functions and classes, in which a name is looked up."""
@@ -17,6 +18,7 @@ _SOURCES = ("optimizers", "transforms", "wrappers", "_describe", "_inspect", "_t
 if TYPE_CHECKING:
     from optlab import dialects, groups, reference, rules, schedules
     from optlab import lab as lab
+    from optlab import mup as mup
     from optlab import native as native
     from optlab import plots as plots
     from optlab import regularization as regularization
@@ -126,6 +128,7 @@ __all__ = [
     "monitor",
     "monitored",
     "muon",
+    "mup",
     "native",
     "params_average",
     "params_ema",

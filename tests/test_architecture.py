@@ -42,6 +42,7 @@ ROOMS = {
     "reference": [],
     "registry": ["optimizers", "transforms", "wrappers", "schedules", "reference"],
     "testing": ["registry", "_inspect"],
+    "mup": ["groups", "_report", "plots"],
     "native": ["_tree"],
     "_extras": [],
     "_report": [],
@@ -72,6 +73,7 @@ ROOMS = {
         "schedules",
         "reference",
         "native",
+        "mup",
         "_inspect",
         "_describe",
     ],
@@ -171,6 +173,7 @@ def test_everything_can_be_imported_without_the_extras():
 def test_exports_are_complete():
     rooms = (
         "groups",
+        "mup",
         "native",
         "optimizers",
         "regularization",
@@ -198,8 +201,8 @@ def test_exports_are_complete():
 def test_every_public_rule_has_a_row_and_every_row_is_public():
     kinds = (registry.OPTIMIZERS, registry.DIRECTIONS, registry.TRANSFORMATIONS, registry.WRAPPERS)
     rows = [row for rows in (*kinds, registry.PASSED_ON) for row in rows.values()]
-    rooms = {"dialects", "groups", "native", "reference", "regularization", "rules", "scaling"}
-    rooms |= {"schedules"}
+    rooms = {"dialects", "groups", "mup", "native", "reference", "regularization", "rules"}
+    rooms |= {"scaling", "schedules"}
     helpers = {"averaged_params", "describe", "global_norm", "hyperparams", "loss_scale"}
     helpers |= {"monitored", "replace_hyperparams", "skip_counts"}
     helpers |= {"PowerEmaSnapshot", "power_ema_snapshot", "reconstruct", "reconstruction_error"}
@@ -213,8 +216,8 @@ def test_every_public_rule_has_a_row_and_every_row_is_public():
 
 
 def public_functions():
-    rooms = optlab.groups, optlab.native, optlab.regularization, optlab.scaling, optlab.schedules
-    for owner in (optlab, *rooms):
+    rooms = [optlab.groups, optlab.mup, optlab.native, optlab.regularization, optlab.scaling]
+    for owner in (optlab, *rooms, optlab.schedules):
         for name in owner.__all__:
             value = getattr(owner, name)
             if inspect.isfunction(value):

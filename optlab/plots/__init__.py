@@ -13,6 +13,7 @@ from optlab.plots._comparison import (
     plot_paths,
     plot_sensitivity,
 )
+from optlab.plots._coordinates import plot_coordinate_check
 from optlab.plots._ensemble import plot_ensemble, plot_gain, plot_reliability
 from optlab.plots._history import plot_history
 from optlab.plots._parallel import plot_parallel
@@ -25,6 +26,7 @@ __all__ = [
     "plot_areas",
     "plot_bench",
     "plot_comparison",
+    "plot_coordinate_check",
     "plot_costs",
     "plot_curves",
     "plot_ensemble",
