@@ -80,7 +80,7 @@ ROOMS = {
 }
 CORE = {"jax", "numpy", "optax"}
 EXTRAS = {"argcomplete", "equinox", "flax", "matplotlib", "rich", "scipy", "sklearn"}
-EXTRAS |= {"mlflow", "optuna", "orbax", "tensorboardX", "wandb"}
+EXTRAS |= {"cloudpickle", "distributed", "mlflow", "optuna", "orbax", "tensorboardX", "wandb"}
 # Layers are classes, so a file of models needs Flax at its top; it is imported within functions.
 LAZY = {"optlab.lab.tasks._models"}
 # The lab's rooms, each with those that it may import from.

@@ -10,12 +10,12 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -24,6 +24,8 @@ from optlab.groups._assignment import Rules
 from optlab.lab.sweeps._bayes import Bayes
 from optlab.lab.sweeps._database import decode, encode
 from optlab.lab.sweeps._domains import check_domains
+from optlab.lab.sweeps._executor import ExecutorRuns, check_executor, lanes_of_workers
+from optlab.lab.sweeps._jobs import Work
 from optlab.lab.sweeps._recipe import Recipe, Values, name_of, traced_types
 from optlab.lab.sweeps._record import Record
 from optlab.lab.sweeps._result import Sweep
@@ -36,10 +38,11 @@ from optlab.lab.tasks._task import Task
 from optlab.lab.training._early_stopping import EarlyStopping
 from optlab.lab.training._grouping import group_table
 from optlab.lab.training._interval import evaluation_interval
-from optlab.lab.training._loop import checked_seeds, seed_keys
+from optlab.lab.training._loop import checked_seeds
 from optlab.lab.training._progress import Show, progress_bar
 from optlab.lab.training._runner import Curves, Point, TrialRuns, default_lanes
 from optlab.lab.training._stoppers import check_rule, rule_facts
+from optlab.lab.training._threads import settings
 from optlab.lab.training._train import EVALUATIONS
 
 _WHO = "sweep"
@@ -47,6 +50,9 @@ _WHO = "sweep"
 FEW_EVALUATIONS = 10
 """The number of evaluations in a trial without rungs, if neither the caller nor the task sets
 `eval_every`."""
+
+Runs = TrialRuns | ExecutorRuns
+"""What trains trials."""
 
 BATCH = 8
 """Trials that are requested from Optuna together; it learns less from larger batches."""
@@ -70,6 +76,7 @@ def sweep(
     storage: str | None = None,
     lanes: int | None = None,
     memory: float | None = None,
+    executor: Executor | None = None,
     callbacks: Sequence[Callable[[Trial], None]] = (),
     progress: bool = False,
 ) -> Sweep:
@@ -126,14 +133,21 @@ def sweep(
         memory: bytes that programs running together may take; if they would take more, fewer lanes
             run. None for half of the device's memory. `halving` needs additional memory for the
             parameters and the optimizer state of every trial that may continue.
+        executor: runs the trials in place of this process: any `concurrent.futures.Executor`, such
+            as dask's `client.get_executor()` or a `ProcessPoolExecutor` that spawns. A job is
+            `lanes` trials of one program; None for as many as suit the workers' devices. `memory`
+            counts on each worker. Workers write nothing: what they return goes to `results` from
+            here. With `halving` the states of trials that may continue are held here between rungs.
+            Task and optimizer are pickled, with cloudpickle if it is installed. Not available for
+            "bayes".
         callbacks: each is called with every `Trial` as it ends.
         progress: whether to show a progress bar on stderr.
 
     Raises:
         ModuleNotFoundError: Optuna, for "bayes", or rich, for `progress`, is not installed.
         ValueError: an argument is out of its range, neither task nor optimizer accepts a name in
-            `space`, one of them refuses an end of a range or a combination of ends, or `results`
-            belongs to another sweep.
+            `space`, one of them refuses an end of a range or a combination of ends, `results`
+            belongs to another sweep, or the executor fails.
 
     Example:
         >>> import optlab
@@ -152,6 +166,7 @@ def sweep(
         True
     """
     began = time.perf_counter()
+    check_executor(_WHO, executor, search)
     _check_destinations(search, results, storage)
     _check_callbacks(callbacks)
     options = {"search": search, "trials": trials, "seed": seed, "seeds": seeds, "lanes": lanes}
@@ -159,19 +174,24 @@ def sweep(
     plan = _checked_plan(task, optimizer, space, steps, eval_every, halving, groups, **options)
     if memory is not None:
         memory = float(_checks.check_number(_WHO, "memory", memory, _checks.POSITIVE))
+    if executor is not None and lanes is None:
+        plan = replace(plan, lanes=lanes_of_workers(_WHO, executor))
     with progress_bar(_WHO, progress, _planned_updates(plan)) as show:
         bar = _Bar(plan, show)
-        runs = TrialRuns(
-            _WHO,
+        work = Work(
             plan.recipe,
             plan.traced,
-            keys=seed_keys(jnp.asarray(plan.seeds)),
-            eval_every=plan.eval_every,
-            lanes=plan.lanes,
-            memory=memory,
-            on_updates=bar.on_updates,
-            early_stopping=early_stopping,
+            plan.seeds,
+            plan.eval_every,
+            plan.lanes,
+            memory,
+            early_stopping,
+            settings(),
         )
+        if executor is None:
+            runs = work.runs(_WHO, bar.on_updates)
+        else:
+            runs = ExecutorRuns(_WHO, executor, work, results=results, on_updates=bar.on_updates)
         if storage is not None:
             trials_done = _search_shared(plan, runs, storage, (*callbacks, bar.on_trial))
         else:
@@ -261,7 +281,7 @@ class _Plan:
         return Trial.of(number, values, curves, status, **options)
 
 
-def _search_fixed(plan: _Plan, runs: TrialRuns, record: Record) -> None:
+def _search_fixed(plan: _Plan, runs: Runs, record: Record) -> None:
     """Run trials whose values are fixed beforehand, from rung to rung."""
     points = plan.points()
     remaining = dict(points)
@@ -282,7 +302,7 @@ def _search_fixed(plan: _Plan, runs: TrialRuns, record: Record) -> None:
     _run_to_end(plan, runs, record, points)
 
 
-def _search_bayes(plan: _Plan, runs: TrialRuns, record: Record) -> None:
+def _search_bayes(plan: _Plan, runs: Runs, record: Record) -> None:
     """Request batches of trials from Optuna; for trials that have ended, only report the score."""
     with Bayes(plan.space, seed=plan.seed, maximize=plan.task.maximize) as study:
         for number, trial in record.ended.items():
@@ -295,7 +315,7 @@ def _search_bayes(plan: _Plan, runs: TrialRuns, record: Record) -> None:
                 study.tell(number, record.ended[number].score)
 
 
-def _run_to_end(plan: _Plan, runs: TrialRuns, record: Record, points: Sequence[Point]) -> None:
+def _run_to_end(plan: _Plan, runs: Runs, record: Record, points: Sequence[Point]) -> None:
     """Run the trials that have not ended."""
     values = dict(points)
     with closing(runs.run(points, plan.steps, skip=record.ended)) as running:
@@ -304,7 +324,7 @@ def _run_to_end(plan: _Plan, runs: TrialRuns, record: Record, points: Sequence[P
 
 
 def _search_shared(
-    plan: _Plan, runs: TrialRuns, storage: str, callbacks: Sequence[Callable[[Trial], None]]
+    plan: _Plan, runs: Runs, storage: str, callbacks: Sequence[Callable[[Trial], None]]
 ) -> list[Trial]:
     """Run a share of the trials, together with other processes on the same Optuna storage."""
     options = {"seed": plan.seed, "maximize": plan.task.maximize, "storage": storage}

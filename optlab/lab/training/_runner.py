@@ -27,7 +27,7 @@ from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ThreadPo
 from contextlib import contextmanager
 from functools import partial
 from itertools import zip_longest
-from threading import Lock
+from threading import Event, Lock
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -57,6 +57,9 @@ Chunk = Mapping[int, Point]
 
 Static = tuple[tuple[str, str], ...]
 """The values that are compiled into a program, as a key to look it up by."""
+
+Members = Sequence[tuple[int, Point]]
+"""Trials of one program, each with its place among all of them, which gives it its lane."""
 
 LANES = {"cpu": 4}
 """Lanes of a device, by platform. More are hardly faster on a CPU, where idle lanes cost."""
@@ -180,12 +183,12 @@ class TrialRuns:
         self._early_stopping = early_stopping
         self._keys = keys
         # One program per core of a CPU, because a program of few lanes keeps only one core busy.
-        self._streams = os.cpu_count() or 1 if jax.default_backend() == "cpu" else 1
+        self._streams = streams()
         self._eval_every, self._lanes = eval_every, lanes or default_lanes()
         self._memory = (available_memory() if memory is None else memory) / self._streams
         self._groups: dict[tuple, _Group] = {}
         self._resumable: dict[int, tuple[TrainState, Curves]] = {}
-        self._stopping = False
+        self._making, self._stopped = Lock(), Event()
 
     def run(
         self,
@@ -203,18 +206,34 @@ class TrialRuns:
             skip: numbers of trials that are not trained, but keep their lanes.
             keep: whether to store the states of the trials, so that a later call can continue them.
         """
-        pending = self._grouped(points, skip)
-        compiling: dict[Future, tuple[_Group, list[tuple[int, Point]]]] = {}
+        groups = [
+            (static, members, len(members))
+            for static, members in grouped(points, self._traced, skip).items()
+        ]
+        yield from self.run_groups(groups, stop, keep=keep)
+
+    def run_groups(
+        self, groups: Iterable[tuple[Static, Members, int]], stop: int, *, keep: bool = False
+    ) -> Iterator[dict[int, Curves]]:
+        """Train trials as `run` does; several threads may call it at the same time.
+
+        Args:
+            groups: the trials of each program, with the number of trials that it is made for.
+            stop: updates done at the end.
+            keep: whether to store the states of the trials, so that a later call can continue them.
+        """
+        pending = deque(groups)
+        compiling: dict[Future, tuple[_Group, Members]] = {}
         running: set[Future] = set()
-        inside = settings()
+        inside, stopping = settings(), Event()
         with ThreadPoolExecutor(self._streams) as pool:
             try:
                 while pending or compiling or running:
                     # Trace and compile the next group while the previous one runs.
                     while pending and len(compiling) + len(running) < self._streams:
-                        static, members = pending.popleft()
+                        static, members, count = pending.popleft()
                         _, (_, example) = members[0]
-                        group = self._group(static, example, len(members))
+                        group = self._group(static, example, count)
                         compiling[group.compiled] = group, members
                     for future in wait([*compiling, *running], return_when=FIRST_COMPLETED).done:
                         if future in running:
@@ -224,12 +243,15 @@ class TrialRuns:
                         group, members = compiling.pop(future)
                         group.fit(self._memory)
                         for chunk in self._chunks(members, group.lanes):
-                            job = partial(self._run_chunk, group, chunk, stop, keep)
+                            job = partial(self._run_chunk, group, chunk, stop, keep, stopping)
                             running.add(pool.submit(inside, job))
             finally:  # stops the remaining work after an error or an interruption
-                self._stopping = True
+                stopping.set()
                 pool.shutdown(cancel_futures=True)
-                self._stopping = False
+
+    def stop(self) -> None:
+        """End all work at the next evaluation, now and later, with a `CancelledError`."""
+        self._stopped.set()
 
     def forget(self, numbers: Iterable[int]) -> None:
         """Drop the stored states of trials that do not continue."""
@@ -240,51 +262,40 @@ class TrialRuns:
         """Return the stored state of a trial, arrays (seeds, …), and drop it."""
         return self._resumable.pop(number)[0]
 
-    def _grouped(
-        self, points: Sequence[Point], skip: Container[int]
-    ) -> deque[tuple[Static, list[tuple[int, Point]]]]:
-        """Return the trials to be trained of each program, with their places in it."""
-        places: dict[Static, int] = defaultdict(int)
-        members_by_static: dict[Static, list[tuple[int, Point]]] = defaultdict(list)
-        for number, values in points:
-            static = tuple((k, repr(v)) for k, v in values.items() if k not in self._traced)
-            if number not in skip:
-                members_by_static[static].append((places[static], (number, values)))
-            places[static] += 1
-        return deque(members_by_static.items())
+    def put(self, number: int, state: TrainState, curves: Curves) -> None:
+        """Store the state of a trial, as `take` returned it, and the curves up to there."""
+        self._resumable[number] = state, curves
 
-    def _chunks(self, members: Sequence[tuple[int, Point]], lanes: int) -> Iterator[Chunk]:
-        """Assign trials to the lanes of their places; the trials of a chunk start together."""
-        queues: dict[int, dict[int, list[Point]]] = defaultdict(lambda: defaultdict(list))
-        for place, (number, values) in members:
-            reached = self._resumable[number][1].steps[-1] if number in self._resumable else -1
-            queues[int(reached)][place % lanes].append((number, values))
-        for by_lane in queues.values():
-            for row in zip_longest(*by_lane.values()):
-                yield {lane: p for lane, p in zip(by_lane, row, strict=True) if p is not None}
+    def _chunks(self, members: Members, lanes: int) -> Iterator[Chunk]:
+        resumed = [number for _, (number, _) in members if number in self._resumable]
+        reached = {number: int(self._resumable[number][1].steps[-1]) for number in resumed}
+        return chunks(members, lanes, reached)
 
     def _group(self, static: Static, example: Values, members: int) -> "_Group":
-        if static not in self._groups:
-            self._groups[static] = _Group(
-                self._who,
-                self._recipe,
-                example,
-                self._traced,
-                keys=self._keys,
-                lanes=self._lanes,
-                members=members,
-                size=self._eval_every,
-                evaluates=self._evaluates,
-                threads=self._streams,
-            )
-        return self._groups[static]
+        with self._making:
+            if static not in self._groups:
+                self._groups[static] = _Group(
+                    self._who,
+                    self._recipe,
+                    example,
+                    self._traced,
+                    keys=self._keys,
+                    lanes=self._lanes,
+                    members=members,
+                    size=self._eval_every,
+                    evaluates=self._evaluates,
+                    threads=self._streams,
+                )
+            return self._groups[static]
 
-    def _run_chunk(self, group: "_Group", chunk: Chunk, stop: int, keep: bool) -> dict[int, Curves]:
+    def _run_chunk(
+        self, group: "_Group", chunk: Chunk, stop: int, keep: bool, stopping: Event
+    ) -> dict[int, Curves]:
         with group.turn:
-            return self._run_in_turn(group, chunk, stop, keep)
+            return self._run_in_turn(group, chunk, stop, keep, stopping)
 
     def _run_in_turn(
-        self, group: "_Group", chunk: Chunk, stop: int, keep: bool
+        self, group: "_Group", chunk: Chunk, stop: int, keep: bool, stopping: Event
     ) -> dict[int, Curves]:
         filler = next(iter(chunk.values()))  # fills idle lanes, whose results are not used
         lanes = [chunk.get(lane, filler) for lane in range(group.lanes)]
@@ -302,7 +313,7 @@ class TrialRuns:
         with group.batches(first, stop if used else first) as batches:
             while first < stop and used:
                 end = next_stop(first, self._eval_every, stop)
-                if self._stopping:
+                if stopping.is_set() or self._stopped.is_set():
                     raise CancelledError
                 runs, curves = group.advance(runs, values, curves, end, used, batches)
                 self._on_updates(len(chunk) * (end - first))
@@ -442,6 +453,7 @@ class _Group:
         self._threads = 1 if way.over_devices else threads
         self._apart = partial(Apart, who, make_run, task, threads=self._threads, **options)
         self._lanes = self._apart(lanes=lanes) if way.apart else self._together(lanes=share.lanes)
+        self._fitting = Lock()
         self.compiled = self._compile()
 
     @property
@@ -461,6 +473,10 @@ class _Group:
 
     def fit(self, memory: float) -> None:
         """Wait for the programs; compile them with fewer lanes if they need too much memory."""
+        with self._fitting:
+            self._fit(memory)
+
+    def _fit(self, memory: float) -> None:
         while True:
             sizes = [_bytes(program) for program in self.compiled.result()]
             required = self._lanes.required(sizes, self._threads)
@@ -548,6 +564,42 @@ class _Group:
         return _in_thread(lambda: _at_once([program.compile for program in lowered]))
 
 
+def grouped(
+    points: Iterable[Point], traced: Container[str], skip: Container[int]
+) -> dict[Static, list[tuple[int, Point]]]:
+    """Return the trials to be trained of each program, with their places in it.
+
+    Args:
+        points: the trials.
+        traced: the names of the values that are arguments of a program.
+        skip: numbers of trials that are not trained, but keep their places.
+    """
+    places: dict[Static, int] = defaultdict(int)
+    members: dict[Static, list[tuple[int, Point]]] = defaultdict(list)
+    for number, values in points:
+        static = tuple((k, repr(v)) for k, v in values.items() if k not in traced)
+        if number not in skip:
+            members[static].append((places[static], (number, values)))
+        places[static] += 1
+    return members
+
+
+def chunks(members: Members, lanes: int, reached: Mapping[int, int]) -> Iterator[Chunk]:
+    """Assign trials to the lanes of their places; the trials of a chunk start together.
+
+    Args:
+        members: the trials of one program.
+        lanes: its lanes.
+        reached: the updates after which a trial continues, by number; other trials begin.
+    """
+    queues: dict[int, dict[int, list[Point]]] = defaultdict(lambda: defaultdict(list))
+    for place, (number, values) in members:
+        queues[reached.get(number, -1)][place % lanes].append((number, values))
+    for by_lane in queues.values():
+        for row in zip_longest(*by_lane.values()):
+            yield {lane: p for lane, p in zip(by_lane, row, strict=True) if p is not None}
+
+
 def _in_thread(function: Callable[[], Any]) -> Future:
     pool = ThreadPoolExecutor(1)
     future = pool.submit(function)
@@ -578,6 +630,11 @@ def _bytes(program: Any) -> int:
 def default_lanes() -> int:
     """Return the lanes of a device, if nobody says how many."""
     return LANES.get(jax.default_backend(), LANES_ELSEWHERE)
+
+
+def streams() -> int:
+    """Return the number of programs that run at the same time."""
+    return os.cpu_count() or 1 if jax.default_backend() == "cpu" else 1
 
 
 class _Share(NamedTuple):

@@ -2,27 +2,40 @@
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
 
-def settings() -> Callable[[Callable[[], Any]], Any]:
-    """Return a function that calls another one with the settings of the thread it was made on.
+class Settings(NamedTuple):
+    """Settings of a thread.
 
-    These are the type of numbers, the default device and the promotion of types.
+    Attributes:
+        x64: whether numbers of 64 bits are enabled.
+        promotion: how types are promoted.
+        device: the default device; None for JAX's own choice.
     """
-    x64, device = jax.config.jax_enable_x64, jax.config.jax_default_device
-    promotion = jax.config.jax_numpy_dtype_promotion
 
-    def inside(function: Callable[[], Any]) -> Any:
+    x64: bool
+    promotion: str
+    device: Any
+
+    def __call__(self, function: Callable[[], Any]) -> Any:
+        """Call a function with these settings, and return its result."""
+        own = settings()
         with ExitStack() as stack:
-            if jax.config.jax_enable_x64 != x64:
-                stack.enter_context(jax.enable_x64(x64))
-            if jax.config.jax_default_device != device:
-                stack.enter_context(jax.default_device(device))
-            if jax.config.jax_numpy_dtype_promotion != promotion:
-                stack.enter_context(jax.numpy_dtype_promotion(promotion))
+            if own.x64 != self.x64:
+                stack.enter_context(jax.enable_x64(self.x64))
+            if own.device != self.device:
+                stack.enter_context(jax.default_device(self.device))
+            if own.promotion != self.promotion:
+                stack.enter_context(jax.numpy_dtype_promotion(self.promotion))
             return function()
 
-    return inside
+
+def settings() -> Settings:
+    """Return the settings of this thread."""
+    config = jax.config
+    return Settings(
+        config.jax_enable_x64, config.jax_numpy_dtype_promotion, config.jax_default_device
+    )

@@ -727,7 +727,7 @@ class Watched(TrialRuns):
 
 @pytest.fixture
 def watched(monkeypatch):
-    monkeypatch.setattr("optlab.lab.sweeps._sweep.TrialRuns", Watched)
+    monkeypatch.setattr("optlab.lab.sweeps._jobs.TrialRuns", Watched)
     monkeypatch.setattr(Watched, "lanes", ())
     return Watched
 
