@@ -10,7 +10,7 @@ import optax
 from optlab import _checks
 from optlab._tree import is_traced
 from optlab._types import Tree
-from optlab.rules._leaf import path_name, path_names
+from optlab.rules._leaf import longest_in, path_name, path_names
 from optlab.rules._recorder import Membership, Touch, recording
 from optlab.rules._roles import Axes
 from optlab.rules._state import RuleState
@@ -200,7 +200,7 @@ def _state_of(
                 visit(leaf, isinstance(leaf, RuleState))
                 continue
             names = path_names(path)
-            owner = _longest(names, known)
+            owner = longest_in(names, known)
             # The numbers of a rule that all parameters share do not belong to a lone array.
             if owner is None or (owner == () and leaf.ndim == 0):
                 continue
@@ -218,15 +218,6 @@ def _state_of(
 def _is_named(parent: Any) -> Any:
     """Return the test for a NamedTuple within a node, whose type says what it is."""
     return lambda node: node is not parent and isinstance(node, tuple) and hasattr(node, "_fields")
-
-
-def _longest(names: tuple[str, ...], known: set[tuple[str, ...]]) -> tuple[str, ...] | None:
-    """Return the longest known path that stands somewhere on a path."""
-    for length in range(len(names), -1, -1):
-        for start in range(len(names) - length, -1, -1):
-            if names[start : start + length] in known:
-                return names[start : start + length]
-    return None
 
 
 def axes_text(axes: Axes) -> str:

@@ -461,7 +461,7 @@ FAULTS = (
     Fault(
         "new_slots_go_where_the_gradient_is",
         "rules/_lift.py",
-        "leaves[index] = kept_in_place(slot, leaves[index])",
+        "leaves[index] = placed_like(slot, leaves[index])",
         "leaves[index] = slot",
         "tests/rules/test_sharding.py -k unlike_each_other",
     ),

@@ -49,9 +49,11 @@ from optlab.rules import (
     check_float_dtype,
     decay,
     direction,
+    is_divided,
     norm_of,
     number,
     optimizer,
+    placed_like,
     root,
     slot,
     visibly_bounded,
@@ -113,8 +115,10 @@ def adafactor_rule(
         else:
             rows, columns = factors
             width, height = (_size(g.shape, along) for along in (columns, rows))
-            v_row = average(kept, slots.v_row, _mean(square, columns, width))
-            v_col = average(kept, slots.v_col, _mean(square, rows, height))
+            of_rows, of_columns = _mean(square, columns, width), _mean(square, rows, height)
+            # One axis of a mesh may divide both factors, but not both axes of their product.
+            v_row = average(kept, placed_like(slots.v_row, of_rows), of_rows)
+            v_col = average(kept, placed_like(slots.v_col, of_columns), of_columns)
             row, column = jnp.expand_dims(v_row, columns), jnp.expand_dims(v_col, rows)
             level = _mean(row, rows, height, keepdims=True)
             # Neither R·C nor its inverse need be in range; each of these two quotients is.
@@ -186,11 +190,16 @@ def _rms(x: Array, batch: Axes) -> Array:
     """Return the root of the mean square over all axes but those of a batch, which stay, as 1."""
     batch = tuple(sorted(batch))
     others = tuple(axis for axis in range(x.ndim) if axis not in batch)
+    count = max(_size(x.shape, others), 1)
+    if is_divided(x, batch):  # JAX cannot map the norm's branch over an axis that is divided so
+        largest = jnp.max(jnp.abs(x), axis=others, keepdims=True)
+        largest = jnp.where(largest > 0, largest, 1)
+        return largest * root(jnp.sum(jnp.square(x / largest), others, keepdims=True) / count)
     norm = norm_of
     for _ in batch:
         norm = jax.vmap(norm)
     value, scale = norm(x.transpose(*batch, *others))
-    rms = value / max(_size(x.shape, others), 1) ** 0.5 / scale
+    rms = value / count**0.5 / scale
     return jnp.expand_dims(rms, others)
 
 

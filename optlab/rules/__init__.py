@@ -42,6 +42,7 @@ from optlab.rules._arithmetic import (
 )
 from optlab.rules._hyperparams import Decay, Parameter, decay, number
 from optlab.rules._leaf import AxesChoice, Leaf, linear_maps
+from optlab.rules._leaves import is_divided, placed_like
 from optlab.rules._lift import lift
 from optlab.rules._matrices import from_matrices, matrices
 from optlab.rules._newton_schulz import newton_schulz_coefficients, orthogonalized
@@ -87,6 +88,7 @@ __all__ = [
     "fail",
     "from_matrices",
     "global_norm_clip",
+    "is_divided",
     "learning_rate",
     "lift",
     "linear_maps",
@@ -99,6 +101,7 @@ __all__ = [
     "orthogonalized",
     "paths_matching",
     "paths_not_matching",
+    "placed_like",
     "root",
     "round_to",
     "saturated",

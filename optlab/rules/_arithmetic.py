@@ -9,7 +9,7 @@ import numpy as np
 
 from optlab._types import Array, DTypeLike
 from optlab.rules._hyperparams import Decay
-from optlab.rules._leaves import kept_in_place
+from optlab.rules._leaves import placed_like
 
 
 def average(beta: Decay, old: Array, new: Array) -> Array:
@@ -24,7 +24,7 @@ def average(beta: Decay, old: Array, new: Array) -> Array:
         old: the average so far.
         new: the next element, of the same shape.
     """
-    new = kept_in_place(new, old)  # `select` takes arrays of one sharding alone
+    new = placed_like(new, old)  # `select` takes arrays of one sharding alone
     heavier = jax.lax.select(beta.is_short, new, old)
     return heavier + beta.weight * (new - old)
 

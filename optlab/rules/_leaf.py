@@ -1,7 +1,7 @@
 """What is known of a leaf besides its numbers: its path, and which of its axes are a matrix."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -143,6 +143,17 @@ def path_names(path: Any) -> tuple[str, ...]:
     if path and isinstance(path[-1], jax.tree_util.GetAttrKey) and names[-1] == "value":
         return names[:-1]
     return names
+
+
+def longest_in(
+    names: tuple[str, ...], known: Collection[tuple[str, ...]]
+) -> tuple[str, ...] | None:
+    """Return the longest known path that stands somewhere on a path; the last of several."""
+    for length in range(len(names), -1, -1):
+        for start in range(len(names) - length, -1, -1):
+            if names[start : start + length] in known:
+                return names[start : start + length]
+    return None
 
 
 _PART = re.compile(r"\[\d+:\d+\]")

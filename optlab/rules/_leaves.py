@@ -235,9 +235,9 @@ def _joint_spec(specs: list[tuple[Any, ...]]) -> tuple[Any, ...]:
     return tuple(joint)
 
 
-def kept_in_place(new: Any, old: Any) -> Any:
-    """Return arrays with the explicit shardings of others."""
-    return jax.tree.map(lambda x, like: _resharded(x, _spec(like)), new, old)
+def placed_like(arrays: Any, others: Any) -> Any:
+    """Return arrays that lie on the axes of an explicit mesh as others of the same shapes do."""
+    return jax.tree.map(lambda x, like: _resharded(x, _spec(like)), arrays, others)
 
 
 def whole(arrays: Any, kept: tuple[int, ...] = ()) -> Any:
@@ -297,6 +297,15 @@ def gathered(results: Any, before: Any, count: int) -> Any:
     return jax.tree.map(
         lambda x, array: _resharded(x, (None, *_spec(array)))[:count], results, before
     )
+
+
+def is_divided(array: Any, axes: tuple[int, ...]) -> bool:
+    """Whether an axis of a mesh divides an array along one of these axes, by the array's type.
+
+    Only axes of the mesh that are explicit stand in a type.
+    """
+    spec = _spec(array)
+    return any(_names(spec[axis]) for axis in axes)
 
 
 def _names(entry: Any) -> tuple[str, ...]:

@@ -35,8 +35,8 @@ from optlab.rules._leaf import AxesChoice, leaf_facts, path_name
 from optlab.rules._leaves import (
     Leaves,
     gathered,
-    kept_in_place,
     placed_alike,
+    placed_like,
     spread,
     whole,
 )
@@ -648,7 +648,7 @@ class _Step:
 
     def store(self, index: int, new: Any) -> None:
         for leaves, slot in zip(self._slots.values(), new, strict=True):
-            leaves[index] = kept_in_place(slot, leaves[index])
+            leaves[index] = placed_like(slot, leaves[index])
 
     def new_state(self, counts: Mapping[str, Array]) -> Any:
         structure = self._leaves.structure
@@ -708,7 +708,7 @@ def _run_stacked(
     members = [placed_alike(*arrays) for _, arrays, _ in batch]
     if len(batch) == 1:
         results = run(*key, *whole(members[0], kept), scalars)
-        return [(batch[0][0], *kept_in_place(results, before))]
+        return [(batch[0][0], *placed_like(results, before))]
     stacked = jax.tree.map(lambda *xs: jnp.stack(xs), *members)
     shared_out = spread(stacked, tuple(axis + 1 for axis in kept))
     results = jax.vmap(lambda *arrays: run(*key, *arrays, scalars))(*shared_out)
