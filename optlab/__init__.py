@@ -9,8 +9,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 _ROOMS = {"dialects", "groups", "lab", "mup", "native", "optimizers", "plots", "reference"}
-_ROOMS |= {"registry", "regularization", "rules", "scaling", "schedules", "testing", "transforms"}
-_ROOMS |= {"wrappers"}
+_ROOMS |= {"registry", "regularization", "rules", "scaling", "schedules", "sharding", "testing"}
+_ROOMS |= {"transforms", "wrappers"}
 
 _SOURCES = ("optimizers", "transforms", "wrappers", "_describe", "_inspect", "_tree")
 """The modules that have the public functions and classes, in which a name is looked up."""
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from optlab import plots as plots
     from optlab import regularization as regularization
     from optlab import scaling as scaling
+    from optlab import sharding as sharding
     from optlab import testing as testing
     from optlab._describe import describe
     from optlab._inspect import hyperparams, replace_hyperparams

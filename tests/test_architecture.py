@@ -44,6 +44,7 @@ ROOMS = {
     "testing": ["registry", "_inspect"],
     "mup": ["groups", "_report", "plots"],
     "native": ["_tree"],
+    "sharding": ["rules"],
     "_extras": [],
     "_report": [],
     "_divergence": [],
@@ -56,6 +57,7 @@ ROOMS = {
         "groups",
         "_describe",
         "plots",
+        "sharding",
         "_paths",
         "_identity",
     ],
@@ -74,6 +76,7 @@ ROOMS = {
         "reference",
         "native",
         "mup",
+        "sharding",
         "_inspect",
         "_describe",
     ],
@@ -180,6 +183,7 @@ def test_exports_are_complete():
         "rules",
         "scaling",
         "schedules",
+        "sharding",
         "testing",
         "transforms",
         "wrappers",
@@ -217,7 +221,7 @@ def test_every_public_rule_has_a_row_and_every_row_is_public():
 
 def public_functions():
     rooms = [optlab.groups, optlab.mup, optlab.native, optlab.regularization, optlab.scaling]
-    for owner in (optlab, *rooms, optlab.schedules):
+    for owner in (optlab, *rooms, optlab.schedules, optlab.sharding):
         for name in owner.__all__:
             value = getattr(owner, name)
             if inspect.isfunction(value):
@@ -232,7 +236,12 @@ def test_public_functions_document_every_argument(function):
     if not parameters:
         return
     assert "Args:" in text
-    reads_only = function in (optlab.global_norm, optlab.hyperparams, optlab.monitored)
+    reads_only = function in (
+        optlab.global_norm,
+        optlab.hyperparams,
+        optlab.monitored,
+        optlab.sharding.collectives,
+    )
     assert ("Returns:" if reads_only else "Raises:") in text
     described = text.split("Args:")[1].split("\n\n")[0]
     for argument in parameters:

@@ -1,0 +1,217 @@
+"""A training step on a divided state: gradients reduced once, parameters gathered once."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from optlab import _checks
+from optlab._tree import is_traced
+from optlab._types import Array, Tree
+from optlab.sharding._specs import (
+    check_mesh,
+    divided,
+    params_on,
+    sharding_of,
+)
+from optlab.sharding._state import check_divides, state_sharding
+
+_WHO = "sharding.step"
+
+
+class Step:
+    """A compiled training step on a mesh, as `step` makes it.
+
+    Calling it with (params, state, batch, *extra) returns (params, state, loss), with a fourth
+    value, what else the loss returns, if it was made with `has_aux`. Parameters and state that are
+    passed in are donated: their memory holds the new ones, so that they can no longer be used.
+
+    Attributes:
+        params_sharding: the shardings of the parameters, before and after.
+        state_sharding: those of the state.
+        batch_sharding: that of each array of a batch that has axes.
+    """
+
+    def __init__(
+        self,
+        tx: optax.GradientTransformation,
+        loss: Callable[..., Any],
+        params: Tree,
+        mesh: Mesh,
+        axis: str,
+        has_aux: bool,
+    ):
+        self._update = optax.with_extra_args_support(tx).update
+        self._loss, self._mesh, self._axis, self._has_aux = loss, mesh, axis, has_aux
+        make, own = sharding_of(mesh), list(params_on(_WHO, params, mesh).values())
+        structure = jax.tree.structure(params)
+        self.params_sharding = structure.unflatten([make(param.entries) for param in own])
+        self.state_sharding = state_sharding(tx, params, mesh, axis)
+        self.batch_sharding = NamedSharding(mesh, PartitionSpec(axis))
+        size = mesh.shape[axis]
+        self._parts = structure.unflatten(
+            [make(divided(param.shape, param, axis, size)) for param in own]
+        )
+        self._shapes = [param.shape for param in own]
+        self._compiled = jax.jit(self._body, donate_argnums=(0, 1))
+
+    def __call__(self, params: Tree, state: Any, batch: Tree, *extra: Any) -> tuple[Any, ...]:
+        """Make one step; see the class."""
+        leaves = jax.tree.leaves((params, state, batch))
+        if any(map(is_traced, leaves)):
+            return self._body(params, state, batch, *extra)
+        self._check(params, state, batch)
+        with jax.set_mesh(self._mesh):
+            return self._compiled(params, state, batch, *extra)
+
+    def lower(self, params: Tree, state: Any, batch: Tree, *extra: Any) -> jax.stages.Lowered:
+        """Lower the program for arguments like these, arrays or shapes with shardings."""
+        self._check(params, state, batch)
+        with jax.set_mesh(self._mesh):
+            return self._compiled.lower(params, state, batch, *extra)
+
+    def _body(self, params: Tree, state: Any, batch: Tree, *extra: Any) -> tuple[Any, ...]:
+        batch = jax.tree.map(lambda x: self._place(x, self.batch_sharding) if x.ndim else x, batch)
+
+        def loss(params: Tree) -> tuple[Array, Any]:
+            result = self._loss(params, batch, *extra)
+            return result if self._has_aux else (result, None)
+
+        (value, aux), grads = jax.value_and_grad(loss, has_aux=True)(params)
+        # A real loss of complex numbers rises in the direction of the conjugate of JAX's gradient.
+        grads = jax.tree.map(lambda g: g.conj() if jnp.iscomplexobj(g) else g, grads)
+        # Each device goes on with the part of the gradients and parameters that its state is for.
+        grads = self._placed(grads, self._parts)
+        own = self._placed(params, self._parts)
+        updates, state = self._update(
+            grads, state, own, value=value, grad=grads, value_fn=lambda params: loss(params)[0]
+        )
+        params = self._placed(optax.apply_updates(own, updates), self.params_sharding)
+        state = self._placed(state, self.state_sharding)
+        return (params, state, value, aux) if self._has_aux else (params, state, value)
+
+    def _placed(self, tree: Tree, shardings: Tree) -> Tree:
+        return jax.tree.map(self._place, tree, shardings)
+
+    def _place(self, x: Array, where: NamedSharding) -> Array:
+        explicit = AxisType.Explicit in self._mesh.axis_types
+        return (
+            jax.sharding.reshard(x, where) if explicit else lax.with_sharding_constraint(x, where)
+        )
+
+    def _check(self, params: Tree, state: Any, batch: Tree) -> None:
+        """Require arguments that fit what the step was made for, and lie where it expects them."""
+        required = "params must have the structure and shapes of those that the step was made for"
+        remedy = "make a step for these parameters"
+        if jax.tree.structure(params) != jax.tree.structure(self.params_sharding):
+            _checks.fail(_WHO, required, f"{jax.tree.structure(params)}", remedy)
+        shapes = map(np.shape, jax.tree.leaves(params))
+        for (path, _), got, shape in zip(
+            jax.tree.leaves_with_path(params), shapes, self._shapes, strict=True
+        ):
+            if got != shape:
+                _checks.fail(_WHO, required, f"{got} at {_checks.path_text(path)}", remedy)
+        if jax.tree.structure(state) != jax.tree.structure(self.state_sharding):
+            _checks.fail(
+                _WHO,
+                "state must be that of the transformation that the step was made for",
+                f"{jax.tree.structure(state)}",
+                "make it with optlab.sharding.init",
+            )
+        check_divides(_WHO, batch, self._mesh, self._axis)
+        self._check_place("params", params, self.params_sharding, "jax.device_put them")
+        remedy = "make it with optlab.sharding.init, or jax.device_put it"
+        self._check_place("state", state, self.state_sharding, remedy)
+
+    def _check_place(self, what: str, tree: Tree, shardings: Tree, remedy: str) -> None:
+        for (path, leaf), where in zip(
+            jax.tree.leaves_with_path(tree), jax.tree.leaves(shardings), strict=True
+        ):
+            now = getattr(leaf, "sharding", None)
+            if now is None or now == where:
+                continue
+            if not now.is_equivalent_to(where, leaf.ndim):
+                got = getattr(now, "spec", None)
+                got = f"{now}" if got is None else f"{got}"
+                _checks.fail(
+                    _WHO,
+                    f"{what} must lie on the mesh as {what}_sharding of the step says, "
+                    f"{_checks.path_text(path)} as {where.spec}",
+                    got,
+                    f"{remedy} to step.{what}_sharding",
+                )
+
+
+def step(
+    tx: optax.GradientTransformation,
+    loss: Callable[..., Any],
+    params: Tree,
+    mesh: Mesh,
+    axis: str = "data",
+    *,
+    has_aux: bool = False,
+) -> Step:
+    """Make a training step whose devices share the batch, and divide the optimizer's state.
+
+    Each device computes the gradient on its part of the batch. Gradients are reduced once over all
+    devices; each device then updates the part of the parameters that its part of the state is for;
+    and the new parameters are gathered once. The result is that of one device that has the whole
+    batch, up to the order of sums:
+
+        loss, gradients = jax.value_and_grad(loss)(params, batch, *extra)
+        updates, state = tx.update(gradients, state, params)
+        params = optax.apply_updates(params, updates)
+
+    Rules that look at each number alone (SGD, Adam, Lion) move nothing else. Norms (clipping, LARS,
+    LAMB) also reduce a number for each array, Adafactor also its factors, and rules on matrices
+    (Muon, Shampoo, SOAP) gather matrices. `collectives` lists all that a step moves.
+
+    Args:
+        tx: the optimizer. Its `update` is also given `value`, `grad` and `value_fn`, as
+            `optax.lbfgs` and `optlab.reduce_on_plateau` need them.
+        loss: (params, batch, *extra) → () float, the loss of the whole batch, mostly a mean over
+            its examples; with `has_aux`, (loss, anything).
+        params: the parameters or their shapes, which say how these lie on the mesh: whole on each
+            device, or divided.
+        mesh: the devices, with automatic or explicit axes.
+        axis: the axis of the mesh that divides batches, along their first axis, and the state.
+        has_aux: whether `loss` returns something besides the loss, such as new running statistics.
+
+    Returns:
+        A `Step`: (params, state, batch, *extra) → (params, state, loss), compiled. `init` makes the
+        state, `divide_batch` the batch. Extra arguments, such as a random key, go to `loss` as they
+        are. Parameters and state are donated.
+
+    Raises:
+        ValueError: `tx` is no transformation, `loss` is no function, the mesh does not have the
+            axis; when called, parameters, state or batch do not fit.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, optlab
+        >>> from optlab import sharding
+        >>> mesh, tx = jax.make_mesh((jax.device_count(),), ("data",)), optlab.adam(0.1)
+        >>> params = {"w": jnp.ones(8)}
+        >>> def loss(params, batch):
+        ...     return jnp.mean(batch @ params["w"])
+        >>> train = sharding.step(tx, loss, params, mesh)
+        >>> params = jax.device_put(params, train.params_sharding)
+        >>> state = sharding.init(tx, params, mesh)
+        >>> batch = sharding.divide_batch(jnp.ones((4, 8)), mesh)
+        >>> params, state, value = train(params, state, batch)
+        >>> print(value, params["w"][0])
+        8.0 0.9
+    """
+    check_mesh(_WHO, mesh, axis, of_devices=True)
+    if len({*mesh.axis_types}) > 1:
+        required = "the axes of the mesh must be all automatic or all explicit"
+        _checks.fail(_WHO, required, str(mesh.axis_types), "pass axis_types to jax.make_mesh")
+    _checks.check_transformation(_WHO, tx)
+    if not callable(loss):
+        remedy = "pass a function (params, batch, *extra) → loss"
+        _checks.fail(_WHO, "loss must be a function", repr(loss), remedy)
+    return Step(tx, loss, params, mesh, axis, _checks.check_flag(_WHO, "has_aux", has_aux))
