@@ -186,6 +186,23 @@ def divide_batch(batch: Tree, mesh: Mesh, axis: str = "data") -> Tree:
     return jax.tree.map(place, batch)
 
 
+def shardings_beside(
+    who: str, state: Tree, params: Tree, mesh: Mesh | AbstractMesh, axis: str
+) -> Tree:
+    """Return the shardings of a divided state, of which only the shapes are known.
+
+    Args:
+        who: the public name that errors begin with.
+        state: the shapes of the state.
+        params: the parameters or their shapes, with how they lie on the mesh.
+        mesh: the devices.
+        axis: of the mesh.
+    """
+    found = places(state, params_on(who, params, mesh), mesh, axis)
+    _warn_of_whole(who, found, mesh, axis)
+    return _shardings(state, found, mesh)
+
+
 def processes(mesh: Mesh, axis: str) -> int:
     """Return how many parts of a batch come from different processes."""
     size = mesh.shape[axis]

@@ -16,6 +16,7 @@ from jax import lax
 from optlab import _checks
 from optlab._types import Array, Tree
 from optlab.lab.tasks._task import Batch, Task
+from optlab.rules import placed_like
 from optlab.rules._state import is_rule_state
 from optlab.wrappers import AccumulateState, SkipNonfiniteState
 from optlab.wrappers._common import stay_finite
@@ -150,7 +151,9 @@ def update_on(
     )
     if outlives_bad_batches(opt_state):
         model_state = _sound(model_state, run.model_state)
-    return TrainState(optax.apply_updates(run.params, updates), model_state, opt_state), loss
+    # On explicit axes of a mesh, updates are divided as a state that is divided over more of them.
+    params = placed_like(optax.apply_updates(run.params, updates), run.params)
+    return TrainState(params, model_state, opt_state), loss
 
 
 def _evaluation(task: Task, opt_state: optax.OptState, judged: Judged) -> dict[str, Any]:

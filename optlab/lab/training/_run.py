@@ -91,7 +91,7 @@ class RunLoop:
             observe=observe,
             size=eval_every,
             in_lanes=False,
-            settle=sharding.settler(task),
+            settle=sharding.settler(who, task),
             divide=sharding.divide,
         )
 

@@ -3,7 +3,7 @@
 Parameters and the model's state stay as `Task.init` makes them under the mesh: replicated, unless
 it divides them. On axes that are automatic, a slot of the optimizer lies where its parameter does,
 and all else is replicated. On explicit axes the types of arrays say where they lie, and the state
-stays as the optimizer makes it.
+stays as the optimizer makes it. If asked for, slots are divided over the axis of the batch as well.
 """
 
 from collections.abc import Callable
@@ -22,6 +22,7 @@ from optlab._types import Array, Tree
 from optlab.lab.tasks._task import Batch, Task
 from optlab.lab.training._engine import Carry, compiled_shapes, with_shardings
 from optlab.lab.training._loop import TrainState
+from optlab.sharding._state import shardings_beside
 
 
 @dataclass(frozen=True)
@@ -31,14 +32,19 @@ class Sharding:
     Attributes:
         mesh: the devices; None for the default device.
         axis: the axis of the mesh over which batches are divided.
+        divides_state: whether the optimizer's state is divided over it, too (ZeRO-1).
     """
 
     mesh: Mesh | None
     axis: str
+    divides_state: bool = False
 
     def check(self, who: str) -> None:
         """Require a mesh that has the axis."""
         if self.mesh is None:
+            if self.divides_state:
+                remedy = 'pass jax.make_mesh((8,), ("data",)), say'
+                _checks.fail(who, "divide_state needs a mesh", "mesh=None", remedy)
             return
         if not isinstance(self.mesh, Mesh):
             remedy = 'pass jax.make_mesh((8,), ("data",)), say'
@@ -74,8 +80,12 @@ class Sharding:
         """Return the context in which the run is traced and called."""
         return nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
 
-    def settler(self, task: Task) -> Callable[[Carry], Carry] | None:
+    def settler(self, who: str, task: Task) -> Callable[[Carry], Carry] | None:
         """Return a function that says where a run is to stay; None without a mesh.
+
+        Args:
+            who: the public name that errors begin with.
+            task: the problem.
 
         Returns:
             A function of the shapes of a run, with the shardings that the compiler gives them, to
@@ -89,9 +99,12 @@ class Sharding:
             params, model_state = self._as_asked(task, (params, model_state))
             runs = TrainState(params, model_state, opt_state)
             shardings = _shardings(Carry(runs, carry.records))
-            if self._is_explicit:
+            if self.divides_state:
+                opt_state = shardings_beside(who, opt_state, params, self.mesh, self.axis)
+            elif self._is_explicit:
                 return shardings
-            opt_state = _with_params(opt_state, params, self._everywhere)
+            else:
+                opt_state = _with_params(opt_state, params, self._everywhere)
             records = jax.tree.map(lambda leaf: self._everywhere, carry.records)
             return Carry(shardings.runs._replace(opt_state=opt_state), records)
 

@@ -63,6 +63,7 @@ def train(
     resume_at: int | None = None,
     mesh: Mesh | None = None,
     data_axis: str = "data",
+    divide_state: bool = False,
 ) -> Run:
     """Train, evaluate at regular intervals, and record everything.
 
@@ -126,6 +127,9 @@ def train(
             (`jax.distributed.initialize`), all make the same call, each with callbacks that do the
             same; a loader yields the part of each batch that belongs to its process.
         data_axis: the name of that axis.
+        divide_state: whether each device keeps one part of the optimizer's state only, divided over
+            that axis as `optlab.sharding.state_sharding` does it (ZeRO-1). A checkpoint of a run
+            that divides it continues one that does not, and the other way round.
 
     Raises:
         ModuleNotFoundError: Orbax, for `checkpoints`, or rich, for `progress`, is not installed.
@@ -150,7 +154,8 @@ def train(
     """
     began = time.perf_counter()
     key = jax.random.key(0) if key is None else key
-    sharding = Sharding(mesh, data_axis)
+    divide_state = _checks.check_flag(_WHO, "divide_state", divide_state)
+    sharding = Sharding(mesh, data_axis, divide_state)
     sharding.check(_WHO)
     with ExitStack() as contexts:
         contexts.enter_context(sharding.context())

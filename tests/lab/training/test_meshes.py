@@ -170,6 +170,17 @@ def test_a_divided_run_goes_on_on_one_device(tmp_path, alone):
 
 
 @MOSTLY_AUTO
+def test_a_run_goes_on_with_a_divided_state_and_ends_like_that_of_one(tmp_path, alone, kind):
+    mesh = mesh_of((2,), kind)
+    run(task(), steps=2, checkpoints=tmp_path)
+    result = run(task(), mesh=mesh, divide_state=True, checkpoints=tmp_path)
+    assert_alike(numbers_of(result), numbers_of(alone["traced"]))
+    slots = [leaf for leaf in jax.tree.leaves(result.opt_state) if leaf.shape == (4, 16)]
+    assert [slot.sharding.spec for slot in slots] == [P("data", None)] * 2
+    assert all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(result.params))
+
+
+@MOSTLY_AUTO
 def test_given_parameters_lie_where_those_of_the_task_would(kind):
     mesh = mesh_of((2,), kind)
     place = divided(mesh) if kind == "auto" else lambda params: params
@@ -224,6 +235,8 @@ def test_no_update_gathers_what_its_arithmetic_does_not_need(kind):
             {"mesh": mesh_of((2,), "auto"), "data_axis": "batch"},
             "data_axis must be an axis of the mesh, which has 'data', got data_axis='batch'",
         ),
+        ({"divide_state": True}, "divide_state needs a mesh, got mesh=None; pass jax.make_mesh"),
+        ({"divide_state": "zero"}, "divide_state must be True or False, got divide_state='zero'"),
     ],
 )
 def test_what_is_no_mesh_or_has_not_the_axis_is_refused(options, message):
