@@ -119,31 +119,37 @@ class Case:
         return RULES[self.rule].torch
 
     def functions(self, peer: str, **options: Any) -> Functions:
-        """Return the case in the form of `peer`: "optlab", "optax" or "by-hand".
+        """Return the case in the form of a peer of JAX_PEERS or NATIVE_PEERS.
 
         Args:
             peer: the contender.
             options: further options for the rule's constructor in optlab or Optax.
         """
-        return {"optlab": self._optlab, "optax": self._optax, "by-hand": self._by_hand}[peer](
-            **options
-        )
+        makers = {
+            "optlab": self._optlab,
+            "optax": self._optax,
+            "by-hand": self._by_hand,
+            "native": partial(self._optlab, native=True),
+            "optax-native": partial(self._optax, native=True),
+        }
+        return makers[peer](**options)
 
-    def _optlab(self, **options: Any) -> Functions:
+    def _optlab(self, native: bool = False, **options: Any) -> Functions:
         members = [RULES[self.rule].optlab(**options)]
         if self.clip:
             members.insert(0, optlab.clip_by_global_norm(MAX_NORM))
         if self.average:
             members.append(optlab.params_ema(AVERAGE_DECAY))
-        return chained(members, optlab.averaged_params if self.average else None)
+        return chained(members, optlab.averaged_params if self.average else None, native)
 
-    def _optax(self, **options: Any) -> Functions:
+    def _optax(self, native: bool = False, **options: Any) -> Functions:
         members = [RULES[self.rule].optax(**options)]
         if self.clip:
             members.insert(0, optax.clip_by_global_norm(MAX_NORM))
         if self.average:
             members.append(_params_average(AVERAGE_DECAY))
-        return chained(members, (lambda state: state[-1].average) if self.average else None)
+        average = (lambda state: state[-1].average) if self.average else None
+        return chained(members, average, native)
 
     def _by_hand(self) -> Functions:
         init, step = by_hand.RULES[self.rule]
@@ -155,10 +161,21 @@ class Case:
 
 
 def chained(
-    members: list[optax.GradientTransformation], average: Callable[[Tree], Tree] | None = None
+    members: list[optax.GradientTransformation],
+    average: Callable[[Tree], Tree] | None = None,
+    native: bool = False,
 ) -> Functions:
-    """Return a chain of transformations as functions."""
+    """Return a chain of transformations as functions.
+
+    Args:
+        members: the transformations.
+        average: state → the average of the parameters; None without an average.
+        native: whether `optlab.native.step` makes the step.
+    """
     tx = optax.chain(*members) if len(members) > 1 else members[0]
+    if native:
+        in_loops = optlab.native.step(tx)
+        return Functions(tx.init, lambda params, state, g: in_loops(g, state, params), average)
 
     def step(params, state, gradients):
         updates, state = tx.update(gradients, state, params)

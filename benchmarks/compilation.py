@@ -1,7 +1,8 @@
 """Time to a first step: tracing, lowering and compiling, by the number of leaves.
 
-JAX's caches are emptied before each measurement, and the cache on disk is off. Contenders take
-turns; the ratio to the base is computed within each turn.
+JAX's caches are emptied before each measurement, and its cache on disk is off. The loops of
+`optlab.native` are compiled before. Contenders take turns; the ratio to the base is computed within
+each turn.
 """
 
 import time
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.cases import CASES, Case, Functions
-from benchmarks.contenders import BASE, JAX_PEERS
+from benchmarks.contenders import BASE, JAX_PEERS, NATIVE_PEERS
 from benchmarks.options import Options
 from benchmarks.report import Record, Section, by_columns, spread
 from benchmarks.shapes import Shapes, many
@@ -45,7 +46,7 @@ def sections(options: Options) -> Iterator[Section]:
 
 
 def _results(options: Options) -> Iterator[Record]:
-    peers = [peer for peer in JAX_PEERS if peer in options.peers]
+    peers = [peer for peer in (*JAX_PEERS, *NATIVE_PEERS) if peer in options.peers]
     _stages(CASES["sgd"].functions(BASE), many(1))  # the first compilation also loads modules
     for name in MEASURED:
         for count in options.leaf_counts:
@@ -55,6 +56,9 @@ def _results(options: Options) -> Iterator[Record]:
 def _compare(case: Case, count: int, peers: list[str], turns: int) -> Iterator[Record]:
     stages_by_peer = {peer: [] for peer in peers}
     rng = np.random.default_rng(0)
+    for peer in peers:
+        if peer in NATIVE_PEERS:
+            _stages(case.functions(peer), many(2))
     for _ in range(turns):
         for peer in rng.permutation(peers):
             stages_by_peer[peer].append(_stages(case.functions(peer), many(count)))

@@ -1,4 +1,4 @@
-"""The contenders: optlab, Optax, hand-written steps, PyTorch, and the roofline of the memory.
+"""The contenders: optlab, Optax, both in loops, hand-written steps, PyTorch, and the roofline.
 
 Each contender has its own parameters and state, all start from the same values, and each makes
 steps on request.
@@ -23,8 +23,11 @@ BY_HAND = "by-hand"
 """The step that a user of JAX could write instead. optlab aims at 1.05 times its time."""
 
 JAX_PEERS = (BASE, "optlab", BY_HAND)
+NATIVE_PEERS = ("native", "optax-native")
+"""The chains of optlab and of Optax in the loops of `optlab.native.step`."""
+
 TORCH_PEERS = ("torch-fused", "torch-foreach")
-PEERS = (*JAX_PEERS, *TORCH_PEERS, "roofline")
+PEERS = (*JAX_PEERS, *NATIVE_PEERS, *TORCH_PEERS, "roofline")
 
 
 class Contender(Protocol):

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks.cases import Case
-from benchmarks.contenders import JAX_PEERS
+from benchmarks.contenders import JAX_PEERS, NATIVE_PEERS
 from benchmarks.options import Options
 from benchmarks.report import MISSING, Record, Section, by_columns
 from benchmarks.shapes import Shapes, describe, num_params, shapes_of
@@ -46,7 +46,7 @@ def sections(options: Options) -> Iterator[Section]:
 
 def _results(options: Options, name: str, donate: bool) -> Iterator[Record]:
     for case in options.cases:
-        for peer in JAX_PEERS:
+        for peer in (*JAX_PEERS, *NATIVE_PEERS):
             if peer in options.peers:
                 yield {
                     "part": "memory",
@@ -66,6 +66,8 @@ def _account(case: Case, peer: str, shapes: Shapes, donate: bool) -> Record:
     compiled = step.lower(params, state, params).compile()
     memory = compiled.memory_analysis()
     accessed = (compiled.cost_analysis() or {}).get("bytes accessed")
+    if peer in NATIVE_PEERS:
+        accessed = None  # XLA does not know what a loop reads and writes
     size = num_params(shapes)
     return {
         "param_bytes": 4 * size,

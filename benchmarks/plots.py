@@ -12,13 +12,13 @@ from benchmarks.report import Record
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-COLOURS = dict(
-    zip(PEERS, ("#555555", "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#BBBBBB"), strict=True)
-)
+_COLOURS = "#555555 #0072B2 #E69F00 #D55E00 #56B4E9 #009E73 #CC79A7 #BBBBBB"
+
+COLOURS = dict(zip(PEERS, _COLOURS.split(), strict=True))
 """The colours of Okabe and Ito, which can be told apart with any colour vision; grey for the base
 and for the roofline."""
 
-MARKERS = dict(zip(PEERS, "os^DvP", strict=True))
+MARKERS = dict(zip(PEERS, "os^X*DvP", strict=True))
 
 
 def save_pictures(records: list[Record], folder: Path, quick: bool) -> Iterator[Path]:

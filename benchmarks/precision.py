@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import jax.numpy as jnp
 
 from benchmarks.cases import CASES, Case
-from benchmarks.contenders import BASE, JAX_PEERS, JaxStep
+from benchmarks.contenders import BASE, JAX_PEERS, NATIVE_PEERS, JaxStep
 from benchmarks.options import Options
 from benchmarks.report import Record, Section, by_columns, spread
 from benchmarks.shapes import Arrays, describe, shapes_of, start
@@ -19,7 +19,7 @@ from benchmarks.timing import Disagreement, check_agreement, measure, quantiles,
 MEASURED = ("adamw", "clip-adamw")
 """The names of the measured cases."""
 
-EXTRA = {"optax": {"mu_dtype": jnp.float32}}
+EXTRA = {peer: {"mu_dtype": jnp.float32} for peer in ("optax", "optax-native")}
 """Options that store in float32 what can be stored so."""
 
 TYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -48,7 +48,7 @@ def sections(options: Options) -> Iterator[Section]:
 
 def _results(options: Options, shapes: str) -> Iterator[Record | Disagreement]:
     params, gradients = start(shapes_of(shapes))
-    peers = [peer for peer in JAX_PEERS if peer in options.peers]
+    peers = [peer for peer in (*JAX_PEERS, *NATIVE_PEERS) if peer in options.peers]
     for name in MEASURED:
         try:
             yield from _compare(options, shapes, CASES[name], peers, params, gradients)

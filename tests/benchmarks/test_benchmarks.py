@@ -29,7 +29,7 @@ _import_benchmarks()
 from benchmarks import by_hand, precision, shapes, timing
 from benchmarks.__main__ import main
 from benchmarks.cases import CASES, RULES
-from benchmarks.contenders import JAX_PEERS, TORCH_PEERS, JaxStep, contender
+from benchmarks.contenders import JAX_PEERS, NATIVE_PEERS, TORCH_PEERS, JaxStep, contender
 from benchmarks.report import in_markdown, plain
 from benchmarks.roofline import CpuRoofline, plan
 from benchmarks.settings import MAX_NORM
@@ -55,6 +55,13 @@ def test_optlab_optax_and_the_hand_written_step_agree(case, tiny):
     contenders = [contender(peer, case, *tiny, donate=True) for peer in JAX_PEERS]
     shares = timing.check_agreement(contenders, list(tiny[0].values()), tiny[1])
     assert set(shares) == set(JAX_PEERS)
+
+
+def test_steps_in_loops_agree_with_optax(tiny):
+    case, peers = CASES["clip-adamw-average"], ("optax", *NATIVE_PEERS)
+    contenders = [contender(peer, case, *tiny, donate=True) for peer in peers]
+    shares = timing.check_agreement(contenders, list(tiny[0].values()), tiny[1])
+    assert set(shares) == set(peers)
 
 
 class Idler:
