@@ -55,6 +55,7 @@ ROOMS = {
         "wrappers",
         "schedules",
         "groups",
+        "native",
         "_describe",
         "plots",
         "sharding",

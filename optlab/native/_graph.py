@@ -103,16 +103,24 @@ class Node:
 class Graph:
     """A program.
 
+    Args:
+        jaxpr: the program as JAX traces it.
+        given: what it is given, first what the function had from outside. What is given in several
+            places is one value.
+
     Attributes:
         nodes: its operations, each behind those that it needs.
-        arguments: what it is given, first what the function had from outside.
+        arguments: the values of what it is given.
         results: what it returns.
     """
 
-    def __init__(self, jaxpr: Jaxpr):
+    def __init__(self, jaxpr: Jaxpr, given: Sequence[Any]):
         self.nodes: list[Node] = []
         self._known: dict[Any, list[Operand]] = {}
-        self.arguments = [Value(var.aval) for var in (*jaxpr.constvars, *jaxpr.invars)]
+        values: dict[int, Value] = {}
+        for var, one in zip((*jaxpr.constvars, *jaxpr.invars), given, strict=True):
+            values.setdefault(id(one), Value(var.aval))
+        self.arguments = [values[id(one)] for one in given]
         bound = len(jaxpr.constvars)
         self.results = self._inline(jaxpr, self.arguments[bound:], self.arguments[:bound])
 

@@ -84,6 +84,9 @@ def _with_loops(
     if jax.default_backend() != "cpu":
         report(f"there are no loops for {jax.default_backend()}: XLA computes the step")
         return plain(grads, state, params, **extra_args)
+    if not jax.sharding.get_abstract_mesh().empty:
+        report("there are no loops under a mesh of devices: XLA computes the step")
+        return plain(grads, state, params, **extra_args)
     flat, structure = jax.tree.flatten((state, params))
 
     def function(grads: Tree, *flat: Any) -> tuple[Tree, Any]:
@@ -92,7 +95,7 @@ def _with_loops(
 
     closed, shapes = jax.make_jaxpr(function, return_shape=True)(grads, *flat)
     arguments = [*closed.consts, *jax.tree.leaves(grads), *flat]
-    graph = Graph(closed.jaxpr)
+    graph = Graph(closed.jaxpr, arguments)
     try:
         plan = Plan(graph, _places(graph, shapes, (params, state)))
     except Unavailable as error:

@@ -203,6 +203,7 @@ def compare(
     memory: float | None = None,
     callbacks: Sequence[Callable[[Trial], None]] = (),
     progress: bool = False,
+    native: bool = False,
 ) -> Comparison:
     """Train with every optimizer, at every rate and from every seed, and judge all alike.
 
@@ -233,6 +234,7 @@ def compare(
         callbacks: each is called with every `Trial` as it ends, with the values "optimizer" and
             "learning_rate".
         progress: whether to show a progress bar on stderr.
+        native: as for `sweep`.
 
     Raises:
         ModuleNotFoundError: rich, for `progress`, is not installed.
@@ -262,6 +264,7 @@ def compare(
         _checks.check_number(_WHO, "memory", memory, _checks.POSITIVE)
     if not isinstance(callbacks, Sequence) or not all(map(callable, callbacks)):
         _checks.fail(_WHO, "callbacks must be a sequence of functions", repr(callbacks))
+    native = _checks.check_flag(_WHO, "native", native)
     if not optimizers:
         _checks.fail(_WHO, "optimizers must name at least one", "none")
     # Python integers, because NumPy integers cannot be stored as JSON.
@@ -278,6 +281,8 @@ def compare(
     }
     if early_stopping is not None:  # else the file may be older than this entry
         about["early_stopping"] = rule_facts(early_stopping)
+    if native:
+        about["native"] = native
     judged = {"score": task.score, "maximize": task.maximize}
     total = len(optimizers) * len(rates) * steps
     with (
@@ -299,6 +304,7 @@ def compare(
                 on_updates=count_updates(show, label, index * len(rates) * steps),
                 tests=True,
                 early_stopping=early_stopping,
+                native=native,
             )
             first = index * len(rates)
             points = [(first + i, {"rate": rate}) for i, rate in enumerate(rates.tolist())]

@@ -46,6 +46,7 @@ class Work(NamedTuple):
         memory: bytes that programs running together may take; None for half of the device's.
         early_stopping: when a run stops; None for never.
         settings: JAX's settings of the sweep; the default device is that of the worker.
+        native: whether the steps are made in loops.
     """
 
     recipe: Recipe
@@ -56,6 +57,7 @@ class Work(NamedTuple):
     memory: float | None
     early_stopping: EarlyStopping | None
     settings: Settings
+    native: bool
 
     def runs(self, who: str, on_updates: Callable[[int], None] = lambda updates: None) -> TrialRuns:
         """Return the runner of this process."""
@@ -69,6 +71,7 @@ class Work(NamedTuple):
             memory=self.memory,
             on_updates=on_updates,
             early_stopping=self.early_stopping,
+            native=self.native,
         )
 
     def packed(self, who: str) -> bytes:

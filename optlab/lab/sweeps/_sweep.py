@@ -79,6 +79,7 @@ def sweep(
     executor: Executor | None = None,
     callbacks: Sequence[Callable[[Trial], None]] = (),
     progress: bool = False,
+    native: bool = False,
 ) -> Sweep:
     """Search for the hyperparameters with the best validation score.
 
@@ -142,6 +143,9 @@ def sweep(
             "bayes".
         callbacks: each is called with every `Trial` as it ends.
         progress: whether to show a progress bar on stderr.
+        native: whether `optlab.native.step` makes the steps, as in `train`. Trials then run one
+            after another, from one thread per core. That is slower for small models, whose trials
+            one program would update together.
 
     Raises:
         ModuleNotFoundError: Optuna, for "bayes", or rich, for `progress`, is not installed.
@@ -171,6 +175,7 @@ def sweep(
     _check_callbacks(callbacks)
     options = {"search": search, "trials": trials, "seed": seed, "seeds": seeds, "lanes": lanes}
     options["early_stopping"] = early_stopping
+    options["native"] = _checks.check_flag(_WHO, "native", native)
     plan = _checked_plan(task, optimizer, space, steps, eval_every, halving, groups, **options)
     if memory is not None:
         memory = float(_checks.check_number(_WHO, "memory", memory, _checks.POSITIVE))
@@ -187,6 +192,7 @@ def sweep(
             memory,
             early_stopping,
             settings(),
+            plan.native,
         )
         if executor is None:
             runs = work.runs(_WHO, bar.on_updates)
@@ -232,6 +238,7 @@ class _Plan:
     batch: int  # trials that are requested from Optuna together
     groups: str | None  # as a table, with the values in the middle of their ranges
     early_stopping: Mapping[str, Any] | None
+    native: bool
 
     def about(self) -> dict[str, Any]:
         """Return the facts that identify this sweep; stored results must have the same ones."""
@@ -243,6 +250,7 @@ class _Plan:
         about |= {name: getattr(self, name) for name in names}
         # A file of a sweep that has none of these may be older than they are.
         rare = {"groups": self.groups, "early_stopping": self.early_stopping}
+        rare["native"] = self.native or None
         about |= {name: value for name, value in rare.items() if value is not None}
         if self.search == "grid" or self.halving:
             about["trials"] = self.trials
@@ -354,6 +362,7 @@ def _checked_plan(
     seeds: int | Sequence[int],
     lanes: int | None,
     early_stopping: EarlyStopping | None,
+    native: bool,
 ) -> _Plan:
     check_search(_WHO, search, seed)
     _checks.check_integer(_WHO, "trials", trials, 1)
@@ -406,6 +415,7 @@ def _checked_plan(
         batch=batch,
         groups=table,
         early_stopping=rule_facts(early_stopping),
+        native=native,
     )
 
 

@@ -101,6 +101,7 @@ class Engine:
         settle: the shapes of the state, with the shardings that the compiler gives it → the
             shardings that it is to have from `begin` on; None to leave them to the compiler.
         divide: a batch of `Task.batch` → the batch with the sharding that it is to have.
+        native: whether `optlab.native.step` makes the steps; lanes of one program XLA computes.
 
     Attributes:
         batches: the batches of an update, ≥ 1; it is known once there are runs or shapes of them.
@@ -117,9 +118,11 @@ class Engine:
         division: Division = BY_LANES,
         settle: Callable[[Carry], Carry] | None = None,
         divide: Callable[[Batch], Batch] = lambda batch: batch,
+        native: bool = False,
     ):
         self._make_run, self._observe, self._size = make_run, observe, size
         self._in_lanes, self._settle, self._divide = in_lanes, settle, divide
+        self._native = native
         self.batches: int | None = None
         self.mesh = Mesh(np.array(devices), ("lanes",)) if len(devices) > 1 else None
         self._division = division
@@ -347,7 +350,7 @@ class Engine:
         if batch is None:
             batch = self._divide(task.batch(keys.batch, step))
         noise = jax.random.fold_in(keys.noise, step)
-        run, loss = _loop.update_on(task, tx, run, batch, noise, judged)
+        run, loss = _loop.update_on(task, tx, run, batch, noise, judged, native=self._native)
         return run, self._observe(run.opt_state, loss)
 
 

@@ -189,6 +189,7 @@ class Apart:
         size: the most updates of one call of `advance`.
         read: the batches of splits that are streams.
         threads: the threads.
+        native: whether `optlab.native.step` makes the steps.
     """
 
     def __init__(
@@ -202,10 +203,12 @@ class Apart:
         size: int,
         read: ReadOnce,
         threads: int,
+        native: bool = False,
     ):
         self._keys, self._task = [_at(keys, seed) for seed in range(len(keys.init))], task
         self.lanes, self._size = lanes, size
-        self._engine = Engine(make_run, observe=observe_loss, size=size, in_lanes=False)
+        options = {"in_lanes": False, "native": native}
+        self._engine = Engine(make_run, observe=observe_loss, size=size, **options)
 
         def evaluate(params_and_lane: tuple[Tree, Tree], state: Tree, data: Any) -> Any:
             params, lane = params_and_lane

@@ -16,6 +16,7 @@ from jax import lax
 from optlab import _checks
 from optlab._types import Array, Tree
 from optlab.lab.tasks._task import Batch, Task
+from optlab.native import step as native_step
 from optlab.rules import placed_like
 from optlab.rules._state import is_rule_state
 from optlab.wrappers import AccumulateState, SkipNonfiniteState
@@ -120,6 +121,8 @@ def update_on(
     batch: Batch,
     key: Array,
     judged: Judged | None = None,
+    *,
+    native: bool = False,
 ) -> tuple[TrainState, Array]:
     """Return the run after one update on this batch, and the loss before it.
 
@@ -130,6 +133,7 @@ def update_on(
         batch: the batch.
         key: the key for `Task.loss`.
         judged: the last evaluation; None where there is none.
+        native: whether `optlab.native.step` makes the step.
     """
 
     def loss_of(params: Tree) -> tuple[Array, Tree]:
@@ -139,20 +143,23 @@ def update_on(
     # A real loss of complex numbers rises in the direction of the conjugate of JAX's gradient.
     grads = jax.tree.map(lambda g: g.conj() if jnp.iscomplexobj(g) else g, grads)
     # Line searches and step sizes that depend on the loss need more arguments than the gradient.
-    optimizer = optax.with_extra_args_support(optimizer)
-    updates, opt_state = optimizer.update(
-        grads,
-        run.opt_state,
-        run.params,
-        value=loss,
-        grad=grads,
-        value_fn=lambda params: loss_of(params)[0],
+    extra_args = {
+        "value": loss,
+        "grad": grads,
+        "value_fn": lambda params: loss_of(params)[0],
         **_evaluation(task, run.opt_state, judged or Judged.of(np.zeros(0))),
-    )
+    }
+    if native:
+        step = native_step(optimizer)
+        params, opt_state = step(grads, run.opt_state, run.params, **extra_args)
+    else:
+        optimizer = optax.with_extra_args_support(optimizer)
+        updates, opt_state = optimizer.update(grads, run.opt_state, run.params, **extra_args)
+        params = optax.apply_updates(run.params, updates)
     if outlives_bad_batches(opt_state):
         model_state = _sound(model_state, run.model_state)
     # On explicit axes of a mesh, updates are divided as a state that is divided over more of them.
-    params = placed_like(optax.apply_updates(run.params, updates), run.params)
+    params = placed_like(params, run.params)
     return TrainState(params, model_state, opt_state), loss
 
 

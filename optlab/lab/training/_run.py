@@ -65,6 +65,7 @@ class RunLoop:
         source: the batches of the task's loader; None if it has none.
         sharding: how the run is divided over devices.
         average: whether the averaged parameters are those that are judged, kept and returned.
+        native: whether `optlab.native.step` makes the steps.
 
     Attributes:
         place: the last place of the loader that is known; None if there is none.
@@ -82,6 +83,7 @@ class RunLoop:
         source: Batches | None,
         sharding: Sharding,
         average: bool = False,
+        native: bool = False,
     ):
         self._average = average
         self._who, self._task, self._keys = who, task, keys
@@ -93,6 +95,7 @@ class RunLoop:
             in_lanes=False,
             settle=sharding.settler(who, task),
             divide=sharding.divide,
+            native=native,
         )
 
         def read(split: str) -> Iterator[tuple[Tree, int]]:

@@ -161,6 +161,7 @@ class TrialRuns:
         evaluates: whether the runs are evaluated; if not, they have no curves of validation.
         tests: whether they are evaluated on the test split at the end of `run`, if there is one.
         early_stopping: when a run stops before that, by the task's score; None for never.
+        native: whether `optlab.native.step` makes the steps; lanes then run apart.
     """
 
     def __init__(
@@ -177,8 +178,10 @@ class TrialRuns:
         evaluates: bool = True,
         tests: bool = False,
         early_stopping: EarlyStopping | None = None,
+        native: bool = False,
     ):
         self._who, self._recipe, self._traced = who, recipe, traced
+        self._native = native
         self._on_updates, self._evaluates, self._tests = on_updates, evaluates, tests
         self._early_stopping = early_stopping
         self._keys = keys
@@ -285,6 +288,7 @@ class TrialRuns:
                     size=self._eval_every,
                     evaluates=self._evaluates,
                     threads=self._streams,
+                    native=self._native,
                 )
             return self._groups[static]
 
@@ -419,6 +423,7 @@ class _Group:
         size: int,
         evaluates: bool,
         threads: int,
+        native: bool,
     ):
         task = recipe.make_task(example)
         self._example, self._traced, self._keys = example, traced, keys
@@ -451,8 +456,11 @@ class _Group:
         way = way_of(make_run, self.values([example]), keys, example_batch)
         self._over_devices = way.over_devices
         self._threads = 1 if way.over_devices else threads
-        self._apart = partial(Apart, who, make_run, task, threads=self._threads, **options)
-        self._lanes = self._apart(lanes=lanes) if way.apart else self._together(lanes=share.lanes)
+        self._apart = partial(
+            Apart, who, make_run, task, threads=self._threads, native=native, **options
+        )
+        apart = way.apart or native
+        self._lanes = self._apart(lanes=lanes) if apart else self._together(lanes=share.lanes)
         self._fitting = Lock()
         self.compiled = self._compile()
 

@@ -64,6 +64,7 @@ def train(
     mesh: Mesh | None = None,
     data_axis: str = "data",
     divide_state: bool = False,
+    native: bool = False,
 ) -> Run:
     """Train, evaluate at regular intervals, and record everything.
 
@@ -130,6 +131,9 @@ def train(
         divide_state: whether each device keeps one part of the optimizer's state only, divided over
             that axis as `optlab.sharding.state_sharding` does it (ZeRO-1). A checkpoint of a run
             that divides it continues one that does not, and the other way round.
+        native: whether `optlab.native.step` makes the steps, which on a CPU takes less time where
+            a step's memory counts, as in large models. Results differ by roundings. What it cannot
+            compute XLA does, and one warning says so.
 
     Raises:
         ModuleNotFoundError: Orbax, for `checkpoints`, or rich, for `progress`, is not installed.
@@ -184,8 +188,9 @@ def train(
             source=source,
             sharding=sharding,
             average=_checks.check_flag(_WHO, "average", average),
+            native=_checks.check_flag(_WHO, "native", native),
         )
-        facts = partial(_facts, task, source, tx, key, early_stopping, average, start)
+        facts = partial(_facts, task, source, tx, key, early_stopping, average, start, native)
         store = contexts.enter_context(_checkpoints_in(checkpoints, keep, facts))
         position = loop.start(early_stopping, start)
         is_sound = soundness(position.state) if store else None
@@ -253,9 +258,12 @@ def _facts(
     early_stopping: EarlyStopping | None,
     average: bool,
     start: tuple[Tree | None, Tree | None],
+    native: bool,
 ) -> dict[str, Any]:
     options: dict[str, Any] = {"early_stopping": rule_facts(early_stopping)}
     options |= {"average": average, **({} if source is None else source.contents())}
+    if native:  # else the checkpoint may be older than this entry
+        options["native"] = native
     for name, tree in zip(("params", "model_state"), start, strict=True):
         leaves = jax.tree.leaves_with_path(_loop.without_keys(tree))
         by_path = {_checks.path_text(path): _known(leaf) for path, leaf in leaves}
