@@ -9,13 +9,14 @@ import sys
 from collections.abc import Iterator, Sequence
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before jaxlib loads LAPACK
+os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.5")  # PyTorch needs memory, too
 
 import jax
 
 from benchmarks import compilation, matrices, memory, precision, step
 from benchmarks.contenders import num_cores
 from benchmarks.environment import environment
-from benchmarks.options import Options, parse
+from benchmarks.options import ACCELERATOR, Options, parse
 from benchmarks.report import Record, Section, plain
 from benchmarks.timing import Disagreement
 
@@ -42,6 +43,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         until then are printed and written.
     """
     options = parse(arguments)
+    if options.parts == (ACCELERATOR,):
+        from benchmarks import accelerator
+
+        with _no_compilation_cache():
+            return accelerator.run(options)
     if importlib.util.find_spec("torch"):
         import torch
 

@@ -18,6 +18,11 @@ PARTS = {
     "types": "time of a step with bfloat16 parameters, against float32",
     "matrices": "time, first step and memory of Muon, Shampoo and SOAP, against Optax's Muon",
 }
+"""What runs by default, and what it measures."""
+
+ACCELERATOR = "accelerator"
+"""The part that runs alone, with everything chosen."""
+
 DONATIONS = {"yes": (True,), "no": (False,), "both": (True, False)}
 ROUNDS = 30
 QUICK_ROUNDS = 3
@@ -79,11 +84,18 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
     parser = _Parser(
         prog="python -m benchmarks",
         description="Measure optlab beside Optax, hand-written steps and PyTorch.",
-        epilog="Parts: " + "; ".join(f"{name}: {what}" for name, what in PARTS.items()) + ".",
+        epilog="Parts: "
+        + "; ".join(f"{name}: {what}" for name, what in PARTS.items())
+        + f". Alone: {ACCELERATOR}: results and times on a GPU, in at most six minutes, with "
+        "nothing to choose but --quick and --out.",
     )
     default_shapes = [name for name in SHAPES if name != "tiny"]
     parser.add_argument(
-        "parts", nargs="*", metavar="PART", type=_one_of(PARTS), help="what to measure (all)"
+        "parts",
+        nargs="*",
+        metavar="PART",
+        type=_one_of((*PARTS, ACCELERATOR)),
+        help="what to measure (all)",
     )
     parser.add_argument(
         "--cases",
@@ -122,6 +134,8 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
         "--out", type=Path, metavar="FOLDER", help="write results.json and pictures to this folder"
     )
     namespace = parser.parse_args(arguments)
+    if ACCELERATOR in namespace.parts and namespace.parts != [ACCELERATOR]:
+        parser.error(f"argument PART: {ACCELERATOR} must stand alone")
     if torch_peers := [name for name in namespace.peers or () if name in TORCH_PEERS]:
         if importlib.util.find_spec("torch") is None:
             parser.error(

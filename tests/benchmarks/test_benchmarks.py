@@ -1,30 +1,13 @@
 """The benchmark compares the same arithmetic, counts bytes right, and reports what it took."""
 
-# ruff: noqa: E402
-
 import importlib.util
 import json
 import math
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
-pytestmark = pytest.mark.slow
-
-
-def _import_benchmarks():
-    """Import the folder by its path, past any other `benchmarks`; optlab stays the installed."""
-    path = Path(__file__).parents[2] / "benchmarks" / "__init__.py"
-    spec = importlib.util.spec_from_file_location("benchmarks", path)
-    sys.modules["benchmarks"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(sys.modules["benchmarks"])
-
-
-_import_benchmarks()
 
 from benchmarks import by_hand, precision, shapes, timing
 from benchmarks.__main__ import main
@@ -33,6 +16,8 @@ from benchmarks.contenders import JAX_PEERS, NATIVE_PEERS, TORCH_PEERS, JaxStep,
 from benchmarks.report import in_markdown, plain
 from benchmarks.roofline import CpuRoofline, plan
 from benchmarks.settings import MAX_NORM
+
+pytestmark = pytest.mark.slow
 
 cases = pytest.mark.parametrize("case", CASES.values(), ids=list(CASES))
 
