@@ -236,7 +236,7 @@ def _group_shrinkage(w: Array, threshold: Array, axes: tuple[int, ...]) -> Array
         sum_, slope = total(parts), total(quotient(parts, sizes))
         return r + quotient(sum_, slope) * (jnp.sqrt(sum_) - 1)
 
-    start = jnp.maximum(norm - jnp.max(q, axes, keepdims=True), 0)
+    start = jnp.maximum(norm - jnp.max(q, axes, keepdims=True, initial=0), 0)
     r = jax.lax.fori_loop(0, _ITERATIONS, newton, start)
     shrink = jnp.where(vanishes, 1, quotient(q, r + q))
     return jnp.where((threshold > 0) | jnp.isnan(w), shrink, 0).astype(w.dtype)

@@ -160,7 +160,7 @@ def noise_scale(
         measures = ends & (number > 1)
 
         def measure() -> NoiseEstimate:
-            own = jnp.where(counts, 1 if weight is None else size, 0)
+            own = jnp.where(counts, jnp.ones_like(size) if weight is None else size, 0)
             square = squared_norm(_mean(state.inner, gradients, own))
             n = jnp.maximum(number, 2).astype(float)
             return of_squares(squares / n, square, inverses / n, examples)

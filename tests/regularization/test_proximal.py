@@ -14,6 +14,7 @@ from optlab import reference as ref
 from optlab import rules
 from optlab.regularization import group_lasso, l1
 from optlab.regularization._proximal import _group_shrinkage
+from optlab.testing import check_transformation
 
 OPTIMIZERS = {
     "sgd": lambda rate: optlab.sgd(rate),
@@ -227,6 +228,14 @@ def test_a_rule_of_ones_own_may_have_a_metric():
     np.testing.assert_array_equal(updates, -0.5)
     with pytest.raises(ValueError, match="l1: each rule before it must have a metric, got mine, "):
         l1(halving(None), 1.0)
+
+
+@pytest.mark.slow
+def test_it_passes_the_checks_of_transformations():
+    only = ["odd_trees_pass_through", "runs_under_strict_settings", "scan_equals_loop"]
+    only += ["sharded_equals_single_device", "low_precision_keeps_types_and_computes_in_float32"]
+    tx = group_lasso(l1(optlab.adam(0.1), 0.01), 0.01)
+    assert len(check_transformation(tx, only=only).outcomes) == len(only)
 
 
 def test_bad_input_is_refused():

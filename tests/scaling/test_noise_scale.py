@@ -19,6 +19,7 @@ from optlab.scaling import (
     noise_scale,
     replica_noise,
 )
+from optlab.testing import check_transformation
 
 # Sums of a few dozen float32 numbers, each rounded by 6e-8, and differences of two such sums that
 # are up to ten times their difference.
@@ -177,6 +178,19 @@ def test_nothing_is_reported_while_the_estimate_is_not_positive():
     np.testing.assert_array_equal(np.isnan(measured.noise_scale), negative)
 
 
+def test_monitor_shows_it_beside_its_own_record():
+    plain = optlab.monitor(optlab.accumulate(optlab.sgd(0.0), 2))
+    tx = optlab.monitor(accumulating(every=2))
+    trees = gradients(2)
+    want = optlab.monitored(fed(plain, trees))
+    got = optlab.monitored(fed(tx, trees))
+    assert got.pop("noise_scale") == measured_noise(fed(tx, trees)).noise_scale
+    assert got == want
+    assert np.isnan(optlab.monitored(tx.init(PARAMS))["noise_scale"])
+    both = optax.partition({"a": tx, "b": tx}, {"w": "a", "b": "b"})
+    assert {"a/noise_scale", "b/noise_scale"} <= optlab.monitored(both.init(PARAMS)).keys()
+
+
 # Replicas
 
 
@@ -217,6 +231,18 @@ def test_replicas_of_a_mesh_have_the_noise_of_the_examples():
 def test_gradients_that_are_summed_already_are_refused():
     with pytest.raises(ValueError, match=r"must be those of each replica.*pcast\(params, 'data'"):
         of_shards(vary=False)(jnp.zeros(3), jnp.zeros((8, 3)))
+
+
+# The checks of other transformations
+
+LIFE = ["odd_trees_pass_through", "runs_under_strict_settings", "scan_equals_loop"]
+LIFE += ["sharded_equals_single_device", "complex_equals_two_reals", "donation_is_safe"]
+
+
+@pytest.mark.slow
+def test_it_passes_the_checks_of_transformations():
+    tx = noise_scale(optlab.accumulate(optlab.adam(0.1), 2), 8)
+    assert len(check_transformation(tx, only=LIFE).outcomes) == len(LIFE)
 
 
 # Bad input
