@@ -20,6 +20,7 @@ OWN_RULE = "06_write_a_rule.py"
 MUON = "07_muon_transformer.py"
 FINE_TUNE = "08_fine_tune.py"
 AVERAGES = "09_averages_and_ensembles.py"
+BATCH_SIZE = "10_batch_size.py"
 
 # Of ten classes chance is 0.1, logistic regression reaches 0.97 and these networks 0.98, with a
 # standard error of 0.007 from 450 test images: below 0.95 something is broken.
@@ -55,7 +56,7 @@ def numbers(pattern, text):
 
 def test_every_example_is_tested_here():
     tested = {CHAIN_IN_NNX, LINEN_TRAIN_STATE, ONE_CYCLE, CNN, TRANSFORMER, OWN_RULE, MUON}
-    tested |= {FINE_TUNE, AVERAGES}
+    tested |= {FINE_TUNE, AVERAGES, BATCH_SIZE}
     assert {path.name for path in EXAMPLES.glob("*.py")} == tested
 
 
@@ -291,3 +292,24 @@ def test_ways_to_fine_tune_are_compared_at_equal_searches():
         for place, difference in enumerate(differences):
             want = float(row[1 + 2 * place]) - zero[place]
             assert difference == pytest.approx(want, abs=0.16)
+
+
+@pytest.mark.slow
+def test_batch_sizes_are_compared_with_what_the_rules_and_the_noise_predict():
+    text, files = ran(BATCH_SIZE, "--quick")
+    assert files.keys() == {"batch_size.png"}
+    assert files["batch_size.png"].startswith(b"\x89PNG")
+    rows = numbers(r"^ +(16|32) +(\S+) +(\d+) +(\d+) +(\d+) ", text)
+    batches, rates, steps, examples, predicted = zip(*rows, strict=True)
+    assert batches == (16, 32)
+    assert min(rates) > 0
+    # As printed, to whole steps.
+    assert all(abs(e - b * n) <= b for b, n, e in zip(batches, steps, examples, strict=True))
+    assert predicted[0] == steps[0]
+    # The noise predicts between half of the steps and as many.
+    assert steps[0] / 2 - 1 < predicted[1] <= steps[0]
+    ((noise,),) = numbers(r"^Adam: noise scale .*, (\d+) on average$", text)
+    assert noise > 0
+    # Ratios of the rules at 32 examples, to the better of two rates.
+    ((*ratios,),) = numbers(r"^ +32 .*" + 4 * r" +(\d+\.\d\d)" + "$", text)
+    assert all(0.3 < ratio < 3 for ratio in ratios)
