@@ -73,7 +73,7 @@ def scale_batch(
     - "noise": α′ = α·((1 + B/base_batch)/(1 + B/batch))ᵖ with the noise scale B that `noise_scale`
       measures. For SGD (p = 1) it is linear far below B, and beyond B the rate stays. It follows
       from a quadratic model of the loss whose best rate is taken at each batch (McCandlish et al.).
-      For other rules p = ½, which is "sqrt" far below B; the paper found powers from ½ to 1.
+      For other rules p = ½, a choice of ours that agrees with "sqrt" far below B.
 
     All rules let the run see the same examples, so that numbers of updates are divided by κ; keep
     the time after which decoupled weight decay forgets, in examples; and that of an average of the
