@@ -1,20 +1,26 @@
-"""One of several processes that train together on a divided state, for `test_processes.py`.
+"""Training on a divided state, for `test_processes.py`, and what it moves, for the documentation.
+
+    python on_shards.py moved
+
+prints what the compiled steps of some rules move between four devices.
 
     python on_shards.py RANK PROCESSES PORT RESULT [CHECKPOINTS [DIES]]
 
-trains on four devices, which all processes together have, from the newest checkpoint in CHECKPOINTS
-or from the start, and process 0 writes parameters and state into RESULT. The last process kills
-itself before update DIES.
+is one of several processes. It trains on four devices, which all processes together have, from the
+newest checkpoint in CHECKPOINTS or from the start, and process 0 writes parameters and state into
+RESULT. The last process kills itself before update DIES.
 """
 
+import math
 import os
 import signal
 import sys
+from collections import Counter
 
 import jax
 import numpy as np
 import optax
-from jax.sharding import NamedSharding
+from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import optlab
@@ -99,5 +105,51 @@ def main(rank, processes, port, result, checkpoints=None, dies=None):
     jax.distributed.shutdown()
 
 
+def moved():
+    """Print a line for each rule and kind of mesh."""
+    jax.config.update("jax_num_cpu_devices", DEVICES)
+    shapes = {"w1": (8, 16), "b1": (16,), "w2": (16, 16), "b2": (16,), "w3": (16, 4), "b3": (4,)}
+    params = {name: jax.ShapeDtypeStruct(s, np.float32) for name, s in shapes.items()}
+    batch = jax.ShapeDtypeStruct((SIZE, 8), np.float32)
+    axes = {"w3": optlab.rules.Axes()}
+    rules = {
+        "SGD": optlab.sgd(0.1),
+        "AdamW": optlab.adamw(0.1),
+        "clip, AdamW": optax.chain(optlab.clip_by_global_norm(1.0), optlab.adamw(0.1)),
+        "LAMB": optlab.lamb(0.1),
+        "Adafactor": optlab.adafactor(0.1, min_dim_size_to_factor=2),
+        "Muon": optlab.muon(0.1, axes=axes),
+        "Shampoo": optlab.shampoo(0.1),
+        "SOAP": optlab.soap(0.1),
+    }
+    for name, tx in rules.items():
+        for kind in (AxisType.Auto, AxisType.Explicit):
+            mesh = jax.make_mesh((DEVICES,), ("data",), axis_types=(kind,))
+            step = sharding.step(tx, deep_loss, params, mesh)
+            where = jax.ShapeDtypeStruct(batch.shape, batch.dtype, sharding=step.batch_sharding)
+            state = sharding.abstract_state(tx, params, mesh)
+            placed = jax.tree.map(
+                lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+                params,
+                step.params_sharding,
+            )
+            found = sharding.collectives(step.lower(placed, state, where).compile())
+            counts = Counter(one.operation for one in found)
+            numbers = Counter()
+            for one in found:
+                numbers[one.operation] += sum(math.prod(shape) for shape in one.shapes)
+            each = [f"{n} {what} of {numbers[what]:,}" for what, n in sorted(counts.items())]
+            print(f"{name:<12} {kind.name:<9}", ", ".join(each), flush=True)
+
+
+def deep_loss(params, batch):
+    x = jax.numpy.tanh(batch @ params["w1"] + params["b1"])
+    x = jax.numpy.tanh(x @ params["w2"] + params["b2"])
+    return jax.numpy.mean((x @ params["w3"] + params["b3"]) ** 2)
+
+
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    if sys.argv[1] == "moved":
+        moved()
+    else:
+        main(*sys.argv[1:])

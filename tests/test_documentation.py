@@ -72,7 +72,7 @@ def test_most_public_functions_teach_by_example():
 def as_parameter(page):
     # These pages compile many training programs, which takes long.
     slow = {"averages_and_ensembles", "fine_tuning", "lab", "long_runs", "own_model", "tuning"}
-    slow |= {"which_schedule"}
+    slow |= {"sharding", "which_schedule"}
     is_slow = page.stem in slow
     return pytest.param(page, id=page.stem, marks=[pytest.mark.slow] if is_slow else [])
 

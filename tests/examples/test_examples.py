@@ -21,6 +21,7 @@ MUON = "07_muon_transformer.py"
 FINE_TUNE = "08_fine_tune.py"
 AVERAGES = "09_averages_and_ensembles.py"
 BATCH_SIZE = "10_batch_size.py"
+SHARDED = "12_sharded_training.py"
 
 # Of ten classes chance is 0.1, logistic regression reaches 0.97 and these networks 0.98, with a
 # standard error of 0.007 from 450 test images: below 0.95 something is broken.
@@ -56,7 +57,7 @@ def numbers(pattern, text):
 
 def test_every_example_is_tested_here():
     tested = {CHAIN_IN_NNX, LINEN_TRAIN_STATE, ONE_CYCLE, CNN, TRANSFORMER, OWN_RULE, MUON}
-    tested |= {FINE_TUNE, AVERAGES, BATCH_SIZE}
+    tested |= {FINE_TUNE, AVERAGES, BATCH_SIZE, SHARDED}
     assert {path.name for path in EXAMPLES.glob("*.py")} == tested
 
 
@@ -313,3 +314,29 @@ def test_batch_sizes_are_compared_with_what_the_rules_and_the_noise_predict():
     # Ratios of the rules at 32 examples, to the better of two rates.
     ((*ratios,),) = numbers(r"^ +32 .*" + 4 * r" +(\d+\.\d\d)" + "$", text)
     assert all(0.3 < ratio < 3 for ratio in ratios)
+
+
+@pytest.mark.slow
+def test_sharded_training_ends_alike_on_four_devices_on_one_and_from_a_checkpoint_on_two():
+    text, files = ran(SHARDED)
+    assert not files
+    heading, held, moved, compared, resumed = steps_of(text, 4)
+    assert heading.startswith("4 devices of the kind cpu, 64 examples a batch")
+    ((whole, divided),) = re.findall(
+        r"^whole (\S+) bytes, divided (\S+) bytes$", held, re.MULTILINE
+    )
+    whole, divided = (int(number.replace(",", "")) for number in (whole, divided))
+    # A quarter, but for the bias of ten classes and the numbers of the whole tree.
+    assert whole / 4 < divided < whole / 4 + 200
+    counts = dict(re.findall(r"^(\S.*?)  +(\d.*)$", moved, re.MULTILINE))
+    assert counts["AdamW"] == "5 all-gather, 1 all-reduce"
+    assert list(counts) == ["AdamW", "clip, AdamW", "Muon"]
+    ends = numbers(r"loss (\S+)  test accuracy (\S+)$", compared + resumed)
+    assert len(ends) == 3
+    assert min(accuracy for _, accuracy in ends) > ACCURACY_FLOOR
+    losses = [value for value, _ in ends]
+    assert losses == pytest.approx([losses[0]] * 3, rel=1e-3)
+    apart = numbers(r"^parameters differ by (\S+) of the largest$", compared + resumed)
+    # Sums in another order, 1e-7 each, over 200 updates.
+    assert 0 <= max(apart)[0] < 1e-4
+    assert len(apart) == 2
