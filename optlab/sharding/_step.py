@@ -1,6 +1,6 @@
 """A training step on a divided state: gradients reduced once, parameters gathered once."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -58,24 +58,39 @@ class Step:
             [make(divided(param.shape, param, axis, size)) for param in own]
         )
         self._shapes = [param.shape for param in own]
-        self._compiled = jax.jit(self._body, donate_argnums=(0, 1))
+        explicit = AxisType.Explicit in mesh.axis_types
+        self._place = jax.sharding.reshard if explicit else lax.with_sharding_constraint
+        self._programs: dict[int, Any] = {}
 
     def __call__(self, params: Tree, state: Any, batch: Tree, *extra: Any) -> tuple[Any, ...]:
         """Make one step; see the class."""
-        leaves = jax.tree.leaves((params, state, batch))
-        if any(map(is_traced, leaves)):
+        if any(map(is_traced, jax.tree.leaves((params, state, batch)))):
             return self._body(params, state, batch, *extra)
-        self._check(params, state, batch)
-        with jax.set_mesh(self._mesh):
-            return self._compiled(params, state, batch, *extra)
+        return self._run(self._program(extra), params, state, batch, *extra)
 
     def lower(self, params: Tree, state: Any, batch: Tree, *extra: Any) -> jax.stages.Lowered:
         """Lower the program for arguments like these, arrays or shapes with shardings."""
-        self._check(params, state, batch)
-        with jax.set_mesh(self._mesh):
-            return self._compiled.lower(params, state, batch, *extra)
+        return self._run(self._program(extra).lower, params, state, batch, *extra)
+
+    def _run(self, call: Callable[..., Any], *args: Any) -> Any:
+        try:
+            with jax.set_mesh(self._mesh):
+                return call(*args)
+        except (TypeError, ValueError):
+            # JAX knows what does not fit at no cost, but not what to do about it.
+            self._check(*args[:3])
+            raise
+
+    def _program(self, extra: Sequence[Any]) -> Any:
+        """Return the compiled function for as many extra arguments."""
+        count = len(extra)
+        if count not in self._programs:
+            places = (self.params_sharding, self.state_sharding, None, *[None] * count)
+            self._programs[count] = jax.jit(self._body, in_shardings=places, donate_argnums=(0, 1))
+        return self._programs[count]
 
     def _body(self, params: Tree, state: Any, batch: Tree, *extra: Any) -> tuple[Any, ...]:
+        self._check_shapes(params, state, batch)
         batch = jax.tree.map(lambda x: self._place(x, self.batch_sharding) if x.ndim else x, batch)
 
         def loss(params: Tree) -> tuple[Array, Any]:
@@ -98,14 +113,14 @@ class Step:
     def _placed(self, tree: Tree, shardings: Tree) -> Tree:
         return jax.tree.map(self._place, tree, shardings)
 
-    def _place(self, x: Array, where: NamedSharding) -> Array:
-        explicit = AxisType.Explicit in self._mesh.axis_types
-        return (
-            jax.sharding.reshard(x, where) if explicit else lax.with_sharding_constraint(x, where)
-        )
-
     def _check(self, params: Tree, state: Any, batch: Tree) -> None:
         """Require arguments that fit what the step was made for, and lie where it expects them."""
+        self._check_shapes(params, state, batch)
+        self._check_place("params", params, self.params_sharding, "jax.device_put them")
+        remedy = "make it with optlab.sharding.init, or jax.device_put it"
+        self._check_place("state", state, self.state_sharding, remedy)
+
+    def _check_shapes(self, params: Tree, state: Any, batch: Tree) -> None:
         required = "params must have the structure and shapes of those that the step was made for"
         remedy = "make a step for these parameters"
         if jax.tree.structure(params) != jax.tree.structure(self.params_sharding):
@@ -124,18 +139,13 @@ class Step:
                 "make it with optlab.sharding.init",
             )
         check_divides(_WHO, batch, self._mesh, self._axis)
-        self._check_place("params", params, self.params_sharding, "jax.device_put them")
-        remedy = "make it with optlab.sharding.init, or jax.device_put it"
-        self._check_place("state", state, self.state_sharding, remedy)
 
     def _check_place(self, what: str, tree: Tree, shardings: Tree, remedy: str) -> None:
         for (path, leaf), where in zip(
             jax.tree.leaves_with_path(tree), jax.tree.leaves(shardings), strict=True
         ):
             now = getattr(leaf, "sharding", None)
-            if now is None or now == where:
-                continue
-            if not now.is_equivalent_to(where, leaf.ndim):
+            if now is not None and not now.is_equivalent_to(where, len(where.spec)):
                 got = getattr(now, "spec", None)
                 got = f"{now}" if got is None else f"{got}"
                 _checks.fail(

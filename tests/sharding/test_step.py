@@ -158,7 +158,7 @@ def test_a_loss_may_take_a_key_and_return_more_and_the_step_may_be_scanned():
     scan = jax.jit(lambda carry: jax.lax.scan(body, carry, keys))
     scanned, noise = scan((params, state))[1]
     _, _, value, aux = train(params, state, batch, keys[0])
-    assert value == scanned[0]
+    np.testing.assert_allclose(value, scanned[0], rtol=1e-6)  # two programs round in two orders
     assert aux["noise"] == noise[0]
 
 
@@ -185,8 +185,12 @@ def refusals(train, params, state, batch):
         (params, eager, batch),
         "state must lie on the mesh as state_sharding of the step says, [0].mu['b1'] as P('data',)",
     )
-    elsewhere = params | {"w1": jax.device_put(params["w1"], jax.devices()[1])}
-    yield (elsewhere, state, batch), "params must lie on the mesh as params_sharding of the step"
+    elsewhere = jax.device_put(np.copy(PARAMS["w1"]), NamedSharding(mesh_of("auto"), P("data")))
+    yield (
+        (params | {"w1": elsewhere}, state, batch),
+        "params must lie on the mesh as params_sharding of the step says, ['w1'] as P(None, None), "
+        "got P('data',); jax.device_put them to step.params_sharding",
+    )
 
 
 def test_arguments_that_do_not_fit_are_refused_before_anything_is_compiled():
