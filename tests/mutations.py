@@ -466,6 +466,27 @@ FAULTS = (
         "tests/rules/test_sharding.py -k unlike_each_other",
     ),
     Fault(
+        "a_divided_state_stays_whole",
+        "sharding/_specs.py",
+        "            entries[place] = axis\n",
+        "            pass\n",
+        "tests/sharding/test_state.py -k divided_once",
+    ),
+    Fault(
+        "factors_lie_unlike_their_parameter",
+        "sharding/_specs.py",
+        "        return list(ways[0])\n",
+        "        return [None] * len(shape)\n",
+        "tests/sharding/test_state.py -k factors",
+    ),
+    Fault(
+        "new_parameters_stay_divided",
+        "sharding/_step.py",
+        "self._placed(optax.apply_updates(own, updates), self.params_sharding)",
+        "optax.apply_updates(own, updates)",
+        "tests/sharding/test_step.py",
+    ),
+    Fault(
         "updates_not_cast_back",
         "rules/_lift.py",
         "return update if out_dtype is None else update.astype(out_dtype), new_slots",

@@ -225,6 +225,7 @@ def process(rank, port, folder):
         for source, changes in (("traced", {}), ("loader", {"loader": part})):
             where = place if kind == "auto" else lambda params: params
             options = {"checkpoints": f"{folder}/{kind}-{source}", "mesh": mesh}
+            options["divide_state"] = source == "traced"
             run(task(where, **changes), steps=4, **options)
             result = run(task(where, **changes), **options)
             whole = jax.jit(lambda x: x, out_shardings=NamedSharding(mesh, P()))(result.params)

@@ -9,13 +9,13 @@ gradients are reduced once, and parameters are gathered once.
 from optlab.sharding._collectives import Collective, collectives
 from optlab.sharding._layout import Layout, Slot, layout
 from optlab.sharding._state import abstract_state, divide_batch, init, state_sharding
-from optlab.sharding._step import Step, step
+from optlab.sharding._step import ShardedStep, step
 
 __all__ = [
     "Collective",
     "Layout",
+    "ShardedStep",
     "Slot",
-    "Step",
     "abstract_state",
     "collectives",
     "divide_batch",

@@ -24,7 +24,7 @@ from optlab.sharding._state import check_divides, state_sharding
 _WHO = "sharding.step"
 
 
-class Step:
+class ShardedStep:
     """A compiled training step on a mesh, as `step` makes it.
 
     Calling it with (params, state, batch, *extra) returns (params, state, loss), with a fourth
@@ -165,7 +165,7 @@ def step(
     axis: str = "data",
     *,
     has_aux: bool = False,
-) -> Step:
+) -> ShardedStep:
     """Make a training step whose devices share the batch, and divide the optimizer's state.
 
     Each device computes the gradient on its part of the batch. Gradients are reduced once over all
@@ -193,9 +193,9 @@ def step(
         has_aux: whether `loss` returns something besides the loss, such as new running statistics.
 
     Returns:
-        A `Step`: (params, state, batch, *extra) → (params, state, loss), compiled. `init` makes the
-        state, `divide_batch` the batch. Extra arguments, such as a random key, go to `loss` as they
-        are. Parameters and state are donated.
+        A `ShardedStep`: (params, state, batch, *extra) → (params, state, loss), compiled. `init`
+        makes the state, `divide_batch` the batch. Extra arguments, such as a random key, go to
+        `loss` as they are. Parameters and state are donated.
 
     Raises:
         ValueError: `tx` is no transformation, `loss` is no function, the mesh does not have the
@@ -224,4 +224,4 @@ def step(
     if not callable(loss):
         remedy = "pass a function (params, batch, *extra) → loss"
         _checks.fail(_WHO, "loss must be a function", repr(loss), remedy)
-    return Step(tx, loss, params, mesh, axis, _checks.check_flag(_WHO, "has_aux", has_aux))
+    return ShardedStep(tx, loss, params, mesh, axis, _checks.check_flag(_WHO, "has_aux", has_aux))
