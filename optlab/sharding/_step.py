@@ -28,8 +28,9 @@ class ShardedStep:
     """A compiled training step on a mesh, as `step` makes it.
 
     Calling it with (params, state, batch, *extra) returns (params, state, loss), with a fourth
-    value, what else the loss returns, if it was made with `has_aux`. Parameters and state that are
-    passed in are donated: their memory holds the new ones, so that they can no longer be used.
+    value, what else the loss returns, if it was made with `has_aux`. Unless it was made without
+    `donate`, the memory of the parameters and the state that are passed in holds the new ones, so
+    that those can no longer be used.
 
     Attributes:
         params_sharding: the shardings of the parameters, before and after.
@@ -45,6 +46,7 @@ class ShardedStep:
         mesh: Mesh,
         axis: str,
         has_aux: bool,
+        donate: bool,
     ):
         self._update = optax.with_extra_args_support(tx).update
         self._loss, self._mesh, self._axis, self._has_aux = loss, mesh, axis, has_aux
@@ -60,6 +62,7 @@ class ShardedStep:
         self._shapes = [param.shape for param in own]
         explicit = AxisType.Explicit in mesh.axis_types
         self._place = jax.sharding.reshard if explicit else lax.with_sharding_constraint
+        self._donated = (0, 1) if donate else ()
         self._programs: dict[int, Any] = {}
 
     def __call__(self, params: Tree, state: Any, batch: Tree, *extra: Any) -> tuple[Any, ...]:
@@ -86,7 +89,9 @@ class ShardedStep:
         count = len(extra)
         if count not in self._programs:
             places = (self.params_sharding, self.state_sharding, None, *[None] * count)
-            self._programs[count] = jax.jit(self._body, in_shardings=places, donate_argnums=(0, 1))
+            self._programs[count] = jax.jit(
+                self._body, in_shardings=places, donate_argnums=self._donated
+            )
         return self._programs[count]
 
     def _body(self, params: Tree, state: Any, batch: Tree, *extra: Any) -> tuple[Any, ...]:
@@ -165,6 +170,7 @@ def step(
     axis: str = "data",
     *,
     has_aux: bool = False,
+    donate: bool = True,
 ) -> ShardedStep:
     """Make a training step whose devices share the batch, and divide the optimizer's state.
 
@@ -191,11 +197,14 @@ def step(
         mesh: the devices, with automatic or explicit axes.
         axis: the axis of the mesh that divides batches, along their first axis, and the state.
         has_aux: whether `loss` returns something besides the loss, such as new running statistics.
+        donate: whether the new parameters and the new state take the memory of those before, which
+            can then no longer be used. What `jax.device_put` returns may share its memory with what
+            it was given.
 
     Returns:
         A `ShardedStep`: (params, state, batch, *extra) → (params, state, loss), compiled. `init`
         makes the state, `divide_batch` the batch. Extra arguments, such as a random key, go to
-        `loss` as they are. Parameters and state are donated.
+        `loss` as they are.
 
     Raises:
         ValueError: `tx` is no transformation, `loss` is no function, the mesh does not have the
@@ -224,4 +233,6 @@ def step(
     if not callable(loss):
         remedy = "pass a function (params, batch, *extra) → loss"
         _checks.fail(_WHO, "loss must be a function", repr(loss), remedy)
-    return ShardedStep(tx, loss, params, mesh, axis, _checks.check_flag(_WHO, "has_aux", has_aux))
+    has_aux = _checks.check_flag(_WHO, "has_aux", has_aux)
+    donate = _checks.check_flag(_WHO, "donate", donate)
+    return ShardedStep(tx, loss, params, mesh, axis, has_aux, donate)
