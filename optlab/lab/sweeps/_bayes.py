@@ -12,7 +12,7 @@ Reference: Bergstra, Bardenet, Bengio, Kégl, "Algorithms for Hyper-Parameter Op
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import Any
@@ -20,9 +20,15 @@ from typing import Any
 from optlab import _checks
 from optlab._extras import needs_extra
 from optlab.lab.sweeps._optuna import (
+    Result,
+    SignsOfLife,
+    ask,
+    disconnect,
     distributions,
+    fail_silent,
     is_dead,
     open_study,
+    patiently,
     sampler,
     storage_errors,
     this_process,
@@ -57,8 +63,9 @@ class Bayes:
     With a storage, any number of processes and machines can work on the study of that name; the
     order of their calls decides which trials each of them gets. Each trial records the host and
     the process that run it. Trials that a dead process of this host left behind are marked as
-    failed and do not count. Trials of other hosts are left alone, so if a host never returns, its
-    trials stay marked as running.
+    failed and do not count. So are those of other hosts once a database has had no sign of life of
+    them for five minutes; processes give one each minute. What is told of a trial that was given
+    up does not count. A database server that goes away is waited for, for five minutes.
 
     Args:
         space: name → range.
@@ -101,6 +108,7 @@ class Bayes:
         own_sampler = sampler(self._space, seed, self._known_values)
         with storage_errors(_WHO, storage, ValueError):
             self._study = open_study(storage, name, maximize, own_sampler)
+        self._signs = SignsOfLife(self._study)
         with self._storage_errors():
             self._check_study(name, maximize)
 
@@ -108,16 +116,22 @@ class Bayes:
         """Return the study."""
         return self
 
-    def __exit__(self, *exception: Any) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
         """Close the study."""
-        self.close()
+        # Where a database has failed, its first error is the one to show.
+        with suppress(*() if kind is None else (ValueError,)):
+            self.close()
 
     def close(self) -> None:
         """Give up all running trials, so that they can be proposed again."""
-        with self._storage_errors():
-            while self._running:
-                number, _ = self._running.popitem()
-                self._fail(number)
+        self._signs.close()
+        try:
+            with self._storage_errors():
+                while self._running:
+                    number, _ = self._running.popitem()
+                    self._fail(number)
+        finally:
+            disconnect(self._study)
 
     def ask(self, n: int, trials: int | None = None) -> list[tuple[int, dict[str, Scalar]]]:
         """Return the number and the values of up to `n` new trials.
@@ -138,18 +152,24 @@ class Bayes:
             self.tell(number, score, record)
         batch: list[tuple[int, dict[str, Scalar]]] = []
         with self._storage_errors():
-            while len(batch) < n and (trials is None or self.remaining(trials)):
+            self._patiently(self._fail_abandoned)
+            wanted = n if trials is None else min(n, self._left(trials))
+            while len(batch) < wanted:
                 number, values = self._ask()
-                if trials is not None and self._counted(before=number) >= trials:
+                if trials is not None and self._patiently(
+                    lambda before=number: self._counted(before) >= trials
+                ):
                     del self._running[number]
+                    self._signs.end(number)
                     self._fail(number)
+                    wanted = min(n, len(batch) + self._left(trials))
                 else:
                     batch.append((number, values))
         return batch
 
     def tell(
         self, number: int, score: float | None, record: Mapping[str, Any] | None = None
-    ) -> None:
+    ) -> bool:
         """Report the score of a trial and finish it.
 
         Args:
@@ -157,6 +177,9 @@ class Bayes:
             score: the score; None or not finite if the trial diverged, which counts as the worst
                 possible score.
             record: JSON-compatible data to store with the trial.
+
+        Returns:
+            Whether it counts; not so if the trial was given up in the meantime.
 
         Raises:
             ValueError: `ask` of this object did not return the trial, the trial is finished, or
@@ -166,13 +189,13 @@ class Bayes:
             got = f"number={number!r}"
             _checks.fail(_WHO, "tell needs a trial that ask returned and that still runs", got)
         record = _jsonable(record or {})
+        value = self._worst if _finite(score) is None else float(score)
         with self._storage_errors():
-            trial = self._running[number]
-            if record:
-                trial.set_user_attr(_RECORD, record)
-            self._study.tell(trial, self._worst if _finite(score) is None else float(score))
+            counts = self._patiently(lambda: self._tell(self._running[number], value, record))
         del self._running[number]
+        self._signs.end(number)
         self._known.pop(number, None)
+        return counts
 
     def add_finished(
         self,
@@ -206,8 +229,9 @@ class Bayes:
         Raises:
             ValueError: the storage fails.
         """
+        states = (self._states.COMPLETE,)
         with self._storage_errors():
-            trials = self._study.get_trials(deepcopy=False, states=(self._states.COMPLETE,))
+            trials = self._patiently(lambda: self._study.get_trials(deepcopy=False, states=states))
         reported = {trial.number: self._entry(trial) for trial in trials}
         return [entry for _, entry in sorted({**self._known, **reported}.items())]
 
@@ -218,16 +242,37 @@ class Bayes:
             ValueError: the storage fails.
         """
         with self._storage_errors():
-            self._fail_abandoned()
-            return max(0, trials - self._counted())
+            self._patiently(self._fail_abandoned)
+            return self._left(trials)
+
+    def _left(self, trials: int) -> int:
+        return max(0, trials - self._patiently(self._counted))
 
     def _ask(self) -> tuple[int, dict[str, Scalar]]:
         """Create a trial, and store in it which process runs it."""
-        trial = self._study.ask(self._kinds)
-        self._running[trial.number] = trial
+        trial = self._patiently(lambda: ask(self._study, self._kinds))
         if self._storage is not None:
-            trial.set_user_attr(_OWNER, this_process())
+            self._patiently(lambda: self._sign(trial))
+        self._running[trial.number] = trial
         return trial.number, self._values(trial)
+
+    def _sign(self, trial: Any) -> None:
+        # In this order: if this process dies in between, the trial is not signed, and is given up.
+        self._signs.begin(trial)
+        trial.set_user_attr(_OWNER, this_process())
+
+    def _tell(self, trial: Any, value: float, record: Mapping[str, Any]) -> bool:
+        """Report a score, unless the trial has ended already; return whether it is complete."""
+        from optuna.exceptions import UpdateFinishedTrialError
+
+        with suppress(UpdateFinishedTrialError):
+            if record:
+                trial.set_user_attr(_RECORD, record)
+        ended = self._study.tell(trial, value, skip_if_finished=True)
+        return ended.state == self._states.COMPLETE
+
+    def _patiently(self, function: Callable[[], Result]) -> Result:
+        return patiently(_WHO, self._storage, function)
 
     def _values(self, trial: Any) -> dict[str, Scalar]:
         return {name: trial.params[name] for name in self._space}
@@ -251,6 +296,7 @@ class Bayes:
         """Fail the running trials whose process has ended."""
         if self._storage is None:
             return
+        fail_silent(self._study)
         for trial in self._study.get_trials(deepcopy=False, states=(self._states.RUNNING,)):
             if _is_abandoned(trial):
                 self._fail(trial.number)

@@ -1,4 +1,9 @@
-"""The lab's use of Optuna: distributions, the sampler, opening a study, and who runs a trial."""
+"""The lab's use of Optuna: distributions, the sampler, opening a study, and who runs a trial.
+
+Who runs a trial is known in two ways. A process of this host is looked up among the processes. Any
+other is alive as long as it writes signs of life into the storage, each `HEARTBEAT` seconds; its
+trials are given up once there is none for `GRACE` seconds, by the clock of the database.
+"""
 
 import logging
 import os
@@ -7,10 +12,11 @@ import socket
 import threading
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -18,10 +24,16 @@ from optlab import _checks
 from optlab.lab.sweeps._search import points
 from optlab.lab.sweeps._space import Categorical, Integer, LogUniform, Range, Scalar
 
+Result = TypeVar("Result")
+
 # The estimator proposes trials once this many are finished.
 STARTUP = 8
 # Seconds to wait for another process's transaction on an SQLite file.
 SQLITE_TIMEOUT = 60.0
+# Seconds between two signs of life, and those without one after which a trial is given up.
+HEARTBEAT, GRACE = 60, 300
+# Seconds to wait for a database server that no longer answers, and between attempts.
+PATIENCE, ATTEMPT = 300.0, 2.0
 # Attempts to open a study: processes that create the tables of a new database at the same time
 # may fail.
 _ATTEMPTS = 10
@@ -105,7 +117,8 @@ def open_study(storage: Any, name: str, maximize: bool, sampler: Any) -> Any:
 
     for attempt in range(_ATTEMPTS):
         try:
-            with _quiet():
+            with _quiet(), warnings.catch_warnings():
+                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
                 return optuna.create_study(
                     storage=_patient(storage),
                     study_name=name,
@@ -122,12 +135,86 @@ def open_study(storage: Any, name: str, maximize: bool, sampler: Any) -> Any:
 
 
 def _patient(storage: Any) -> Any:
-    """Return the storage; for an SQLite file, one that waits while other processes write."""
+    """Return the storage; of a database, one with signs of life that bears with its connections."""
     from optuna.storages import RDBStorage
 
-    if not isinstance(storage, str) or not storage.startswith("sqlite"):
+    if not isinstance(storage, str):
         return storage
-    return RDBStorage(storage, engine_kwargs={"connect_args": {"timeout": SQLITE_TIMEOUT}})
+    options: dict[str, Any] = {"pool_pre_ping": True}  # a connection may have died since its use
+    if storage.startswith("sqlite"):  # other processes write, too
+        options = {"connect_args": {"timeout": SQLITE_TIMEOUT}}
+    elif storage.startswith("postgresql://") and not find_spec("psycopg2") and find_spec("psycopg"):
+        storage = storage.replace("postgresql://", "postgresql+psycopg://", 1)
+    signs = {"heartbeat_interval": HEARTBEAT, "grace_period": GRACE}
+    return RDBStorage(storage, engine_kwargs=options, **signs)
+
+
+def disconnect(study: Any) -> None:
+    """Close a study's connections to its database, if it has one; the next use opens others."""
+    storage = getattr(study._storage, "_backend", None)
+    if hasattr(storage, "engine"):
+        storage.remove_session()
+        storage.engine.dispose()
+
+
+class SignsOfLife:
+    """Writes signs of life of running trials into a storage, from a thread, at intervals.
+
+    Args:
+        study: the study; nothing is written where its storage takes no signs of life.
+    """
+
+    def __init__(self, study: Any):
+        self._storage = study._storage
+        interval = getattr(self._storage, "get_heartbeat_interval", lambda: None)()
+        self._takes_signs, self._interval = interval is not None, interval
+        self._ids: dict[int, int] = {}
+        self._closed = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def begin(self, trial: Any) -> None:
+        """Write the first sign of a trial, and go on until `end`."""
+        if not self._takes_signs:
+            return
+        self._storage.record_heartbeat(trial._trial_id)
+        self._ids[trial.number] = trial._trial_id
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._write, daemon=True)
+            self._thread.start()
+
+    def end(self, number: int) -> None:
+        """Write no more signs of a trial."""
+        self._ids.pop(number, None)
+
+    def close(self) -> None:
+        """Write no more signs of any trial."""
+        self._closed.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _write(self) -> None:
+        while not self._closed.wait(self._interval):
+            for trial_id in list(self._ids.values()):
+                # The thread that reports scores waits for a database that does not answer.
+                with suppress(Exception):
+                    self._storage.record_heartbeat(trial_id)
+
+
+def ask(study: Any, kinds: Mapping[str, Any]) -> Any:
+    """Return a new trial, whose signs of life are ours to write."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Heartbeat of storage is supposed to be used with")
+        return study.ask(kinds)
+
+
+def fail_silent(study: Any) -> None:
+    """Give up the running trials without signs of life."""
+    from optuna.exceptions import ExperimentalWarning
+    from optuna.storages import fail_stale_trials
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        fail_stale_trials(study)
 
 
 @contextmanager
@@ -169,6 +256,42 @@ def storage_errors(who: str, storage: Any, *others: type[Exception]) -> Iterator
         )
 
 
+def patiently(who: str, storage: Any, function: Callable[[], Result]) -> Result:
+    """Call a function of a storage, again and again while a database server does not answer.
+
+    Args:
+        who: the public name that warnings begin with.
+        storage: the storage, for warnings.
+        function: may be called again after it has failed.
+    """
+    deadline = None
+    while True:
+        try:
+            return function()
+        except Exception as error:
+            now = time.monotonic()
+            if not _is_away(error) or (deadline is not None and now > deadline):
+                raise
+            if deadline is None:
+                deadline = now + PATIENCE
+                warnings.warn(
+                    f"{who}: {masked(str(storage))!r} does not answer "
+                    f"({masked(_reason(error))}); trying again for {PATIENCE:g} seconds",
+                    stacklevel=2,
+                )
+            time.sleep(min(ATTEMPT, PATIENCE))
+
+
+def _is_away(error: BaseException) -> bool:
+    """Whether a database server cannot be reached, or has closed the connection."""
+    kinds = ("sqlalchemy.exc.OperationalError", "sqlalchemy.exc.InterfaceError")
+    for each in (error, error.__cause__):
+        for kind in type(each).__mro__:
+            if f"{kind.__module__}.{kind.__qualname__}" in kinds:
+                return "sqlite3" not in type(getattr(each, "orig", None)).__module__
+    return False
+
+
 def masked(text: str) -> str:
     """Return a text in which the passwords of URLs are masked."""
     return re.sub(r"(://[^:/@\s]*):[^\s]*@", r"\1:***@", text)
@@ -182,9 +305,11 @@ def _reason(error: BaseException) -> str:
 
 def _remedy(error: BaseException, reason: str) -> str:
     if isinstance(error, ImportError):
-        return "install the database's driver, such as psycopg2-binary for PostgreSQL"
+        return 'install the database\'s driver, for PostgreSQL by pip install "optlab[postgresql]"'
     if "locked" in reason:
         return "another process holds it; continue when it is done"
+    if _is_away(error):
+        return "start it, and call again with the same arguments; what was stored in it counts"
     if type(error).__name__ in ("ArgumentError", "NoSuchModuleError", "ValueError"):
         return 'write "sqlite:///study.db", say'
     return ""

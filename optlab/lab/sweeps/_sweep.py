@@ -125,7 +125,10 @@ def sweep(
             "sqlite:///study.db", through which several processes or machines work on the same
             trials. Each sweep has its own study there, which the same arguments find again. A
             process that finishes early returns without trials still running elsewhere;
-            `Sweep.missing` counts them.
+            `Sweep.missing` counts them. Trials of a process that has died are run again: at once
+            if it ran on this host, and after five minutes without a sign of life if on another
+            one. A server that goes away is waited for, for five minutes; after that the sweep ends
+            in an error, and goes on when it is called again.
         lanes: trials that run at the same time on each local device, ≥ 1; None for 4 on a CPU and
             64 elsewhere. With "bayes" it is also the number of trials that it learns from at once;
             None for 8. Trials of small dense networks are updated by one program, and results then
@@ -341,9 +344,9 @@ def _search_shared(
             with closing(runs.run(list(batch.items()), plan.steps)) as running:
                 for number, curves in (entry for chunk in running for entry in chunk.items()):
                     trial = plan.trial(number, batch[number], curves, COMPLETE)
-                    study.tell(number, trial.score, {"trial": encode(vars(trial))})
-                    for callback in callbacks:
-                        callback(trial)
+                    if study.tell(number, trial.score, {"trial": encode(vars(trial))}):
+                        for callback in callbacks:
+                            callback(trial)
         return [Trial(**decode(record["trial"])) for *_, record in study.finished()]
 
 

@@ -1,5 +1,6 @@
 """Bayesian search: better than chance, repeatable, and shared by processes through a database."""
 
+import contextlib
 import logging
 import math
 import os
@@ -9,11 +10,14 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import threading
+import time
 from datetime import timedelta
 
 import numpy as np
 import optuna
 import pytest
+from sqlalchemy.exc import OperationalError
 
 from optlab.lab.sweeps import _bayes, _optuna
 from optlab.lab.sweeps._bayes import Bayes
@@ -278,11 +282,94 @@ def test_a_trial_that_nobody_signed_is_given_up_after_a_while(url, monkeypatch):
     assert study.remaining(10) == 10
 
 
+def silence(url, numbers):
+    """Date the signs of life of some trials back by ten minutes."""
+    file = url.removeprefix("sqlite:///")
+    with contextlib.closing(sqlite3.connect(file)) as connection, connection:
+        connection.executemany(
+            "update trial_heartbeats set heartbeat = datetime(heartbeat, '-10 minutes') "
+            "where trial_id in (select trial_id from trials where number = ?)",
+            [(number,) for number in numbers],
+        )
+
+
+def test_trials_of_another_host_are_given_up_without_signs_of_life(url, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(_optuna, "_host", lambda: "elsewhere")
+        theirs = Bayes(SPACE, storage=url)
+        theirs.ask(3)
+    ours = Bayes(SPACE, storage=url)
+    assert ours.remaining(10) == 7
+    silence(url, [0, 2])
+    assert ours.remaining(10) == 9
+    # The other host lives after all. What it tells of trials that were given up does not count.
+    assert [theirs.tell(n, 1.0, {"told": n}) for n in range(3)] == [False, True, False]
+    assert [(number, record) for number, *_, record in ours.finished()] == [(1, {"told": 1})]
+
+
+def test_signs_of_life_are_written_while_trials_run_and_no_longer(url, monkeypatch):
+    monkeypatch.setattr(_optuna, "HEARTBEAT", 0.01)
+    written, wrote = [], threading.Event()
+    with Bayes(SPACE, storage=url) as study:
+        storage = study._study._storage
+        monkeypatch.setattr(storage, "record_heartbeat", lambda n: (written.append(n), wrote.set()))
+        study.ask(2)
+        for told in ([], [1]):
+            for number in told:
+                study.tell(number, 1.0)
+            written.clear()
+            wrote.clear()
+            assert wrote.wait(10)
+        assert set(written) <= {1}  # ids count from 1, and this one is of trial 0
+    written.clear()
+    time.sleep(0.05)
+    assert written == []
+
+
+def away(*_, **options):
+    """Stand for a server that does not answer."""
+    try:
+        raise OperationalError("select 1", {}, ConnectionError("connection refused\nhint"))
+    except OperationalError as error:
+        raise optuna.exceptions.StorageInternalError("during the commit") from error
+
+
+def test_a_server_that_does_not_answer_is_asked_again_with_one_warning(url, monkeypatch):
+    monkeypatch.setattr(_optuna, "ATTEMPT", 0.0)
+    with Bayes(SPACE, storage=url) as study:
+        ((number, _),) = study.ask(1)
+        tell, left = study._study.tell, [away, away]
+
+        def sometimes(*arguments, **options):
+            return (left.pop() if left else tell)(*arguments, **options)
+
+        monkeypatch.setattr(study._study, "tell", sometimes)
+        message = r"^sweep: 'sqlite.*' does not answer \(connection refused\); trying again for 300"
+        with pytest.warns(UserWarning, match=message) as warned:
+            assert study.tell(number, 1.0)
+        assert len(warned) == 1
+        assert left == []
+        monkeypatch.setattr(_optuna, "PATIENCE", 0.0)
+        monkeypatch.setattr(study._study, "get_trials", away)
+        message = r"\(connection refused\); start it, and call again with the same arguments; what"
+        with pytest.warns(match="trying again for 0 sec"), pytest.raises(ValueError, match=message):
+            study.finished()
+
+
+def test_psycopg_is_used_for_postgresql_where_it_is_all_there_is(monkeypatch):
+    made = []
+    monkeypatch.setattr(optuna.storages, "RDBStorage", lambda url, **options: made.append(url))
+    for installed in ({"psycopg"}, {"psycopg", "psycopg2"}, set()):
+        monkeypatch.setattr(_optuna, "find_spec", lambda name, known=installed: name in known)
+        _optuna._patient("postgresql://host/db")
+    assert made == ["postgresql+psycopg://host/db", "postgresql://host/db", "postgresql://host/db"]
+
+
 def test_a_trial_withdraws_where_others_have_asked_in_the_meantime(url, monkeypatch):
     one, other = Bayes(SPACE, storage=url), Bayes(SPACE, storage=url)
     other.ask(3, trials=4)
     # As if both had looked before either asked.
-    monkeypatch.setattr(one, "remaining", lambda trials: 4 - len(other._running))
+    monkeypatch.setattr(one, "_left", lambda trials: 4 - len(other._running))
     one_ask = one._ask
 
     def late():
