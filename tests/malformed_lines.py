@@ -26,6 +26,8 @@ CASES = {
     "train --bogus": "unrecognized arguments: --bogus",
     "train --lr 0.1": "unrecognized arguments: --lr 0.1",
     "train extra": "unrecognized arguments: extra",
+    "sweep --dask here": "expected the address of a scheduler, such as tcp://10.0.0.5:8786, got 'h",
+    "sweep --dask tcp://h:1 --search bayes": "--dask cannot go with --search bayes, which learns",
     "sweep --ste 5": "unrecognized arguments: --ste 5",
     "compare --optimizer adam": "unrecognized arguments: --optimizer adam",
     "lr-range --schedule 'cosine(learning_rate, 5)'": "unrecognized arguments: --schedule",

@@ -2,13 +2,17 @@
 
 import argparse
 import inspect
+import logging
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Executor
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
 import optax
 
+from optlab._extras import needs_extra
 from optlab.cli._errors import DIVERGED, UsageError, usage_errors, value_errors
 from optlab.cli._groups import group_rules
 from optlab.cli._known import OPTIMIZERS
@@ -34,6 +38,9 @@ from optlab.lab import (
 WORDS = ("optimizer", "set", "rate", "schedule", "clip", "halving", "patience", "seeds", "seed")
 """Options that results.json repeats."""
 
+TIMEOUT = "10s"
+"""How long a scheduler of dask may take to answer."""
+
 
 def run(options: argparse.Namespace) -> int | None:
     """Search, print the table or the JSON, write the results and the plot.
@@ -47,17 +54,42 @@ def run(options: argparse.Namespace) -> int | None:
     task = task_of(options)
     space = {name: range_of(entry) for name, entry in options.space.items()}
     trials = _trials(options)
-    search = partial(_search, options, task, optimizer)
-    result = search(space, trials, options.results, options.storage)
-    _show(options, result, options.out)
-    if options.refine:
-        with value_errors():
-            narrowed = result.narrowed()
-        results = options.results and options.results.with_name(f"{options.results.name}.refined")
-        folder = options.out / "refined"
-        check_writable_folder(folder)
-        _show(options, search(narrowed, options.refine, results, None), folder)
+    with _workers(options.dask) as executor:
+        search = partial(_search, options, task, optimizer, executor)
+        result = search(space, trials, options.results, options.storage)
+        _show(options, result, options.out)
+        if options.refine:
+            with value_errors():
+                narrowed = result.narrowed()
+            results = options.results
+            results = results and results.with_name(f"{results.name}.refined")
+            folder = options.out / "refined"
+            check_writable_folder(folder)
+            _show(options, search(narrowed, options.refine, results, None), folder)
     return DIVERGED if all(trial.lost for trial in result.trials) else None
+
+
+@contextmanager
+def _workers(address: str | None) -> Iterator[Executor | None]:
+    """Connect to a scheduler of dask, and yield its executor; None for no address."""
+    if address is None:
+        yield None
+        return
+    with needs_extra("sweep", "distributed"):
+        from distributed import Client
+    for name in logging.root.manager.loggerDict:
+        if name.split(".")[0] == "distributed":  # what it logs of its errors becomes one line
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+    try:
+        client = Client(address, timeout=TIMEOUT, set_as_default=False)
+    except (OSError, ValueError) as error:
+        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+        raise UsageError(
+            f"--dask {address}: a scheduler of dask must answer there, got {reason}; "
+            "`dask scheduler` starts one, and prints its address"
+        ) from error
+    with client:
+        yield client.get_executor()
 
 
 def range_of(entry: Typed) -> Range:
@@ -121,6 +153,7 @@ def _search(
     options: argparse.Namespace,
     task: Task | Callable[..., Task],
     optimizer: Callable[..., optax.GradientTransformation],
+    executor: Executor | None,
     space: Mapping[str, Range],
     trials: int,
     results: Path | None,
@@ -138,6 +171,7 @@ def _search(
             groups=group_rules(options),
             results=results,
             storage=storage,
+            executor=executor,
             progress=terminal,
             callbacks=() if terminal else (_log_trial(trials),),
             **{name: getattr(options, name) for name in names},

@@ -2,6 +2,7 @@
 
 import argparse
 import inspect
+import re
 from typing import Any
 
 from optlab.cli._errors import UsageError, check_known, value_errors
@@ -117,9 +118,25 @@ def add(parser: argparse.ArgumentParser) -> None:
         metavar="URL",
         help="with --search bayes, an Optuna storage on which several processes work together",
     )
+    parser.add_argument(
+        "--dask",
+        type=scheduler,
+        metavar="ADDRESS",
+        help="run the trials on the workers of this dask.distributed scheduler, such as "
+        "tcp://10.0.0.5:8786; they need optlab, and the module of --task",
+    )
     add_out_folder(parser, "optlab-sweep", "results.json, trials.csv and sweep.png")
     add_json(parser)
     add_groups(parser)
+
+
+def scheduler(text: str) -> str:
+    """Read the address of a scheduler of dask."""
+    if not re.fullmatch(r"((tcp|tls|ucx|wss?)://)?(\[[0-9a-fA-F:.]+\]|[^\s/:]+):\d+", text):
+        raise argparse.ArgumentTypeError(
+            f"expected the address of a scheduler, such as tcp://10.0.0.5:8786, got {text!r}"
+        )
+    return text
 
 
 def _names_in_a_space(parsed_args: argparse.Namespace, **_: Any) -> list[str]:
@@ -193,4 +210,9 @@ def _check_search(options: argparse.Namespace) -> None:
         )
     if options.search == "bayes" and options.halving is not None:
         raise UsageError("--halving cannot go with --search bayes, which learns from whole runs")
+    if options.dask is not None and options.search == "bayes":
+        raise UsageError(
+            "--dask cannot go with --search bayes, which learns from one batch of trials before it "
+            "asks for the next; start the command on each machine, with one --storage"
+        )
     check_seeds(options)

@@ -211,4 +211,4 @@ def _fail(who: str, error: Exception, remedy: str) -> NoReturn:
     text = next((line for line in str(error).splitlines() if line.strip()), "")
     got = f"{type(error).__name__}: {text}".removesuffix(": ").removesuffix(".")
     required = "executor must run jobs until the sweep has ended"
-    raise ValueError(f"{who}: {required}, got {got}; {remedy}") from error
+    _checks.fail(who, required, got, remedy)

@@ -1,10 +1,12 @@
 """Sweeps on executors: the same trials, wherever they run, and nothing lost when workers die."""
 
+import inspect
 import multiprocessing
 import os
 import pickle
 import re
 import signal
+import sys
 import threading
 from concurrent.futures import (
     CancelledError,
@@ -21,6 +23,7 @@ import pytest
 
 import optlab
 from helpers import bowl
+from optlab import cli
 from optlab.lab import Categorical, EarlyStopping, LogUniform, sweep
 from optlab.lab.sweeps import _jobs
 from optlab.lab.sweeps._database import encode
@@ -314,6 +317,41 @@ def scheduler():
         distributed.Client(cluster, set_as_default=False) as client,
     ):
         yield client
+
+
+@pytest.mark.slow
+def test_the_command_line_runs_the_users_module_on_dasks_workers(
+    scheduler, tmp_path, monkeypatch, capfd
+):
+    (tmp_path / "bowls.py").write_text(inspect.getsource(_bowls))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    command = ["sweep", "--task", "bowls:_bowls", "--optimizer", "sgd", "--trials", "3"]
+    tables = []
+    for more in ([], ["--dask", scheduler.scheduler.address]):
+        assert cli.main([*command, *more]) == 0
+        tables.append(capfd.readouterr().out)
+    assert "3 trials" in tables[0]
+    assert tables[0] == tables[1]
+
+
+def _bowls():
+    """Return a task, all on its own."""
+    import jax.numpy as jnp
+
+    from optlab.lab import Task
+
+    def loss(x):
+        return jnp.sum(x**2)
+
+    return Task(
+        "bowls",
+        init=lambda key: (jnp.ones(2), ()),
+        loss=lambda x, state, batch, key: (loss(x), state),
+        batch=lambda key, step: (),
+        evaluate=lambda x, state, data: {"loss": loss(x)},
+        steps=4,
+    )
 
 
 @pytest.mark.slow
