@@ -282,3 +282,27 @@ CASES = {
         Case("adamw", clip=True, average=True),
     )
 }
+
+ACCUMULATED = 4
+"""The micro-batches of a step of `accumulate`."""
+
+
+def wrapped(name: str) -> tuple[optax.GradientTransformation, optax.GradientTransformation]:
+    """Return AdamW with gradients clipped by their norm, within a wrapper and without one.
+
+    Args:
+        name: a name in WRAPPERS.
+    """
+    clip, rule = optlab.clip_by_global_norm(MAX_NORM), RULES["adamw"].optlab()
+    plain = optax.chain(clip, rule)
+    if name == "monitor":
+        return optlab.monitor(rule, clipping=clip), plain
+    return WRAPPERS[name](plain), plain
+
+
+WRAPPERS = {
+    "accumulate": partial(optlab.accumulate, every=ACCUMULATED),
+    "dynamic_loss_scale": partial(optlab.dynamic_loss_scale, initial_scale=1.0, max_scale=1.0),
+    "monitor": optlab.monitor,
+    "skip_nonfinite": optlab.skip_nonfinite,
+}

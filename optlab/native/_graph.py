@@ -14,9 +14,19 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
+from optlab._tree import norm_in_one_pass
+from optlab.native._operations import KINDS, OPERATIONS, REDUCTIONS
+
 INSIDE = {"jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr", "core_call": "call_jaxpr"}
 INSIDE |= {"custom_jvp_call": "call_jaxpr", "custom_vjp_call": "call_jaxpr"}
 """The primitives that call a function, with the parameter that holds it."""
+
+
+NORM = "optlab_norm_by_branch"
+"""The name of the function of `optlab._tree` in whose place stands `norm_in_one_pass`."""
+
+FEW = 64
+"""The most numbers of an array that takes no time, such as scalars that were joined."""
 
 
 @functools.cache
@@ -140,10 +150,26 @@ class Graph:
             if function is not None:
                 inside = inputs[1:] if eqn.primitive.name == "cond" else inputs
                 outputs = self._inline(function.jaxpr, inside, function.consts)
+            elif _is_choice(eqn, inputs):
+                outputs = self._choose(eqn, inputs)
             else:
                 outputs = self._append(eqn, inputs)
             values.update(zip(eqn.outvars, outputs, strict=True))
         return [read(atom) for atom in jaxpr.outvars]
+
+    def _choose(self, eqn: Any, inputs: list[Operand]) -> list[Operand]:
+        """Compute both branches, and choose element by element."""
+        off, on = (
+            self._inline(branch.jaxpr, inputs[1:], branch.consts)
+            for branch in eqn.params["branches"]
+        )
+        outputs = []
+        for var, a, b in zip(eqn.outvars, off, on, strict=True):
+            if a is not b:
+                choice = _choice(var.aval.shape, var.aval.dtype)
+                (a,) = self._inline(choice.jaxpr, [inputs[0], a, b], choice.consts)
+            outputs.append(a)
+        return outputs
 
     def _append(self, eqn: Any, inputs: list[Operand]) -> list[Operand]:
         name = eqn.primitive.name
@@ -197,6 +223,9 @@ def _called(eqn: Any) -> ClosedJaxpr | None:
     """
     name = eqn.primitive.name
     if name in INSIDE:
+        if eqn.params.get("name") == NORM:
+            dtype = eqn.outvars[0].aval.dtype
+            return _norm(dtype, tuple((x.aval.shape, x.aval.dtype) for x in eqn.invars))
         function = eqn.params.get(INSIDE[name])
         if isinstance(function, Jaxpr) and not function.constvars:
             function = ClosedJaxpr(function, ())
@@ -207,6 +236,56 @@ def _called(eqn: Any) -> ClosedJaxpr | None:
             if names is None or "cpu" in names:
                 return branch
     return None
+
+
+@functools.cache
+def _norm(dtype: Any, parts: tuple[tuple[tuple[int, ...], Any], ...]) -> ClosedJaxpr:
+    shapes = [jax.ShapeDtypeStruct(*part) for part in parts]
+    return jax.make_jaxpr(functools.partial(norm_in_one_pass, dtype))(*shapes)
+
+
+@functools.cache
+def _choice(shape: tuple[int, ...], dtype: Any) -> ClosedJaxpr:
+    """Return the program (number of a branch, result of the first, of the second) → result."""
+    branch, result = jax.ShapeDtypeStruct((), jnp.int32), jax.ShapeDtypeStruct(shape, dtype)
+    return jax.make_jaxpr(lambda i, a, b: jax.lax.select(i > 0, b, a))(branch, result, result)
+
+
+def _is_choice(eqn: Any, inputs: Sequence[Operand]) -> bool:
+    """Return whether an operation chooses between two branches that loops can compute both."""
+    if eqn.primitive.name != "cond" or len(eqn.params["branches"]) != 2 or eqn.effects:
+        return False
+    if inputs[0].shape != () or not any(x.is_big for x in inputs):
+        return False
+    types = [_type_name(getattr(var.aval, "dtype", None)) for var in eqn.outvars]
+    return all(dtype in KINDS for dtype in types) and all(
+        _is_cheap(branch.jaxpr) for branch in eqn.params["branches"]
+    )
+
+
+def _is_few(aval: Any) -> bool:
+    shape = getattr(aval, "shape", ())
+    return all(isinstance(length, int) for length in shape) and math.prod(shape) <= FEW
+
+
+def _is_cheap(jaxpr: Jaxpr) -> bool:
+    """Return whether a program is made of what loops compute, and of operations on few numbers."""
+    for eqn in jaxpr.eqns:
+        name = eqn.primitive.name
+        function = _called(eqn)
+        if function is not None:
+            parts = [function.jaxpr]
+        elif name == "cond":
+            parts = [branch.jaxpr for branch in eqn.params["branches"]]
+        else:
+            parts = []
+            known = name in OPERATIONS or name in REDUCTIONS or name == "concatenate"
+            few = all(_is_few(var.aval) for var in (*eqn.invars, *eqn.outvars))
+            if eqn.effects or not (known or (few and name not in ("while", "scan"))):
+                return False
+        if not all(map(_is_cheap, parts)):
+            return False
+    return True
 
 
 def run_node(node: Node, operands: Iterable[Any]) -> list[Any]:

@@ -17,10 +17,8 @@ from jax.interpreters import ad, batching, mlir
 
 from optlab.native import _compiler
 from optlab.native._graph import Constant, Node, Operand, Value, run_node
+from optlab.native._operations import MOVES
 from optlab.native._report import report
-
-MOVES = {"reshape", "squeeze", "expand_dims", "copy", "optimization_barrier", "broadcast_in_dim"}
-"""Operations that give a value another shape at most."""
 
 
 @dataclass(eq=False)

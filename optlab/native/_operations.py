@@ -263,6 +263,9 @@ OPERATIONS: dict[str, Write] = {
 }
 """By the name of JAX's primitive."""
 
+MOVES = {"reshape", "squeeze", "expand_dims", "copy", "optimization_barrier", "broadcast_in_dim"}
+"""Operations that give a value another shape at most."""
+
 REDUCTIONS = {"reduce_sum": 0, "reduce_max": 1, "reduce_min": 2, "reduce_and": 2, "reduce_or": 1}
 """How the handler combines what chunks make: 0 adds, 1 takes the largest, 2 the smallest."""
 

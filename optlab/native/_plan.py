@@ -103,13 +103,13 @@ class Plan:
         self._is_elementwise: dict[Node, bool] = {}
         self.blame: set[str] = set()
         reductions = self._reductions()
-        self._levels = self._find_levels(reductions)
+        self._levels = self._find_levels(reductions, {})
         regions = self._targets()
         used = self._find_needed(regions, reductions)
         self._alone = [
             (reduction, part) for reduction in used for part in reduction.parts if not part.arrays
         ]
-        self.calls = self._make_calls(self._groups(regions, used))
+        self.calls = self._make_calls(self._groups(regions, used, reductions))
         self._by_level = self._steps()
         del self._is_elementwise
 
@@ -178,12 +178,20 @@ class Plan:
             parts.append(self._region(copies[id(region.value)]))
         return parts
 
-    def _find_levels(self, reductions: Mapping[Node, Reduction]) -> dict[int, int]:
-        """Return for each value how many reductions in loops come before it, one after another."""
+    def _find_levels(
+        self, reductions: Mapping[Node, Reduction], late: Mapping[Node, int]
+    ) -> dict[int, int]:
+        """Return for each value how many reductions in loops come before it, one after another.
+
+        Args:
+            reductions: the reductions that loops can compute.
+            late: for some of them, the level of the loop that computes them, if that is later.
+        """
         levels: dict[int, int] = {}
         for node in self.graph.nodes:
             level = max((levels.get(id(x), 0) for x in node.inputs), default=0)
-            level += node in reductions
+            if node in reductions:
+                level = max(level, late.get(node, 0)) + 1
             for value in node.outputs:
                 levels[id(value)] = level
         return levels
@@ -250,9 +258,18 @@ class Plan:
         return used
 
     def _groups(
-        self, targets: Sequence[Region], reductions: Sequence[Reduction]
+        self,
+        targets: Sequence[Region],
+        reductions: Sequence[Reduction],
+        known: Mapping[Node, Reduction],
     ) -> list[tuple[int, Group]]:
-        """Return what each loop computes, with its level."""
+        """Return what each loop computes, with its level.
+
+        Args:
+            targets: the regions of the results.
+            reductions: the reductions that loops compute.
+            known: all that they could.
+        """
         joined = _Joined()
         for region in (*targets, *(part for one in reductions for part in one.parts)):
             if region.arrays:
@@ -261,6 +278,27 @@ class Plan:
         for region in targets:
             leaf = joined.of(region.arrays[0])
             last[leaf] = max(last[leaf], self._level(region))
+        # What overwrites a leaf waits for the reductions that read it. One that no loop waits for
+        # waits for that loop, which then computes it along with the rest.
+        early, late = self._find_early(targets, reductions), {}
+        read: dict[int, set[int]] = defaultdict(set)
+        for reduction in reductions:
+            leaves = {joined.of(part.arrays[0]) for part in reduction.parts if part.arrays}
+            leaves &= last.keys()
+            level = self._levels[id(reduction.node.outputs[0])] - 1
+            for leaf in leaves:
+                last[leaf] = max(last[leaf], level)
+            if reduction.node in early:
+                read[level].update(id(x) for part in reduction.parts for x in part.arrays)
+        for reduction in reductions:
+            leaves = {joined.of(part.arrays[0]) for part in reduction.parts if part.arrays}
+            level = self._levels[id(reduction.node.outputs[0])] - 1
+            arrays = {id(x) for part in reduction.parts for x in part.arrays}
+            if reduction.node in early or arrays <= read[level]:
+                continue
+            if leaves and leaves <= last.keys():
+                late[reduction.node] = min(last[leaf] for leaf in leaves)
+        self._levels = self._find_levels(known, late)
         groups: dict[tuple[int, int], Group] = defaultdict(Group)
         for region in targets:
             leaf = joined.of(region.arrays[0])
@@ -272,6 +310,20 @@ class Plan:
                 groups[joined.of(part.arrays[0]), level].reductions.append((part, reduction))
         return [(level, group) for (_, level), group in groups.items()]
 
+    def _find_early(self, targets: Sequence[Region], reductions: Sequence[Reduction]) -> set[Node]:
+        """Return the reductions on which a loop depends."""
+        regions = [*targets, *(part for one in reductions for part in one.parts)]
+        needed = {id(x) for region in regions for x in (*region.arrays, *region.scalars)}
+        own = {one.node for one in reductions}
+        early = set()
+        for node in reversed(self.graph.nodes):
+            if any(id(x) in needed for x in node.outputs):
+                if node in own:
+                    early.add(node)
+                else:
+                    needed.update(map(id, node.inputs))
+        return early
+
     def _make_calls(self, groups: Sequence[tuple[int, Group]]) -> list[Call]:
         """Compile the loops, and put leaves with the same loop and the same scalars together."""
         alike: dict[Any, list[Leaf]] = defaultdict(list)
@@ -282,14 +334,20 @@ class Plan:
             writer = Writer()
             reductions = [(region.value, one.code) for region, one in group.reductions]
             outputs = [region.value for region in group.outputs]
-            text = writer.text(nodes, outputs, reductions)
+            places = [self._place(value, regions) for value in outputs]
+            text = writer.text(nodes, outputs, reductions, places)
             leaf = Leaf(
                 nodes,
                 writer.inputs,
                 outputs,
                 reductions,
                 [one.node for _, one in group.reductions],
-                self._aliases(writer.inputs, outputs),
+                {
+                    number: i
+                    for number, place in enumerate(places)
+                    for i, array in enumerate(writer.inputs)
+                    if array is place
+                },
             )
             key = (level, text, tuple(map(id, writer.scalars)), tuple(writer.constants))
             alike[(*key, tuple(leaf.aliases.items()))].append(leaf)
@@ -302,15 +360,13 @@ class Plan:
                 calls.append(Call(level, loop, some, some[0].scalars, constants))
         return calls
 
-    def _aliases(self, inputs: Sequence[Value], outputs: Sequence[Operand]) -> dict[int, int]:
-        """Return for outputs, by number, the inputs whose memory they take."""
-        aliases = {}
-        for number, value in enumerate(outputs):
-            place = self._places.get(value)
-            for i, array in enumerate(inputs):
-                if array is place and (array.shape, array.type) == (value.shape, value.type):
-                    aliases[number] = i
-        return aliases
+    def _place(self, value: Operand, regions: Sequence[Region]) -> Value | None:
+        """Return the array of some regions whose memory a result takes; None if there is none."""
+        place = self._places.get(value)
+        if place is None or (place.shape, place.type) != (value.shape, value.type):
+            return None
+        read = any(array is place for region in regions for array in region.arrays)
+        return place if read else None
 
     def _steps(self) -> list[tuple[list[Node], list[Call]]]:
         """Return, level by level, what XLA computes and the calls after it."""

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import optlab
-from optlab._tree import _norm_at_once, _norm_by_branch
+from optlab._tree import _norm_at_once, _norm_by_branch, norm_in_one_pass
 from optlab.rules._hyperparams import Hyperparams, decay
 
 EPS = float(np.finfo(np.float32).eps)
@@ -121,9 +121,10 @@ def test_infinite_gradients_pass_the_norm_clip_unchanged():
 
 
 @pytest.mark.parametrize("size", [0.0, 1e-36, 1e-30, 1e-20, 1.0, 1e19, 1e30, 3e38])
-def test_the_form_of_the_norm_for_gpus_equals_the_one_that_branches(size):
+@pytest.mark.parametrize("form", [_norm_at_once, norm_in_one_pass])
+def test_the_forms_of_the_norm_for_gpus_and_loops_equal_the_one_that_branches(size, form):
     leaves = [jnp.full((5,), size, jnp.float32), jnp.full((1,), -size, jnp.float32)]
-    forms = (partial(f, jnp.dtype("float32")) for f in (_norm_at_once, _norm_by_branch))
+    forms = (partial(f, jnp.dtype("float32")) for f in (form, _norm_by_branch))
     at_once, by_branch = (jax.jit(form)(*leaves) for form in forms)
     assert at_once[1] == by_branch[1]
     np.testing.assert_allclose(at_once[0], by_branch[0], rtol=2 * EPS)  # sums in another order
