@@ -50,14 +50,19 @@ static inline float load_bfloat16(uint16_t x) {
   __builtin_memcpy(&y, &bits, 4);
   return y;
 }
-static inline uint16_t store_bfloat16(float x) {
+static inline uint16_t store_bfloat16(float x) { /* x is rounded already */
   uint32_t bits;
   __builtin_memcpy(&bits, &x, 4);
-  uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-  return (uint16_t)(x != x ? (bits >> 16) | 0x40 : rounded);
+  return (uint16_t)(bits >> 16);
 }
 static inline float round_bfloat16(float x) {
-  return load_bfloat16(store_bfloat16(x));
+  uint32_t bits;
+  float y;
+  __builtin_memcpy(&bits, &x, 4);
+  uint32_t rounded = bits + 0x7fff + ((bits >> 16) & 1);
+  bits = (x != x ? bits | 0x400000 : rounded) & 0xffff0000;
+  __builtin_memcpy(&y, &bits, 4);
+  return y;
 }
 """
 """What every loop's file begins with."""
@@ -263,6 +268,10 @@ OPERATIONS: dict[str, Write] = {
 }
 """By the name of JAX's primitive."""
 
+EXACT = {name for name, write in OPERATIONS.items() if write is _same}
+EXACT |= {"abs", "clamp", "max", "min", "neg", "select_n", "sign"}
+"""Operations whose result needs no rounding to the type of the operands."""
+
 MOVES = {"reshape", "squeeze", "expand_dims", "copy", "optimization_barrier", "broadcast_in_dim"}
 """Operations that give a value another shape at most."""
 
@@ -297,7 +306,7 @@ def expression(
     if name not in OPERATIONS or out not in KINDS or any(dtype not in KINDS for dtype in types):
         return None
     text = OPERATIONS[name](operands, list(types), out, params)
-    if text is not None and out in HALVES and OPERATIONS[name] is not _same:
+    if text is not None and out in HALVES and name not in EXACT:
         return f"round_{out}({text})"
     return text
 
