@@ -2,7 +2,6 @@
 
 import contextlib
 import importlib.util
-import itertools
 import json
 import os
 import sys
@@ -13,7 +12,7 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.5")  # PyTorch needs 
 
 import jax
 
-from benchmarks import compilation, matrices, memory, precision, step
+from benchmarks import compilation, matrices, memory, precision, small, step
 from benchmarks.contenders import num_cores
 from benchmarks.environment import environment
 from benchmarks.options import ACCELERATOR, Options, parse
@@ -26,7 +25,18 @@ SECTIONS = {
     "memory": memory.sections,
     "types": precision.sections,
     "matrices": matrices.sections,
+    "small": small.sections,
 }
+
+SHARES = {
+    "step": 0.60,
+    "compile": 0.09,
+    "memory": 0.06,
+    "types": 0.06,
+    "matrices": 0.12,
+    "small": 0.07,
+}
+"""The shares of the time of a run whose time is limited."""
 
 QUICK = "Only tried out (--quick): these figures say nothing about speed."
 
@@ -62,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with _no_compilation_cache():
             for section in _sections(options):
                 with contextlib.ExitStack() as stack:
-                    stack.callback(_show, section, options.markdown)
+                    stack.callback(_show, section, options)
                     _take(section, records, disagreements)
     except KeyboardInterrupt:
         return 130
@@ -75,7 +85,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _sections(options: Options) -> Iterator[Section]:
-    return itertools.chain.from_iterable(SECTIONS[part](options) for part in options.parts)
+    """Yield the sections of all parts, each with its share of the time where that is limited."""
+    total = sum(SHARES[part] for part in options.parts)
+    over = 0.0
+    for part in options.parts:
+        count = len(options.shapes) * len(options.donations) if part in ("step", "memory") else 1
+        for number, section in enumerate(SECTIONS[part](options), start=1):
+            options.clock.begin((over + SHARES[part] * min(1.0, number / count)) / total)
+            yield section
+        over += SHARES[part]
 
 
 def _take(section: Section, records: list[Record], disagreements: list[str]) -> None:
@@ -91,8 +109,10 @@ def _take(section: Section, records: list[Record], disagreements: list[str]) -> 
     print(file=sys.stderr)
 
 
-def _show(section: Section, markdown: bool) -> None:
-    print(f"\n{section.text(markdown)}", flush=True)
+def _show(section: Section, options: Options) -> None:
+    print(f"\n{section.text(options.markdown)}", flush=True)
+    if options.clock.was_over:
+        print("\nIts time was over here. More is measured with --minutes, or with parts chosen.")
 
 
 @contextlib.contextmanager

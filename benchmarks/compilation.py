@@ -48,8 +48,10 @@ def sections(options: Options) -> Iterator[Section]:
 def _results(options: Options) -> Iterator[Record]:
     peers = [peer for peer in (*JAX_PEERS, *NATIVE_PEERS) if peer in options.peers]
     _stages(CASES["sgd"].functions(BASE), many(1))  # the first compilation also loads modules
-    for name in MEASURED:
-        for count in options.leaf_counts:
+    for count in options.leaf_counts:
+        for name in MEASURED:
+            if options.clock.is_over():
+                return
             yield from _compare(CASES[name], count, peers, options.compilations)
 
 

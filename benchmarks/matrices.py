@@ -9,7 +9,7 @@ other.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import jax
@@ -55,16 +55,19 @@ COLUMNS = {
 def sections(options: Options) -> Iterator[Section]:
     """Yield the only section."""
     shapes = gpt2_matrices(1, 48) if options.quick else gpt2_matrices()
+    rounds = 1 if options.clock.is_limited else options.matrix_rounds
     yield Section(
         part="matrices",
         title=f"Rules on matrices, {len(shapes)} hidden matrices of GPT-2, {num_params(shapes):,} "
-        f"parameters, float32, donated, {options.matrix_rounds} rounds",
-        results=_results(options, shapes),
+        f"parameters, float32, donated, {rounds} rounds",
+        results=_results(options, shapes, rounds),
         table=lambda records: by_columns(COLUMNS, records),
     )
 
 
-def _results(options: Options, shapes: Shapes) -> Iterator[Record | Disagreement]:
+def _results(options: Options, shapes: Shapes, rounds: int) -> Iterator[Record | Disagreement]:
+    if options.clock.is_over():
+        return
     params, arrays = start(shapes)
     gradients = {name: jnp.asarray(g) for name, g in arrays.items()}
 
@@ -76,9 +79,12 @@ def _results(options: Options, shapes: Shapes) -> Iterator[Record | Disagreement
     except Disagreement as error:
         yield error
         return
-    first = _first_steps(shapes, options.compilations)
-    seconds = _seconds([contender(name) for name in CONTENDERS], options.matrix_rounds)
-    for name in CONTENDERS:
+    # Shampoo and SOAP take minutes.
+    slow = ("shampoo", "soap") if options.clock.is_limited else ()
+    names = [name for name in CONTENDERS if not name.startswith(slow)]
+    first = _first_steps(shapes, names, options.compilations)
+    seconds = _seconds([contender(name) for name in names], rounds)
+    for name in names:
         yield {
             "part": "matrices",
             "contender": name,
@@ -115,11 +121,11 @@ def _seconds(contenders: list[JaxStep], rounds: int) -> dict[str, np.ndarray]:
     return {name: np.array(values) for name, values in seconds.items()}
 
 
-def _first_steps(shapes: Shapes, turns: int) -> dict[str, np.ndarray]:
+def _first_steps(shapes: Shapes, names: Sequence[str], turns: int) -> dict[str, np.ndarray]:
     """Return the seconds to trace, lower and compile a step; all contenders take turns."""
-    seconds: dict[str, list[float]] = {name: [] for name in CONTENDERS}
+    seconds: dict[str, list[float]] = {name: [] for name in names}
     for _ in range(turns):
-        for name in CONTENDERS:
+        for name in names:
             params, state = _described(name, shapes)
             jax.clear_caches()
             began = time.perf_counter()

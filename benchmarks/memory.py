@@ -46,6 +46,8 @@ def sections(options: Options) -> Iterator[Section]:
 
 def _results(options: Options, name: str, donate: bool) -> Iterator[Record]:
     for case in options.cases:
+        if options.clock.is_over():
+            return
         for peer in (*JAX_PEERS, *NATIVE_PEERS):
             if peer in options.peers:
                 yield {

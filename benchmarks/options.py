@@ -2,14 +2,16 @@
 
 import argparse
 import importlib.util
+import math
 import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks.cases import CASES, Case
 from benchmarks.contenders import BASE, PEERS, TORCH_PEERS
 from benchmarks.shapes import SHAPES
+from benchmarks.timing import Clock
 
 PARTS = {
     "step": "time of a step, against Optax and against the memory's speed",
@@ -17,6 +19,7 @@ PARTS = {
     "memory": "temporary memory and bytes accessed of compiled steps",
     "types": "time of a step with bfloat16 parameters, against float32",
     "matrices": "time, first step and memory of Muon, Shampoo and SOAP, against Optax's Muon",
+    "small": "time of a step on 10⁴ parameters, compiled and called from Python; time to import",
 }
 """What runs by default, and what it measures."""
 
@@ -26,6 +29,11 @@ ACCELERATOR = "accelerator"
 DONATIONS = {"yes": (True,), "no": (False,), "both": (True, False)}
 ROUNDS = 30
 QUICK_ROUNDS = 3
+MINUTES = 19.0
+"""The time of a run in which nothing is chosen."""
+
+FIRST = ("adamw", "clip-adamw", "clip-adamw-average", "sgd")
+"""The cases that are measured first where time is limited."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +50,7 @@ class Options:
         quick: whether to measure only briefly, to try things out.
         markdown: whether to print tables in Markdown.
         out: an existing folder for results and pictures; None for none.
+        clock: the time that is left.
     """
 
     parts: tuple[str, ...]
@@ -53,6 +62,12 @@ class Options:
     quick: bool
     markdown: bool
     out: Path | None
+    clock: Clock = field(default_factory=Clock)
+
+    @property
+    def rounds_text(self) -> str:
+        """The number of rounds for titles, the most where time is limited."""
+        return f"up to {self.rounds}" if self.clock.is_limited else str(self.rounds)
 
     @property
     def warm_ups(self) -> int:
@@ -72,7 +87,7 @@ class Options:
     @property
     def compilations(self) -> int:
         """The number of compilations of each contender."""
-        return 1 if self.quick else 3
+        return 1 if self.quick or self.clock.is_limited else 3
 
 
 def parse(arguments: Sequence[str] | None = None) -> Options:
@@ -101,7 +116,6 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
         "--cases",
         nargs="+",
         type=_one_of(CASES),
-        default=[*CASES],
         metavar="CASE",
         help=f"cases of the parts step and memory: {', '.join(CASES)} (all)",
     )
@@ -123,8 +137,14 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
     parser.add_argument(
         "--donate",
         type=_one_of(DONATIONS),
-        default="both",
-        help="whether a step may reuse the memory of its arguments (both)",
+        default="yes",
+        help="whether a step may reuse the memory of its arguments (yes)",
+    )
+    parser.add_argument(
+        "--minutes",
+        type=_positive,
+        help="time for everything: fewer rounds, and cases are left out, the less usual ones first "
+        f"({MINUTES:g} if no part, case, shape, peer or round is chosen, otherwise unlimited)",
     )
     parser.add_argument(
         "--quick", action="store_true", help="tiny shapes and few rounds, to try things out"
@@ -154,9 +174,15 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
             )
         if not os.access(namespace.out, os.W_OK):
             parser.error(f"argument --out: cannot write to the folder {namespace.out}")
+    choices = ("parts", "cases", "shapes", "peers", "rounds", "quick")
+    is_default = not any(getattr(namespace, name) for name in choices)
+    minutes = namespace.minutes or (MINUTES if is_default else math.inf)
+    names = namespace.cases or CASES
+    if math.isfinite(minutes) and not namespace.cases:
+        names = [*FIRST, *(name for name in CASES if name not in FIRST)]
     return Options(
         parts=tuple(namespace.parts or PARTS),
-        cases=tuple(CASES[name] for name in namespace.cases),
+        cases=tuple(CASES[name] for name in names),
         shapes=tuple(namespace.shapes or (["tiny"] if namespace.quick else default_shapes)),
         peers=tuple(name for name in PEERS if name == BASE or name in (namespace.peers or PEERS)),
         donations=DONATIONS[namespace.donate],
@@ -164,6 +190,7 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
         quick=namespace.quick,
         markdown=namespace.markdown,
         out=namespace.out,
+        clock=Clock(60 * minutes),
     )
 
 
@@ -181,6 +208,16 @@ def _one_of(names: Iterable[str]) -> Callable[[str], str]:
         return text
 
     return check
+
+
+def _positive(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a number > 0, got {text}")
+    return number
 
 
 def _count(text: str) -> int:

@@ -36,11 +36,12 @@ COLUMNS = {
 
 
 def sections(options: Options) -> Iterator[Section]:
-    """Yield one section for each network."""
-    for shapes in options.shapes:
+    """Yield one section for each network; where time is limited, for the first one."""
+    for shapes in options.shapes[:1] if options.clock.is_limited else options.shapes:
         yield Section(
             part="types",
-            title=f"Types of parameters on {describe(shapes)}, donated, {options.rounds} rounds",
+            title=f"Types of parameters on {describe(shapes)}, donated, "
+            f"{options.rounds_text} rounds",
             results=_results(options, shapes),
             table=lambda records: by_columns(COLUMNS, records),
         )
@@ -49,9 +50,12 @@ def sections(options: Options) -> Iterator[Section]:
 def _results(options: Options, shapes: str) -> Iterator[Record | Disagreement]:
     params, gradients = start(shapes_of(shapes))
     peers = [peer for peer in (*JAX_PEERS, *NATIVE_PEERS) if peer in options.peers]
-    for name in MEASURED:
+    for number, name in enumerate(MEASURED):
+        if options.clock.is_over():
+            return
+        until = options.clock.part(len(MEASURED) - number)
         try:
-            yield from _compare(options, shapes, CASES[name], peers, params, gradients)
+            yield from _compare(options, shapes, CASES[name], peers, params, gradients, until)
         except Disagreement as error:
             # A new exception, because the traceback of `error` holds arrays.
             yield Disagreement(f"{name}: {error}")
@@ -64,6 +68,7 @@ def _compare(
     peers: list[str],
     params: Arrays,
     gradients: Arrays,
+    until: float,
 ) -> Iterator[Record]:
     contenders = {}
     for type_name, dtype in TYPES.items():
@@ -82,7 +87,7 @@ def _compare(
         rounded = [p.astype(dtype) for p in params.values()]
         check_agreement([*same_type.values()], rounded, shared, float(jnp.finfo(dtype).eps))
         contenders |= same_type
-    samples = measure([*contenders.values()], options.rounds, options.warm_ups)
+    samples = measure([*contenders.values()], options.rounds, options.warm_ups, until=until)
     size = sum(p.size for p in params.values())
     for (peer, type_name), contender in contenders.items():
         yield {
@@ -95,7 +100,7 @@ def _compare(
             "ms": quantiles(1e3 * samples.seconds[contender.name]),
             "speed_to_float32": ratio(samples.seconds, f"{peer} float32", contender.name),
             "speed": ratio(samples.seconds, f"{BASE} {type_name}", contender.name),
-            "rounds": options.rounds,
+            "rounds": len(samples.seconds[contender.name]),
             "seconds": samples.seconds[contender.name].tolist(),
             "steps_per_sample": samples.steps,
         }

@@ -1,6 +1,6 @@
 """Results as tables, plain or in Markdown."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,7 +28,7 @@ class Section:
 
     part: str
     title: str
-    results: Iterator[Record | Disagreement]
+    results: Iterable[Record | Disagreement]
     table: Callable[[list[Record]], Table]
     compact: Callable[[list[Record]], Table] | None = None
     records: list[Record] = field(default_factory=list)
@@ -77,4 +77,10 @@ MISSING = "–"
 def spread(quantiles: dict[str, float], digits: int = 2) -> str:
     """Return a median with its quartiles."""
     low, middle, high = (f"{quantiles[q]:.{digits}f}" for q in ("25%", "50%", "75%"))
+    return f"{middle} [{low}–{high}]"
+
+
+def milliseconds(quantiles: dict[str, float]) -> str:
+    """Return a median with its quartiles, each with three digits."""
+    low, middle, high = (f"{quantiles[q]:.3g}" for q in ("25%", "50%", "75%"))
     return f"{middle} [{low}–{high}]"

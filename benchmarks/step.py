@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from benchmarks.cases import Case
 from benchmarks.contenders import BASE, BY_HAND, available, contender
 from benchmarks.options import Options
-from benchmarks.report import MISSING, Record, Section, Table, by_columns, spread
+from benchmarks.report import MISSING, Record, Section, Table, by_columns, milliseconds, spread
 from benchmarks.shapes import Arrays, describe, shapes_of, start
 from benchmarks.timing import (
     Disagreement,
@@ -27,7 +27,7 @@ from benchmarks.timing import (
 COLUMNS = {
     "case": lambda r: r["case"],
     "contender": lambda r: r["contender"],
-    "ms": lambda r: f"{r['ms']['50%']:.3g}",
+    "ms": lambda r: milliseconds(r["ms"]),
     f"speed / {BASE}'s": lambda r: spread(r["speed"]),
     f"speed / {BY_HAND}'s": lambda r: spread(r["speed_to_by_hand"]),
     "of the roofline": lambda r: f"{r['roofline']['50%']:.0%}" if r["roofline"] else MISSING,
@@ -43,7 +43,7 @@ def sections(options: Options) -> Iterator[Section]:
             yield Section(
                 part="step",
                 title=f"A step on {describe(shapes)}, {'' if donate else 'not '}donated, "
-                f"{options.rounds} rounds",
+                f"{options.rounds_text} rounds",
                 results=_results(options, shapes, arrays, donate),
                 table=_table,
                 compact=_compact_table,
@@ -53,9 +53,12 @@ def sections(options: Options) -> Iterator[Section]:
 def _results(
     options: Options, shapes: str, arrays: tuple[Arrays, Arrays], donate: bool
 ) -> Iterator[Record | Disagreement]:
-    for case in options.cases:
+    for number, case in enumerate(options.cases):
+        if options.clock.is_over():
+            return
+        until = options.clock.part(len(options.cases) - number)
         try:
-            samples, differences = _measure(options, case, *arrays, donate)
+            samples, differences = _measure(options, case, *arrays, donate, until)
         except Disagreement as error:
             # A new exception, because the traceback of `error` holds arrays.
             yield Disagreement(f"{case.name}: {error}")
@@ -79,7 +82,7 @@ def _results(
 
 
 def _measure(
-    options: Options, case: Case, params: Arrays, gradients: Arrays, donate: bool
+    options: Options, case: Case, params: Arrays, gradients: Arrays, donate: bool, until: float
 ) -> tuple[Samples, dict[str, float]]:
     """Return samples and differences, after freeing the memory of the previous case."""
     gc.collect()
@@ -91,7 +94,7 @@ def _measure(
     ]
     optimizers = [one for one in contenders if one.name != "roofline"]
     differences = check_agreement(optimizers, list(params.values()), shared)
-    return measure(contenders, options.rounds, options.warm_ups), differences
+    return measure(contenders, options.rounds, options.warm_ups, until=until), differences
 
 
 def _table(records: list[Record]) -> Table:

@@ -22,6 +22,9 @@ from benchmarks.contenders import Contender, Optimizer
 MIN_SAMPLE = 0.005
 """The least seconds of a sample; short steps are repeated within it."""
 
+LEAST_ROUNDS = 5
+"""The fewest rounds, however little time there is: quartiles need some."""
+
 FACTORS = (1.0, -1.5, 2.0)
 """Factors of the gradients in the three steps of `check_agreement`. The sign changes, so that
 averages matter. The size grows, because AMSGrad takes the largest v̂ in JAX but the largest v in
@@ -139,8 +142,53 @@ def _excess(
     return float(np.max(excesses))
 
 
+class Clock:
+    """The time that a whole run may take, and how much of it is left.
+
+    Every part has a share, counted from the beginning of the run, so that what one leaves the next
+    ones may use.
+
+    Attributes:
+        was_over: whether a part has asked since its beginning, when its time was over.
+    """
+
+    def __init__(self, seconds: float = math.inf) -> None:
+        """Begin.
+
+        Args:
+            seconds: for everything; infinity for no limit.
+        """
+        self.was_over = False
+        self._began, self._seconds, self._end = time.monotonic(), seconds, math.inf
+
+    @property
+    def is_limited(self) -> bool:
+        """Whether there is a limit at all."""
+        return math.isfinite(self._seconds)
+
+    def begin(self, share: float) -> None:
+        """Begin a part that ends when this share of all the time is over, in (0, 1]."""
+        self.was_over = False
+        if self.is_limited:
+            self._end = self._began + share * self._seconds
+
+    def is_over(self) -> bool:
+        """Return whether the time of the part is over; the part then leaves out what remains."""
+        self.was_over = time.monotonic() > self._end
+        return self.was_over
+
+    def part(self, parts: int) -> float:
+        """Return when the first of so many equal parts of what is left should end."""
+        now = time.monotonic()
+        return now + max(0.0, self._end - now) / parts
+
+
 def measure(
-    contenders: Sequence[Contender], rounds: int, warm_ups: int = 10, seed: int = 0
+    contenders: Sequence[Contender],
+    rounds: int,
+    warm_ups: int = 10,
+    seed: int = 0,
+    until: float = math.inf,
 ) -> Samples:
     """Time contenders side by side.
 
@@ -150,6 +198,7 @@ def measure(
         warm_ups: rounds before the samples, ≥ 1; the quickest step in them determines how many
             steps a sample has.
         seed: the seed of the random orders.
+        until: what `time.monotonic()` is when it shall end, with LEAST_ROUNDS at least.
     """
     rng = np.random.default_rng(seed)
 
@@ -160,9 +209,16 @@ def measure(
     gc.collect()
     gc.disable()
     try:
-        quickest = min(min(one_round(steps=1).values()) for _ in range(warm_ups))
+        quickest = math.inf
+        for number in range(warm_ups):
+            if number < LEAST_ROUNDS or time.monotonic() < until:
+                quickest = min(quickest, *one_round(steps=1).values())
         steps = math.ceil(MIN_SAMPLE / quickest)
-        samples_by_round = [one_round(steps) for _ in range(rounds)]
+        samples_by_round: list[dict[str, float]] = []
+        while len(samples_by_round) < rounds and (
+            len(samples_by_round) < LEAST_ROUNDS or time.monotonic() < until
+        ):
+            samples_by_round.append(one_round(steps))
     finally:
         gc.enable()
     names = [contender.name for contender in contenders]

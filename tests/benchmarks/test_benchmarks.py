@@ -13,6 +13,7 @@ from benchmarks import by_hand, precision, shapes, timing
 from benchmarks.__main__ import main
 from benchmarks.cases import CASES, RULES
 from benchmarks.contenders import JAX_PEERS, NATIVE_PEERS, TORCH_PEERS, JaxStep, contender
+from benchmarks.options import parse
 from benchmarks.report import in_markdown, plain
 from benchmarks.roofline import CpuRoofline, plan
 from benchmarks.settings import MAX_NORM
@@ -172,6 +173,33 @@ def test_every_contender_has_one_sample_a_round_in_changing_order(monkeypatch):
     )
 
 
+def test_rounds_end_when_the_time_is_over_but_for_the_fewest(monkeypatch):
+    monkeypatch.setattr(timing, "MIN_SAMPLE", 1e-9)
+    samples = timing.measure([Sleeper("a", [])], rounds=20, warm_ups=9, until=-math.inf)
+    assert len(samples.seconds["a"]) == timing.LEAST_ROUNDS
+
+
+def test_a_part_may_use_what_the_one_before_it_left():
+    clock = timing.Clock(1000.0)
+    clock.begin(0.5)
+    assert not clock.is_over()
+    first = clock.part(1)
+    clock.begin(0.75)
+    assert math.isclose(clock.part(1) - first, 250.0, rel_tol=1e-3)
+    clock.begin(0.0)
+    assert clock.is_over()
+    assert clock.was_over
+    assert not timing.Clock().is_over()
+
+
+def test_only_a_run_without_any_choice_has_its_time_limited():
+    assert parse([]).clock.is_limited
+    assert not parse(["step"]).clock.is_limited
+    assert not parse(["--rounds", "3"]).clock.is_limited
+    assert parse(["step", "--minutes", "3"]).clock.is_limited
+    assert parse([]).cases[0].name == "adamw"
+
+
 def test_tables_are_aligned_or_in_markdown():
     table = [["case", "ms"], ["sgd", "1.5"], ["adamw", "12.5"]]
     assert plain(table) == "case     ms\nsgd     1.5\nadamw  12.5"
@@ -187,7 +215,14 @@ def test_a_quick_run_prints_and_writes_all_parts(tmp_path, capsys):
     written = json.loads((tmp_path / "results.json").read_text())
     assert written["quick"]
     results = written["results"]
-    assert {r["part"] for r in results} == {"step", "compile", "memory", "types", "matrices"}
+    assert {r["part"] for r in results} == {
+        "step",
+        "compile",
+        "memory",
+        "types",
+        "matrices",
+        "small",
+    }
     steps = [r for r in results if r["part"] == "step"]
     assert [r["contender"] for r in steps] == ["optax", "optlab", "roofline"]
     assert all(r["rounds"] == 3 and r["donated"] for r in steps)
@@ -233,6 +268,7 @@ def test_the_base_alone_has_no_picture_of_speeds(tmp_path):
         (["--peers", "keras"], JAX_PEERS),
         (["--donate", "maybe"], ["yes", "no", "both"]),
         (["--rounds", "0"], ["an integer of at least 1"]),
+        (["--minutes", "nan"], ["a number > 0"]),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
