@@ -8,7 +8,7 @@ elements times a power of two, which is exact.
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -102,6 +102,7 @@ def aligned(
     return parts
 
 
+@lru_cache(maxsize=256)  # an update asks for each of its leaves
 def compute_dtype(*dtypes: DTypeLike) -> jnp.dtype:
     """Return the real type to compute in: float64 if any part is double, else float32."""
     double = any(jnp.finfo(dtype).bits == 64 for dtype in dtypes)
@@ -114,6 +115,12 @@ def update_dtype(gradient: Any, param: Any) -> jnp.dtype:
     It is the gradient's, or the parameter's where that is wider, so that the update of a float32
     parameter is not rounded to the type of a bfloat16 gradient.
     """
+    if (
+        isinstance(gradient, jax.Array)
+        and gradient.dtype == getattr(param, "dtype", None)
+        and gradient.dtype.itemsize <= 4  # what a wider type becomes depends on x64
+    ):
+        return gradient.dtype  # the usual case, which an update asks for at each leaf
     own = _dtype(gradient)
     other = _dtype(param) if hasattr(param, "dtype") else own
     kinds = (jnp.floating, jnp.complexfloating)

@@ -18,7 +18,7 @@ A rule receives a decay rate β as a `Decay`, which holds what float32 would los
 
 import math
 from collections import namedtuple
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -134,7 +134,16 @@ class Hyperparams:
             )
             for name, parameter in parameters.items()
         }
-        self._in_force = named_tuple("Hyperparams", tuple(self.parameters))
+        self._packed: dict[Any, Array] = {}
+        self.layout = tuple(
+            Kind(
+                name,
+                is_scheduled=callable(parameter.value),
+                is_known=parameter.is_decay and _is_number(parameter.value),
+                declared=parameter._replace(value=0.0, domain=_checks.ANY),
+            )
+            for name, parameter in self.parameters.items()
+        )
 
     @property
     def declarations(self) -> tuple[Declaration, ...]:
@@ -169,43 +178,56 @@ class Hyperparams:
             The hyperparameters as the rule sees them (a NamedTuple in the order of declaration),
             and the array for the new state.
         """
-        if stored is None:
-            return self._in_force(), None
-        size = len(self.parameters)
-        numbers = [jax.lax.index_in_dim(stored, i, keepdims=False) for i in range(len(stored))]
-        products = iter(zip(numbers[2 * size :: 2], numbers[2 * size + 1 :: 2], strict=True))
-        in_force, values, arguments, new_products = {}, [], [], []
-        for index, (name, parameter) in enumerate(self.parameters.items()):
-            argument = self._argument(name)
-            if callable(parameter.value):
-                value = self._scheduled(name, count + joined)
-            else:
-                # The state is read only where its value was replaced. Elsewhere the argument
-                # itself is used, so that derivatives with respect to it flow.
-                old_value, old_argument = numbers[index], numbers[size + index]
-                replaced = (old_argument == argument) & (old_value != argument)
-                value = jnp.where(replaced, old_value, argument)
-            values.append(value)
-            arguments.append(argument)
-            if not parameter.is_decay:
-                in_force[name] = value
-                continue
-            beta, log = _decay(parameter.value, value)
-            if parameter.has_product:
-                before = next(products)
-                high, low = _add(before, log)
-                kept = (high, low)
-                if parameter.idle:
-                    is_idle = count < parameter.idle
-                    kept = (jnp.where(is_idle, x, y) for x, y in zip(before, kept, strict=True))
-                new_products += kept
-                beta = beta._replace(correction=_correction(high, value, jnp.exp(before[0])))
-            elif parameter.bias_corrected:
-                t = count.astype(value.dtype) + 1
-                first = jnp.where(count == 0, jnp.ones_like(value), 0)
-                beta = beta._replace(correction=_correction(t * log[0] + t * log[1], value, first))
-            in_force[name] = beta
-        return self._in_force(**in_force), jnp.stack([*values, *arguments, *new_products])
+        inputs = () if stored is None else self.inputs(count, joined)
+        return settle(self.layout, count, stored, inputs)
+
+    def inputs(self, count: Array, joined: Array | int) -> tuple["Input", ...]:
+        """Return what `settle` needs of each hyperparameter; see `Input`."""
+        return tuple(
+            (self._scheduled(kind.name, count + joined),)
+            if kind.is_scheduled
+            else (self._argument(kind.name), *self._exact(kind, float_dtype()))
+            for kind in self.layout
+        )
+
+    def packed(self, count: Array, joined: Array | int) -> tuple[Array, tuple[Array, ...]]:
+        """Return `inputs` in few arrays: Python's numbers in one vector, and the others.
+
+        `unpacked` takes them apart. Each array that is handed to a compiled function costs time.
+        """
+        dtype = float_dtype()
+        if dtype not in self._packed:
+            numbers = [
+                x
+                for kind in self.layout
+                if _is_number(self.parameters[kind.name].value)
+                for x in (self.parameters[kind.name].value, *self._exact(kind, dtype))
+            ]
+            with jax.ensure_compile_time_eval():  # a tracer must not be kept
+                self._packed[dtype] = jnp.asarray(np.array(numbers, np.float64), dtype)
+        others = tuple(
+            self._scheduled(kind.name, count + joined)
+            if kind.is_scheduled
+            else self._argument(kind.name)
+            for kind in self.layout
+            if not _is_number(self.parameters[kind.name].value)
+        )
+        return self._packed[dtype], others
+
+    @property
+    def packing(self) -> tuple[bool, ...]:
+        """Which of the hyperparameters are numbers of Python, as `unpacked` must know."""
+        return tuple(_is_number(parameter.value) for parameter in self.parameters.values())
+
+    def _exact(self, kind: "Kind", dtype: DTypeLike) -> tuple[Any, ...]:
+        """Return what is known of a decay rate beyond the type's digits; see `Input`."""
+        if not kind.is_known:
+            return ()
+        beta = float(self.parameters[kind.name].value)  # pyright: ignore[reportArgumentType]
+        log_beta = math.log(beta) if beta > 0 else _LOG_OF_ZERO
+        _, residue = _split(beta, jnp.dtype(dtype))
+        exact = (residue, 1 - beta, *_split(log_beta, jnp.dtype(dtype)))
+        return tuple(np.asarray(x, dtype) for x in exact)
 
     def _argument(self, name: str) -> Array:
         """Return the constructor's argument as a scalar of its own."""
@@ -221,6 +243,93 @@ class Hyperparams:
         what = f"the value of {name}'s schedule"
         value = _checks.check_number(self.who, what, value, _checks.ANY)
         return jnp.array(value, float_dtype(), copy=True)
+
+
+class Kind(NamedTuple):
+    """What `settle` must know of a hyperparameter besides its numbers.
+
+    Attributes:
+        name: of the hyperparameter.
+        is_scheduled: whether its argument is a schedule.
+        is_known: whether it is a decay rate whose argument is a number of Python.
+        declared: its declaration, without a value.
+    """
+
+    name: str
+    is_scheduled: bool
+    is_known: bool
+    declared: Parameter
+
+
+Input = tuple[Any, ...]
+"""The numbers of one hyperparameter: the schedule's value, or the argument. Behind a number of
+Python that is a decay rate β stand β − argument, 1 − β and log β as a (high, low) pair."""
+
+_EXACT = 4
+"""How many numbers stand behind the argument of such a decay rate."""
+
+
+def unpacked(
+    layout: tuple[Kind, ...], packing: tuple[bool, ...], vector: Array, others: Sequence[Array]
+) -> tuple[Input, ...]:
+    """Return the inputs that `Hyperparams.packed` packed."""
+    inputs, rest, place = [], iter(others), 0
+    for kind, is_number in zip(layout, packing, strict=True):
+        if not is_number:
+            inputs.append((next(rest),))
+            continue
+        size = 1 + _EXACT * kind.is_known
+        inputs.append(tuple(vector[place + i] for i in range(size)))
+        place += size
+    return tuple(inputs)
+
+
+def settle(
+    layout: tuple[Kind, ...], count: Array, stored: Array | None, inputs: Sequence[Input]
+) -> tuple[Any, Array | None]:
+    """Settle the values of one update, as `Hyperparams.step` does, from given inputs."""
+    new = named_tuple("Hyperparams", tuple(kind.name for kind in layout))
+    if stored is None:
+        return new(), None
+    size = len(layout)
+    numbers = [jax.lax.index_in_dim(stored, i, keepdims=False) for i in range(len(stored))]
+    products = iter(zip(numbers[2 * size :: 2], numbers[2 * size + 1 :: 2], strict=True))
+    in_force, values, arguments, new_products = {}, [], [], []
+    for index, (kind, (argument, *exact)) in enumerate(zip(layout, inputs, strict=True)):
+        value, parameter = argument, kind.declared
+        if kind.is_scheduled:
+            argument = jnp.asarray(scheduled_mark(stored.dtype), stored.dtype)
+        else:
+            # The state is read only where its value was replaced. Elsewhere the argument
+            # itself is used, so that derivatives with respect to it flow.
+            old_value, old_argument = numbers[index], numbers[size + index]
+            replaced = (old_argument == argument) & (old_value != argument)
+            value = jnp.where(replaced, old_value, argument)
+        values.append(value)
+        arguments.append(argument)
+        if not parameter.is_decay:
+            in_force[kind.name] = value
+            continue
+        beta, log = _decay(argument, exact, value)
+        if parameter.has_product:
+            before = next(products)
+            high, low = _add(before, log)
+            kept = (high, low)
+            if parameter.idle:
+                is_idle = count < parameter.idle
+                kept = (jnp.where(is_idle, x, y) for x, y in zip(before, kept, strict=True))
+            new_products += kept
+            beta = beta._replace(correction=_correction(high, value, jnp.exp(before[0])))
+        elif parameter.bias_corrected:
+            t = count.astype(value.dtype) + 1
+            first = jnp.where(count == 0, jnp.ones_like(value), 0)
+            beta = beta._replace(correction=_correction(t * log[0] + t * log[1], value, first))
+        in_force[kind.name] = beta
+    return new(**in_force), jnp.stack([*values, *arguments, *new_products])
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float | np.number)
 
 
 @cache
@@ -239,24 +348,19 @@ def scheduled_mark(dtype: DTypeLike) -> float:
     return float(jnp.finfo(dtype).min)
 
 
-def _decay(argument: Hyperparam, value: Array) -> tuple[Decay, tuple[Array, Array]]:
+def _decay(
+    argument: Array, exact: Sequence[Any], value: Array
+) -> tuple[Decay, tuple[Array, Array]]:
     """Return β in force, and log β as a (high, low) pair."""
     complement, zero = 1 - value, jnp.zeros_like(value)
     vanishes = complement == 1
     log = jnp.log1p(-jnp.where(vanishes, 0.5, complement))
     log = jnp.where(vanishes, _LOG_OF_ZERO, log)
     parts = (zero, complement, log, zero)
-    if isinstance(argument, int | float | np.number):
+    if exact:
         # A Python number is known beyond the type's digits, unless the state's value replaces it.
-        beta = float(argument)
-        log_beta = math.log(beta) if beta > 0 else _LOG_OF_ZERO
-        nearest, residue = _split(beta, value.dtype)
-        exact = (residue, 1 - beta, *_split(log_beta, value.dtype))
-        unreplaced = value == nearest
-        parts = (
-            jnp.where(unreplaced, np.asarray(x, value.dtype), y)
-            for x, y in zip(exact, parts, strict=True)
-        )
+        unreplaced = value == argument
+        parts = (jnp.where(unreplaced, x, y) for x, y in zip(exact, parts, strict=True))
     residue, complement, high, low = parts
     is_short = value < 0.5
     weight = jnp.where(is_short, -value, complement)

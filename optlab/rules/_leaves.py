@@ -1,6 +1,7 @@
 """The leaves of one tree, and the leaves of other trees beside them."""
 
 import math
+from collections.abc import Iterable
 from typing import Any, NoReturn
 
 import jax
@@ -199,6 +200,26 @@ def _is_array_like(leaf: Any) -> bool:
     if isinstance(leaf, bool | int | float | complex):
         return True
     return hasattr(leaf, "shape") and hasattr(leaf, "dtype")
+
+
+def places_of(arrays: Iterable[Any]) -> tuple[bool, bool]:
+    """Return whether all arrays lie on the same devices, and whether that is a single one.
+
+    None counts as nowhere, a traced array as somewhere else.
+    """
+    shardings = []
+    for array in arrays:
+        if array is not None:
+            if is_traced(array):
+                return False, False
+            shardings.append(array.sharding)
+    if not shardings:
+        return True, True
+    first = shardings[0]
+    if all(own is first or own == first for own in shardings):
+        return True, isinstance(first, jax.sharding.SingleDeviceSharding)
+    devices = first.device_set
+    return all(own.device_set == devices for own in shardings), False
 
 
 def placed_alike(gradient: Any, parameter: Any, slots: Any) -> tuple[Any, Any, Any]:

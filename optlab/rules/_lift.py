@@ -17,10 +17,12 @@ Conventions of every lifted transformation:
 import contextlib
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields as dataclass_fields
+from dataclasses import is_dataclass, replace
+from enum import Enum
 from functools import cache, partial
-from types import FunctionType
-from typing import Any
+from types import BuiltinFunctionType, FunctionType
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,13 +32,14 @@ from optlab import _checks
 from optlab._tree import as_array, compute_dtype, is_none, is_traced, update_dtype
 from optlab._types import Array, DTypeLike, Tree
 from optlab.rules._arithmetic import narrowed, round_to
-from optlab.rules._hyperparams import named_tuple
+from optlab.rules._hyperparams import named_tuple, settle, unpacked
 from optlab.rules._leaf import AxesChoice, leaf_facts, path_name
 from optlab.rules._leaves import (
     Leaves,
     gathered,
     placed_alike,
     placed_like,
+    places_of,
     spread,
     whole,
 )
@@ -104,7 +107,10 @@ def lifted(rules: tuple[Rule, ...], joins: bool = False, like: "Lifted | None" =
     needs_params = any(rule.needs_params for rule in rules)
     has_slots = any(rule.slots for rule in rules)
 
-    run, outlined = runners = _runners(rules, like)
+    run, outlined, together = runners = _runners(rules, like)
+    settled_at_once = _settled_at_once(rules, runners)
+    at_once = len(segments) == 1 and not rules[0].stacked
+    at_once = at_once and all(rule.across is None and rule.observe is None for rule in rules)
 
     def init(params: Tree) -> Any:
         leaves = Leaves(who, "parameters", params)
@@ -149,43 +155,87 @@ def lifted(rules: tuple[Rule, ...], joins: bool = False, like: "Lifted | None" =
             state = _from_empty(rules[0], types[0], init)
         states = _states_of(who, types, state)
         count = getattr(states[counting], counter)
-        joined = getattr(states[counting], JOINED) if joins else 0
-        next_count = jnp.asarray(optax.safe_increment(count))
-        in_force: dict[str, Any] = {}
+        joined = getattr(states[counting], JOINED) if joins else None
+        traced = any(is_traced(leaf) for leaf in leaves.arrays)
+        stored = [getattr(own, "hyperparams", None) for own in states]
         steps = [
-            _Step(rule, own, count, joined, leaves, params, parameters, in_force)
+            _Step(rule, own, leaves, params, parameters)
             for rule, own in zip(rules, states, strict=True)
         ]
-        traced = any(is_traced(leaf) for leaf in leaves.arrays)
         new = list(leaves.arrays)
-        for segment in segments:
+        are_together, is_whole = places_of((*leaves.arrays, *parameters))
+        run_some = together if are_together else None
+
+        def prepared(index: int, segment: tuple[int, ...], final: bool) -> tuple[Any, ...]:
+            """Return the static arguments of `run` for a leaf, its arrays and its type within."""
+            gradient, parameter = leaves.arrays[index], parameters[index]
+            numbers = tuple(number for number in segment if steps[number].touches(index))
+            dtype = update_dtype(gradient, parameter) if final else None
+            static = tuple(steps[number].static(index) for number in numbers)
+            arrays = (new[index], parameter, [steps[number].slots(index) for number in numbers])
+            return (numbers, static, dtype), arrays, _dtype_within(gradient, parameter)
+
+        def waiting_of(
+            indices: Sequence[int], segment: tuple[int, ...], final: bool
+        ) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+            """Return the static arguments of `together`, and the arrays of its leaves."""
+            layouts, all_arrays = [], []
+            for index in indices:
+                key, arrays, within = prepared(index, segment, final)
+                layouts.append((key, tuple(segment.index(number) for number in key[0]), within))
+                all_arrays.append(arrays if is_whole else placed_alike(*arrays))
+            return tuple(layouts), tuple(all_arrays)
+
+        def store(indices: Sequence[int], layouts: Any, results: Any) -> None:
+            for index, ((numbers, *_), *_), (update, slots) in zip(
+                indices, layouts, results, strict=True
+            ):
+                new[index] = update
+                for number, own in zip(numbers, slots, strict=True):
+                    steps[number].store(index, own, is_whole)
+
+        settle_all = _settled if traced or settled_at_once is None else settled_at_once
+        is_one_call = run_some is not None and at_once and len(leaves.present) <= _TOGETHER
+        if is_one_call and settled_at_once is not None:
+            # Nothing need be known before the leaves run, so that one call does everything.
+            layouts, arrays = waiting_of(leaves.present, segments[0], final=True)
+            next_count, settled, results = settled_at_once(
+                rules, stored, count, joined, layouts, arrays
+            )
+            store(leaves.present, layouts, results)
+        else:
+            is_one_call = False
+            next_count, settled, _ = settle_all(rules, stored, count, joined)
+        for step, own in zip(steps, settled, strict=True):
+            step.settle(own)
+        for segment in () if is_one_call else segments:
             scalars = [
                 steps[number].scalars(next_count, leaves, new, parameters, extra_args)
                 for number in segment
             ]
-            run_leaf = run
+            run_leaf = outlined if traced else run
             if traced:
-                scalars, run_leaf = _computed_once(scalars, next_count), outlined
+                scalars = _computed_once(scalars, next_count)
             cast = cache(
                 lambda dtype, scalars=scalars: jax.tree.map(partial(_cast, dtype=dtype), scalars)
             )
             final = segment is segments[-1]
+            touched = [
+                index
+                for index in leaves.present
+                if final or any(steps[number].touches(index) for number in segment)
+            ]
             batches = defaultdict(list)
-            for index in leaves.present:
-                gradient, parameter = leaves.arrays[index], parameters[index]
-                numbers = tuple(number for number in segment if steps[number].touches(index))
-                dtype = update_dtype(gradient, parameter) if final else None
-                if not numbers and not final:
-                    continue
-                arrays = (
-                    new[index],
-                    parameter,
-                    [steps[number].slots(index) for number in numbers],
-                )
-                shared = cast(_dtype_within(gradient, parameter))
+            if run_some is not None and not rules[segment[0]].stacked:
+                for first in range(0, len(touched), _TOGETHER):
+                    some = touched[first : first + _TOGETHER]
+                    layouts, arrays = waiting_of(some, segment, final)
+                    store(some, layouts, run_some(layouts, arrays, scalars))
+                continue
+            for index in touched:
+                key, arrays, within = prepared(index, segment, final)
+                numbers, shared = key[0], cast(within)
                 shared = [shared[segment.index(number)] for number in numbers]
-                static = tuple(steps[number].static(index) for number in numbers)
-                key = (numbers, static, dtype)
                 if rules[segment[0]].stacked and numbers:
                     kept = steps[numbers[0]].batch_axes(index)
                     batches[key, _layout(arrays), kept].append((index, arrays, shared))
@@ -242,18 +292,35 @@ def _counts(state: Any, counter: str) -> list[str]:
     return [name for name in (counter, JOINED) if name in state._fields]
 
 
-_runs: dict[Hashable, tuple[Callable[..., Any], Callable[..., Any]]] = {}
+class _Runners(NamedTuple):
+    """What runs rules on leaves.
+
+    All transformations share them that differ in the numbers of their hyperparameters alone, such
+    as those of parameter groups.
+
+    Attributes:
+        run: runs them on one leaf.
+        outlined: the same as a function that JAX traces apart, once for each shape.
+        together: runs them on some leaves, compiled, for updates outside of `jit`; None where no
+            other transformation could share what is compiled. Some programs build theirs anew for
+            each update.
+    """
+
+    run: Callable[..., Any]
+    outlined: Callable[..., Any]
+    together: Callable[..., Any] | None
+
+
+_runs: dict[Hashable, _Runners] = {}
 """What runs a leaf, by the arithmetic of the rules."""
 
+_TOGETHER = 16
+"""How many leaves run in one call outside of `jit`. A call costs more than small leaves do; one for
+a thousand leaves would take long to compile."""
 
-def _runners(
-    rules: tuple[Rule, ...], like: Lifted | None
-) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """Return what runs the rules on one leaf, as it is and as a function that JAX traces apart.
 
-    The latter is traced once for each shape, and shared by all transformations that differ in the
-    numbers of their hyperparameters alone, such as those of parameter groups.
-    """
+def _runners(rules: tuple[Rule, ...], like: Lifted | None) -> _Runners:
+    """Return what runs the rules, from before where there has been the same arithmetic."""
     if like is not None and [rule.leaf for rule in like.rules] == [rule.leaf for rule in rules]:
         return like.runners
     key = tuple((_identity(rule.leaf), rule.who, rule.complex, rule.after_update) for rule in rules)
@@ -265,10 +332,141 @@ def _runners(
     def run(numbers: tuple[int, ...], *args: Any) -> tuple[Array, list[Any]]:
         return _run_leaf([rules[number] for number in numbers], *args)
 
-    runners = run, jax.jit(run, static_argnums=(0, 1, 2))
-    if all(identity for identity, *_ in key) and len(_runs) < 1000:
-        _runs[key] = runners
-    return runners
+    outlined = jax.jit(run, static_argnums=(0, 1, 2))
+    if not all(identity for identity, *_ in key) or len(_runs) >= 1000:
+        return _Runners(run, outlined, None)
+
+    def run_together(layouts: Any, arrays: Any, scalars: Sequence[Any]) -> list[Any]:
+        results = []
+        for (leaf_key, places, dtype), own in zip(layouts, arrays, strict=True):
+            shared = [jax.tree.map(partial(_cast, dtype=dtype), scalars[i]) for i in places]
+            results.append(run(*leaf_key, *own, shared))
+        return results
+
+    _runs[key] = _Runners(run, outlined, jax.jit(run_together, static_argnums=0))
+    return _runs[key]
+
+
+class _Settled(NamedTuple):
+    """The numbers of one rule in one update.
+
+    Attributes:
+        in_force: its hyperparameters, with those that it reads of rules before it, for `across` or
+            `observe`; None where the rule has neither.
+        stored: the array for the new state; None without hyperparameters.
+        scalars: what `once` returned; None where `across` or `observe` stands in its place.
+    """
+
+    in_force: Any
+    stored: Array | None
+    scalars: Any
+
+
+def _settled(
+    rules: Sequence[Rule],
+    stored: Sequence[Array | None],
+    count: Array,
+    joined: Array | None,
+    inputs: Sequence[Any] | None = None,
+) -> tuple[Array, list[_Settled], None]:
+    """Return the count after the update, the numbers of each rule that need no leaves, and None."""
+    next_count = jnp.asarray(optax.safe_increment(count))
+    before: dict[str, Any] = {}
+    settled = []
+    for index, (rule, own) in enumerate(zip(rules, stored, strict=True)):
+        if inputs is None or own is None:
+            in_force, new = rule.settled.step(count, own, 0 if joined is None else joined)
+        else:
+            in_force, new = settle(rule.settled.layout, count, own, inputs[index])
+        before |= in_force._asdict()
+        if rule.reads:
+            in_force = _with_read(rule, in_force, before)
+        needs_more = rule.observe is not None or rule.across is not None
+        # Whatever a compiled function returns costs time, so nothing is returned twice.
+        settled.append(
+            _Settled(in_force, new, None)
+            if needs_more
+            else _Settled(None, new, rule.once(in_force, next_count))
+        )
+    return next_count, settled, None
+
+
+_settlers: dict[Hashable, Callable[..., Any]] = {}
+"""`_settled` compiled, by what the rules compute of their hyperparameters."""
+
+
+def _settled_at_once(rules: tuple[Rule, ...], runners: _Runners) -> Callable[..., Any] | None:
+    """Return `_settled` compiled, for updates outside of `jit`; None where nothing can share it.
+
+    With the arguments of `_Runners.together` it also runs leaves, and returns what they become in
+    place of None. What is compiled must serve all transformations of the same rules. Some programs
+    build theirs anew for each update, with other numbers.
+    """
+    key = tuple(
+        (
+            _identity(rule.once),
+            rule.settled.layout,
+            rule.settled.packing,
+            tuple(rule.reads),
+            rule.across is None and rule.observe is None,
+        )
+        for rule in rules
+    )
+    if not all(identity for identity, *_ in key):
+        return None
+    key = (*key, runners.together)
+    if key not in _settlers:
+        if len(_settlers) >= 1000:
+            return None
+
+        @partial(jax.jit, static_argnums=0)
+        def compiled(
+            layouts: Any, arrays: Any, stored: Any, count: Array, joined: Any, packed: Any
+        ) -> Any:
+            inputs = [
+                () if own is None else unpacked(r.settled.layout, r.settled.packing, *numbers)
+                for r, own, numbers in zip(rules, stored, packed, strict=True)
+            ]
+            next_count, settled, _ = _settled(rules, stored, count, joined, inputs)
+            if layouts is None or runners.together is None:
+                return next_count, settled, None
+            results = runners.together(layouts, arrays, [own.scalars for own in settled])
+            return next_count, [own._replace(scalars=None) for own in settled], results
+
+        _settlers[key] = compiled
+    at_once = _settlers[key]
+
+    def run(
+        rules: Sequence[Rule],
+        stored: Any,
+        count: Array,
+        joined: Any,
+        layouts: Any = None,
+        arrays: Any = None,
+    ) -> Any:
+        packed = [
+            None if own is None else rule.settled.packed(count, 0 if joined is None else joined)
+            for rule, own in zip(rules, stored, strict=True)
+        ]
+        return at_once(layouts, arrays, stored, count, joined, packed)
+
+    return run
+
+
+def _with_read(rule: Rule, in_force: Any, before: Mapping[str, Any]) -> Any:
+    """Return a rule's hyperparameters, and behind them those that it reads of rules before it."""
+    for name in rule.reads:
+        if name not in before:
+            names = ", ".join(before) or "no such name"
+            _checks.fail(
+                rule.who,
+                f"{name}, which the rule reads, must be a hyperparameter of a rule before "
+                "it in the same lift",
+                names,
+            )
+    names = (*in_force._fields, *rule.reads)
+    read = (before[name] for name in rule.reads)
+    return named_tuple("Hyperparams", names)(*in_force, *read)
 
 
 def _name_of(rules: Sequence[Rule]) -> str:
@@ -458,14 +656,19 @@ def _check_arithmetic(
 def _identity(x: Any, depth: int = 4) -> Hashable:
     """Return what decides what a function does: its code, and what stands around it.
 
-    None where something else than functions, plain values and tuples of them stands around it.
+    None where something else than functions, plain values and groups of them stands around it.
     """
-    if x is None or isinstance(x, bool | int | float | str | type):
+    if x is None or isinstance(x, bool | int | float | str | type | Enum | BuiltinFunctionType):
         return type(x), x
     if not depth:
         return None
+    kind: Any = getattr(x, "__code__", tuple)
     if isinstance(x, tuple):
         parts = x
+    elif isinstance(x, dict):
+        kind, parts = dict, tuple(x.items())
+    elif is_dataclass(x) and type(x).__hash__ is not object.__hash__:  # equal where its fields are
+        kind, parts = type(x), tuple(getattr(x, own.name) for own in dataclass_fields(x))
     elif isinstance(x, FunctionType):
         cells = []
         for cell in x.__closure__ or ():
@@ -478,7 +681,7 @@ def _identity(x: Any, depth: int = 4) -> Hashable:
     around = [_identity(part, depth - 1) for part in parts]
     if None in around:
         return None
-    return getattr(x, "__code__", tuple), *around
+    return kind, *around
 
 
 def _is_inexact(leaf: Any) -> bool:
@@ -545,7 +748,8 @@ def _states_of(who: str, types: Sequence[type], state: Any) -> tuple[Any, ...]:
     return states
 
 
-def _contents(state: Any) -> tuple[str, ...]:
+@cache
+def _contents(state: type) -> tuple[str, ...]:
     """Return the names of a state's fields and of its hyperparameters."""
     products = [d.name for d in state.declarations if d.has_product]
     return (
@@ -558,42 +762,29 @@ def _contents(state: Any) -> tuple[str, ...]:
 class _Step:
     """One rule in one update: its hyperparameters in force, its masks, and its slots by leaf.
 
-    `before` holds the hyperparameters in force of the rules before it, and gains this rule's. Facts
-    and slots are those of the parameter, or of the gradient where `update` got no parameters.
+    Facts and slots are those of the parameter, or of the gradient where `update` got no parameters.
     """
 
     def __init__(
         self,
         rule: Rule,
         state: Any,
-        count: Array,
-        joined: Array | int,
         leaves: Leaves,
         params: Tree | None,
         parameters: Sequence[Any],
-        before: dict[str, Any],
     ):
         self._arrays = leaves.arrays if params is None else parameters
         self.static = _static(rule, leaves, self._arrays, params)
-        in_force, stored = rule.settled.step(count, getattr(state, "hyperparams", None), joined)
-        before |= in_force._asdict()
-        if rule.reads:
-            for name in rule.reads:
-                if name not in before:
-                    names = ", ".join(before) or "no such name"
-                    _checks.fail(
-                        rule.who,
-                        f"{name}, which the rule reads, must be a hyperparameter of a rule before "
-                        "it in the same lift",
-                        names,
-                    )
-            names = (*in_force._fields, *rule.reads)
-            read = (before[name] for name in rule.reads)
-            in_force = named_tuple("Hyperparams", names)(*in_force, *read)
-        self._rule, self._leaves, self._in_force = rule, leaves, in_force
-        self._state = state if stored is None else state._replace(hyperparams=stored)
+        self._rule, self._leaves, self._state = rule, leaves, state
+        self._settled = _Settled(None, None, None)
         self._touched = _touched(rule, leaves, params, self._arrays)
         self._slots = {name: self._aligned(name, getattr(state, name)) for name in rule.slots}
+
+    def settle(self, numbers: _Settled) -> None:
+        """Take the numbers of this update."""
+        self._settled = numbers
+        if numbers.stored is not None:
+            self._state = self._state._replace(hyperparams=numbers.stored)
 
     def _aligned(self, name: str, tree: Tree) -> list[Any]:
         """Return a slot by leaf, checked against what `init` makes of such a leaf."""
@@ -628,17 +819,17 @@ class _Step:
         """Return the numbers that all leaves share."""
         rule = self._rule
         if rule.observe is not None:
-            self._state, scalars = rule.observe(self._state, self._in_force, extra_args)
+            self._state, scalars = rule.observe(self._state, self._settled.in_force, extra_args)
             return scalars
         if rule.across is not None:
             present = [index for index in leaves.present if self.touches(index)]
             return rule.across(
-                self._in_force,
+                self._settled.in_force,
                 count,
                 [updates[index] for index in present],
                 [parameters[index] for index in present],
             )
-        return rule.once(self._in_force, count)
+        return self._settled.scalars
 
     def touches(self, index: int) -> bool:
         return self._touched[index]
@@ -646,9 +837,9 @@ class _Step:
     def slots(self, index: int) -> Any:
         return self._rule.slot_type(*(leaves[index] for leaves in self._slots.values()))
 
-    def store(self, index: int, new: Any) -> None:
+    def store(self, index: int, new: Any, is_whole: bool = False) -> None:
         for leaves, slot in zip(self._slots.values(), new, strict=True):
-            leaves[index] = placed_like(slot, leaves[index])
+            leaves[index] = slot if is_whole else placed_like(slot, leaves[index])
 
     def new_state(self, counts: Mapping[str, Array]) -> Any:
         structure = self._leaves.structure

@@ -1,7 +1,6 @@
 """What a rule declares: its arithmetic for one array, its hyperparameters and its slots."""
 
 import keyword
-from collections import namedtuple
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -278,10 +277,11 @@ def with_prefix(prefix: str, rule: Rule, **values: Any) -> Rule:
             use the longer names.
     """
     names = tuple(rule.hyperparams)
-    short = namedtuple("Hyperparams", names)
+    original = rule.once
 
     def once(h: Any, t: Array) -> Any:
-        return rule.once(short(*(getattr(h, prefix + name) for name in names)), t)
+        short = named_tuple("Hyperparams", names)
+        return original(short(*(getattr(h, prefix + name) for name in names)), t)
 
     return replace(
         rule,

@@ -99,6 +99,29 @@ def test_a_transformation_built_anew_in_every_eager_update_compiles_nothing():
         jax.monitoring.unregister_event_duration_listener(listen)
 
 
+def test_many_leaves_outside_of_jit_share_a_few_small_programs():
+    params = [jnp.full(2, 0.5)] * 45
+    tx = optlab.sgd(0.1, momentum=0.7)
+    before = tx.runners.together._cache_size()
+    updates, _ = tx.update(params, tx.init(params), params)
+    # 16 leaves, the same 16 and 16 less 3 in place of one program with all of them.
+    assert tx.runners.together._cache_size() - before <= 2
+    assert len(updates) == 45
+    assert all(np.allclose(u, -0.05) for u in updates)
+
+
+def test_leaves_on_different_devices_are_updated_where_they_are():
+    devices = jax.devices()[:2]
+    params = {name: jax.device_put(jnp.ones(3), d) for name, d in zip("ab", devices, strict=True)}
+    tx = optlab.sgd(0.1, momentum=0.9)
+    state = tx.init(params)
+    for _ in range(2):
+        updates, state = tx.update(params, state, params)
+    for name, device in zip("ab", devices, strict=True):
+        assert updates[name].devices() == {device}
+        np.testing.assert_allclose(updates[name], -0.19, rtol=1e-6)  # 0.1 · (1 + 0.9)
+
+
 def test_each_device_clips_the_gradients_of_its_own_in_a_shard_map():
     mesh = jax.make_mesh((2,), ("data",))
     spec = jax.sharding.PartitionSpec("data")
