@@ -58,8 +58,11 @@ class Optimizer(Contender, Protocol):
     def set_gradients(self, gradients: dict[str, jax.Array]) -> None:
         """Set the gradients that every step uses."""
 
-    def results(self) -> dict[str, list[np.ndarray]]:
-        """Return the parameters and, if the case has one, their average."""
+    def results(self, limit: int | None = None) -> dict[str, list[np.ndarray]]:
+        """Return the parameters and, if the case has one, their average.
+
+        With a limit, return so many of the first numbers of each array.
+        """
 
 
 class JaxStep:
@@ -104,11 +107,16 @@ class JaxStep:
     def wait(self) -> None:
         jax.block_until_ready((self._params, self._state))
 
-    def results(self) -> dict[str, list[np.ndarray]]:
-        """Return the parameters and, if the case has one, their average."""
+    def results(self, limit: int | None = None) -> dict[str, list[np.ndarray]]:
+        """Return the parameters and, if the case has one, their average.
+
+        With a limit, return so many of the first numbers of each array.
+        """
         results = {"params": self._params}
         if self._average:
             results["average"] = self._average(self._state)
+        if limit is not None:
+            results = jax.tree.map(lambda x: x.reshape(-1)[:limit], results)
         return {name: [np.array(x) for x in tree.values()] for name, tree in results.items()}
 
     def state_bytes(self) -> int:

@@ -64,6 +64,7 @@ def check_agreement(
     start: Sequence[np.ndarray],
     gradients: dict[str, jax.Array],
     eps: float = float(jnp.finfo(jnp.float32).eps),
+    limit: int | None = None,
 ) -> dict[str, float]:
     """Make three steps with each contender, and compare the results with those of the first one.
 
@@ -79,6 +80,7 @@ def check_agreement(
         start: the parameters at which they all stand.
         gradients: the gradients of the timing, which contenders have again at the end.
         eps: the relative spacing of the parameters' type.
+        limit: how many numbers of each array are compared, the first ones; None for all.
 
     Returns:
         Contender → the largest difference of its parameters, as a share of the farthest movement.
@@ -86,7 +88,8 @@ def check_agreement(
     Raises:
         Disagreement: a difference is too large, or nothing moves enough for a comparison.
     """
-    reference = _after_three_steps(contenders[0], gradients)
+    start = [x.reshape(-1)[:limit] for x in start]
+    reference = _after_three_steps(contenders[0], gradients, limit)
     movement = {kind: _distance(arrays, start) for kind, arrays in reference.items()}
     roundings = len(FACTORS) * ROUNDINGS * eps
     every = {kind: (TOLERANCE + roundings) * distance for kind, distance in movement.items()}
@@ -95,7 +98,7 @@ def check_agreement(
             raise Disagreement(f"{contenders[0].name}: {kind} must move enough to be compared")
     shares = {contenders[0].name: 0.0}
     for contender in contenders[1:]:
-        for kind, arrays in _after_three_steps(contender, gradients).items():
+        for kind, arrays in _after_three_steps(contender, gradients, limit).items():
             allowed = every[kind] + contender.norm_error * movement[kind]
             excess = _excess(reference[kind], arrays, allowed, roundings)
             if not excess <= 1:
@@ -110,13 +113,14 @@ def check_agreement(
 
 
 def _after_three_steps(
-    contender: Optimizer, gradients: dict[str, jax.Array]
+    contender: Optimizer, gradients: dict[str, jax.Array], limit: int | None
 ) -> dict[str, list[np.ndarray]]:
     for factor in FACTORS:
         contender.set_gradients({name: factor * g for name, g in gradients.items()})
         contender.advance(1)
     contender.set_gradients(gradients)
-    return contender.results()
+    results = contender.results() if limit is None else contender.results(limit)
+    return {kind: [x.reshape(-1) for x in arrays] for kind, arrays in results.items()}
 
 
 def _distance(some: Sequence[np.ndarray], others: Sequence[np.ndarray]) -> float:

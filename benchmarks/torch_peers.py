@@ -67,11 +67,18 @@ class TorchStep:
         if DEVICE.type == "cuda":
             torch.cuda.synchronize()
 
-    def results(self) -> dict[str, list[np.ndarray]]:
-        """Return the parameters and, if the case has one, their average."""
+    def results(self, limit: int | None = None) -> dict[str, list[np.ndarray]]:
+        """Return the parameters and, if the case has one, their average.
+
+        With a limit, return so many of the first numbers of each array.
+        """
         results = {"params": self._params, "average": self._averages}
         return {
-            name: [x.detach().cpu().numpy() for x in tensors]
+            name: [self._first(x.detach(), limit).cpu().numpy() for x in tensors]
             for name, tensors in results.items()
             if tensors
         }
+
+    @staticmethod
+    def _first(x: torch.Tensor, limit: int | None) -> torch.Tensor:
+        return x if limit is None else x.reshape(-1)[:limit]
