@@ -75,22 +75,22 @@ FAULTS = (
     Fault(
         "adam_eps_inside_the_root",
         "optimizers/_adam.py",
-        "root(nu_hat + h.eps_root) + h.eps",
-        "root(nu_hat + h.eps_root + h.eps)",
+        "mu_hat / (root(nu_hat + h.eps_root) + h.eps)",
+        "mu_hat / (root(nu_hat + h.eps_root + h.eps))",
         row("adam"),
     ),
     Fault(
         "adam_eps_root_outside_the_root",
         "optimizers/_adam.py",
-        "root(nu_hat + h.eps_root) + h.eps",
-        "root(nu_hat) + h.eps_root + h.eps",
+        "mu_hat / (root(nu_hat + h.eps_root) + h.eps)",
+        "mu_hat / (root(nu_hat) + h.eps_root + h.eps)",
         row("adam"),
     ),
     Fault(
         "adam_eps_a_constant_of_python",
         "optimizers/_adam.py",
-        "root(nu_hat + h.eps_root) + h.eps",
-        "root(nu_hat + h.eps_root) + (h.eps if callable(eps) else eps)",
+        "mu_hat / (root(nu_hat + h.eps_root) + h.eps)",
+        "mu_hat / (root(nu_hat + h.eps_root) + (h.eps if callable(eps) else eps))",
         row("adam"),
     ),
     Fault(
@@ -461,7 +461,7 @@ FAULTS = (
     Fault(
         "new_slots_go_where_the_gradient_is",
         "rules/_lift.py",
-        "leaves[index] = placed_like(slot, leaves[index])",
+        "leaves[index] = slot if is_whole else placed_like(slot, leaves[index])",
         "leaves[index] = slot",
         "tests/rules/test_sharding.py -k unlike_each_other",
     ),
