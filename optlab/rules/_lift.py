@@ -163,7 +163,9 @@ def lifted(rules: tuple[Rule, ...], joins: bool = False, like: "Lifted | None" =
             for rule, own in zip(rules, states, strict=True)
         ]
         new = list(leaves.arrays)
-        are_together, is_whole = places_of((*leaves.arrays, *parameters))
+        are_together, is_whole = places_of(
+            array for index in leaves.present for array in (leaves.arrays[index], parameters[index])
+        )
         run_some = together if are_together else None
 
         def prepared(index: int, segment: tuple[int, ...], final: bool) -> tuple[Any, ...]:
