@@ -216,7 +216,7 @@ def lifted(rules: tuple[Rule, ...], joins: bool = False, like: "Lifted | None" =
                 for number in segment
             ]
             run_leaf = outlined if traced else run
-            if traced:
+            if traced and not all(_has_cheap_scalars(rules[number]) for number in segment):
                 scalars = _computed_once(scalars, next_count)
             cast = cache(
                 lambda dtype, scalars=scalars: jax.tree.map(partial(_cast, dtype=dtype), scalars)
@@ -847,6 +847,24 @@ class _Step:
         structure = self._leaves.structure
         slots = {name: structure.unflatten(leaves) for name, leaves in self._slots.items()}
         return self._state._replace(**slots, **counts)
+
+
+def _has_cheap_scalars(rule: Rule) -> bool:
+    """Whether a rule's scalars are its hyperparameters, or simple arithmetic on them.
+
+    `once` then names nothing but them, and calls no function.
+    """
+    known = {*rule.hyperparams, "complement", "value"}
+    code = getattr(rule.once, "__code__", None)
+    return (
+        code is not None
+        and known.issuperset(code.co_names)
+        and rule.across is None
+        and rule.observe is None
+        and not any(
+            kind.is_scheduled or kind.declared.bias_corrected for kind in rule.settled.layout
+        )
+    )
 
 
 def _computed_once(scalars: Sequence[Any], count: Array) -> Sequence[Any]:

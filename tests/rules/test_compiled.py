@@ -74,6 +74,18 @@ def test_scalars_are_computed_once_and_not_in_the_kernels_of_every_leaf():
     assert scalar_operations(1) == scalar_operations(4) > 0
 
 
+def test_scalars_that_are_hyperparameters_as_they_are_wait_for_no_conditional():
+    params = [jnp.ones(3)]
+    for tx, waits in (
+        (optlab.sgd(0.1, momentum=0.9), False),
+        (optlab.adagrad(0.1), False),
+        (optlab.sgd(lambda step: 0.1 / (step + 1)), True),
+        (optlab.adam(0.1), True),
+    ):
+        jaxpr = str(jax.make_jaxpr(tx.update)(params, tx.init(params), params))
+        assert ("platform_index" in jaxpr) == waits
+
+
 def test_a_transformation_built_anew_in_every_eager_update_compiles_nothing():
     compiled = []
 
