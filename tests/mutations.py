@@ -389,8 +389,8 @@ FAULTS = (
     Fault(
         "a_schedule_is_one_update_ahead",
         "rules/_hyperparams.py",
-        "value = self._scheduled(name, count + joined)",
-        "value = self._scheduled(name, count + joined + 1)",
+        "self._scheduled(kind.name, count + joined)",
+        "self._scheduled(kind.name, count + joined + 1)",
         row("sgd"),
     ),
     Fault(
@@ -410,7 +410,7 @@ FAULTS = (
     Fault(
         "a_replaced_decay_keeps_its_complement",
         "rules/_hyperparams.py",
-        "unreplaced = value == nearest",
+        "unreplaced = value == argument",
         "unreplaced = value == value",
         row("adam", "a_value_replaced_in_the_state_takes_effect"),
     ),
@@ -533,8 +533,8 @@ FAULTS = (
     Fault(
         "every_leaf_is_traced_anew",
         "rules/_lift.py",
-        "scalars, run_leaf = _computed_once(scalars, next_count), outlined",
-        "scalars = _computed_once(scalars, next_count)",
+        "run_leaf = outlined if traced else run",
+        "run_leaf = run",
         "tests/rules/test_compiled.py",
     ),
     # Transformations
@@ -760,8 +760,8 @@ FAULTS = (
     Fault(
         "schedules_of_joined_groups_begin_anew",
         "rules/_hyperparams.py",
-        "self._scheduled(name, count + joined)",
-        "self._scheduled(name, count)",
+        "self._scheduled(kind.name, count + joined)",
+        "self._scheduled(kind.name, count)",
         GROUPS,
     ),
     Fault(

@@ -184,9 +184,7 @@ class Hyperparams:
     def inputs(self, count: Array, joined: Array | int) -> tuple["Input", ...]:
         """Return what `settle` needs of each hyperparameter; see `Input`."""
         return tuple(
-            (self._scheduled(kind.name, count + joined),)
-            if kind.is_scheduled
-            else (self._argument(kind.name), *self._exact(kind, float_dtype()))
+            (self._given(kind, count, joined), *self._exact(kind, float_dtype()))
             for kind in self.layout
         )
 
@@ -206,9 +204,7 @@ class Hyperparams:
             with jax.ensure_compile_time_eval():  # a tracer must not be kept
                 self._packed[dtype] = jnp.asarray(np.array(numbers, np.float64), dtype)
         others = tuple(
-            self._scheduled(kind.name, count + joined)
-            if kind.is_scheduled
-            else self._argument(kind.name)
+            self._given(kind, count, joined)
             for kind in self.layout
             if not _is_number(self.parameters[kind.name].value)
         )
@@ -218,6 +214,12 @@ class Hyperparams:
     def packing(self) -> tuple[bool, ...]:
         """Which of the hyperparameters are numbers of Python, as `unpacked` must know."""
         return tuple(_is_number(parameter.value) for parameter in self.parameters.values())
+
+    def _given(self, kind: "Kind", count: Array, joined: Array | int) -> Array:
+        """Return the schedule's value, or the constructor's argument."""
+        if kind.is_scheduled:
+            return self._scheduled(kind.name, count + joined)
+        return self._argument(kind.name)
 
     def _exact(self, kind: "Kind", dtype: DTypeLike) -> tuple[Any, ...]:
         """Return what is known of a decay rate beyond the type's digits; see `Input`."""
