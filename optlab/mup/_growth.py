@@ -63,10 +63,15 @@ def base_arrays(who: str, base: Tree) -> dict[str, Any]:
     return arrays
 
 
+def shapes_of(arrays: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of arrays by path."""
+    return {path: tuple(array.shape) for path, array in arrays.items()}
+
+
 def growths(
     who: str,
     leaves: Sequence[Leaf],
-    base: Mapping[str, Any],
+    base: Mapping[str, tuple[int, ...]],
     axes: AxesChoice | None,
     kinds: Mapping[str, Kind] | None,
 ) -> list[Growth]:
@@ -75,7 +80,7 @@ def growths(
     Args:
         who: the public name that errors begin with.
         leaves: the facts of the parameters.
-        base: the arrays of the base model, or their shapes, by path.
+        base: the shapes of the base model by path.
         axes: the axes of some parameters.
         kinds: pattern → the kind of what it matches, in place of what the shapes say.
 
@@ -97,7 +102,7 @@ def growths(
         got = f"none for {', '.join(missing[:5])}{more}; it has {', '.join(sorted(base)[:5])}, …"
         remedy = "make both with one function that takes the width, with as many layers in both"
         _checks.fail(who, required, got, remedy)
-    return [_growth(who, leaf, tuple(base[leaf.path].shape), chosen, kinds) for leaf in leaves]
+    return [_growth(who, leaf, base[leaf.path], chosen, kinds) for leaf in leaves]
 
 
 def _growth(

@@ -8,7 +8,7 @@ import numpy as np
 
 from optlab import _checks
 from optlab._types import Array, Tree
-from optlab.mup._growth import Growth, Kind, base_arrays, growths
+from optlab.mup._growth import Growth, Kind, base_arrays, growths, shapes_of
 from optlab.mup._rules import CODINGS, Coding, init_of
 from optlab.mup._transfer import facts
 from optlab.rules import AxesChoice
@@ -64,7 +64,7 @@ def init(
     leaves = facts(who, params)
     check_all_match(who, check_patterns(who, zero), [leaf.path for leaf in leaves])
     arrays = base_arrays(who, base)
-    grown = {own.leaf.path: own for own in growths(who, leaves, arrays, axes, kinds)}
+    grown = {own.leaf.path: own for own in growths(who, leaves, shapes_of(arrays), axes, kinds)}
 
     def scaled(path: jax.tree_util.KeyPath, array: Array) -> Array:
         own = grown[path_name(path)]

@@ -17,13 +17,13 @@ The table is for the coding "multiplier", in which the model multiplies its logi
 coding "plain" the head W has the place of the product W/i: so its first numbers are divided by i,
 its rate by i (SGD: i²), and its ε multiplied by i. Both train the same function.
 
-In residual blocks the rate is multiplied by L^(α−1) and ε by L^(−α).
+In residual blocks the rate is multiplied by L^(α−1), of SGD by L^(2α−1), and ε by L^(−α).
 
 The decay is given as what a parameter shrinks by in one update, over what it shrinks by in the base
 model. The optimizer multiplies its decay by the rate, so that λ is multiplied by shrink / rate.
 
     mup              1
-    nanogpt_mup      the rate's multiplier: λ stays, and shrinking follows the rate
+    nanogpt_mup      the rate's multiplier in the coding "multiplier": λ stays
     completep        L^(α−1) in blocks, 1 elsewhere; 0 for vectors and what is fixed
     unit_scaling     1 / peak rate: it does not depend on the rate that was tuned
 
@@ -94,7 +94,7 @@ def rate_of(
         rate = _RATES[rule][growth.kind](growth.fan_in, growth.fan_out)
     if coding == "plain" and growth.kind == "output":
         rate /= growth.fan_in ** (2 if rule == "sgd" else 1)
-    return rate * depth ** (alpha - 1)
+    return rate * depth ** (2 * alpha - 1 if rule == "sgd" else alpha - 1)
 
 
 def _spectral(growth: Growth, norm: Callable[[int, int], float]) -> float:

@@ -14,7 +14,7 @@ from optlab._tree import is_traced
 from optlab._types import ArrayLike, Tree
 from optlab.groups import partition
 from optlab.groups._settings import Group, Modifier, Refinement
-from optlab.mup._growth import KINDS, Growth, Kind, base_arrays, growths
+from optlab.mup._growth import KINDS, Growth, Kind, base_arrays, growths, shapes_of
 from optlab.mup._rules import (
     CODINGS,
     DECAYS,
@@ -209,12 +209,12 @@ def by_width(
         peak_rate=peak_rate,
         scale_eps=scale_eps,
     )
-    arrays = base_arrays(who, base)
+    shapes = shapes_of(base_arrays(who, base))
 
     def refine(
         leaves: Sequence[Leaf], moves: Sequence[bool], of: Sequence[tuple[Group, ...]]
     ) -> list[Refinement | None]:
-        grown = growths(who, leaves, arrays, choices.axes, choices.kinds)
+        grown = growths(who, leaves, shapes, choices.axes, choices.kinds)
         rows = _rows(who, grown, of, choices)
         return _refinements(rows)
 
@@ -293,7 +293,8 @@ def table(
     _checks.check_transformation(who, tx)
     choices = _checked(who, **(_defaults() | options))
     leaves = facts(who, params)
-    grown = growths(who, leaves, base_arrays(who, base), choices.axes, choices.kinds)
+    shapes = shapes_of(base_arrays(who, base))
+    grown = growths(who, leaves, shapes, choices.axes, choices.kinds)
     rows = _rows(who, grown, [(Group(optimizer=tx),)] * len(leaves), choices)
     return Table(row for row in rows if row is not None)
 
