@@ -21,6 +21,7 @@ MUON = "07_muon_transformer.py"
 FINE_TUNE = "08_fine_tune.py"
 AVERAGES = "09_averages_and_ensembles.py"
 BATCH_SIZE = "10_batch_size.py"
+WIDTH = "11_width_transfer.py"
 SHARDED = "12_sharded_training.py"
 
 # Of ten classes chance is 0.1, logistic regression reaches 0.97 and these networks 0.98, with a
@@ -57,7 +58,7 @@ def numbers(pattern, text):
 
 def test_every_example_is_tested_here():
     tested = {CHAIN_IN_NNX, LINEN_TRAIN_STATE, ONE_CYCLE, CNN, TRANSFORMER, OWN_RULE, MUON}
-    tested |= {FINE_TUNE, AVERAGES, BATCH_SIZE, SHARDED}
+    tested |= {FINE_TUNE, AVERAGES, BATCH_SIZE, WIDTH, SHARDED}
     assert {path.name for path in EXAMPLES.glob("*.py")} == tested
 
 
@@ -340,3 +341,24 @@ def test_sharded_training_ends_alike_on_four_devices_on_one_and_from_a_checkpoin
     # Sums in another order, 1e-7 each, over 200 updates.
     assert 0 <= max(apart)[0] < 1e-4
     assert len(apart) == 2
+
+
+@pytest.mark.slow
+def test_rates_are_compared_over_widths_in_both_parametrizations():
+    text, files = ran(WIDTH, "--quick")
+    assert files.keys() == {"width_transfer.png"}
+    assert files["width_transfer.png"].startswith(b"\x89PNG")
+    _, checks, rates = steps_of(text, 2)
+    outputs = numbers(r"^output" + 3 * r" +(\S+)" + "$", checks)
+    standard, own = (slope for *_, slope in outputs)
+    # At widths 64 and 256, from one seed; the slope of a standard network is 0.5 to 1.
+    assert standard > 0.4
+    assert abs(own) < 0.3
+    rows = re.findall(
+        r"^(standard|μP) +(\d+) +(\S+) +(\S+) +(-\d) +(\S+) × loss$", rates, re.MULTILINE
+    )
+    assert [row[:2] for row in rows] == [(n, w) for n in ("standard", "μP") for w in ("8", "32")]
+    # At the base width both are the same network.
+    assert rows[0][2:] == rows[2][2:]
+    # Guessing costs log 10 = 2.30, whose logarithm is 0.36.
+    assert all(float(loss) < 0.4 for row in rows for loss in row[2:4])
