@@ -24,7 +24,7 @@ model. The optimizer multiplies its decay by the rate, so that λ is multiplied 
 
     mup              1
     nanogpt_mup      the rate's multiplier in the coding "multiplier": λ stays
-    completep        L^(α−1) in blocks, 1 elsewhere; 0 for vectors and what is fixed
+    completep        L^(α−1) in blocks, 1 elsewhere; 0 for what is no linear map
     unit_scaling     1 / peak rate: it does not depend on the rate that was tuned
 
 Reference: Yang, Hu, Babuschkin et al., "Tensor programs V", arXiv 2203.03466 (2022), tables 3 and
@@ -146,7 +146,7 @@ def decay_of(
     if decay == "unit_scaling" and peak is not None:
         return 1.0 / (peak * rate)
     if decay == "completep":
-        shrink = 0.0 if growth.kind in ("vector", "fixed") else depth ** (alpha - 1)
+        shrink = depth ** (alpha - 1) if growth.leaf.is_linear else 0.0
     else:
         shrink = 1.0 if decay == "mup" else in_multiplier
     return shrink / rate

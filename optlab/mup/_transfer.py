@@ -140,7 +140,7 @@ def by_width(
     """Multiply rate, decay and ε of each parameter by what μP says for its growth.
 
     The shapes of a base model, in which the hyperparameters were tuned, are compared with those of
-    the model that is trained; where nothing has grown, nothing is multiplied. The rule table is
+    the model that is trained; where nothing has grown, rate and ε stay. The rule table is
     that of the optimizer, parameter by parameter: of SGD, Adam, AdamW, Lion, and Muon, whose
     other parameters are Adam's.
 

@@ -238,6 +238,13 @@ def test_the_base_model_itself_has_the_updates_of_the_optimizer_alone():
     assert_same_bits(*updates)
 
 
+def test_biases_do_not_decay_under_completep_at_the_base_width_either():
+    table = by_path(mup.table(optlab.adamw(0.1), PARAMS, PARAMS, decay="completep"))
+    assert {path: one.decay for path, one in table.items()} == {
+        path: float(path.endswith("kernel")) for path in table
+    }
+
+
 def test_it_stands_beside_other_rules_of_groups():
     tx = groups.partition(
         PARAMS,
