@@ -141,6 +141,53 @@ def test_slopes_are_those_of_the_published_check(name, parametrization):
     assert check.passed == (parametrization == "mup")
 
 
+def residual(depth, key):
+    """Return a residual network whose branches are multiplied by (base depth / depth)^(1/2)."""
+    stem, up, down, head = jax.random.split(key, 4)
+    width, branch = 32, 0.5 * (4 / depth) ** 0.5
+    scale = width**-0.5
+    params = {
+        "stem": {"kernel": jax.random.normal(stem, (64, width)) / 8},
+        "layers": {
+            "up": {"kernel": jax.random.normal(up, (depth, width, width)) * scale},
+            "down": {"kernel": jax.random.normal(down, (depth, width, width)) * scale},
+        },
+        "head": {"kernel": jax.random.normal(head, (width, 10)) * scale},
+    }
+
+    def loss(params, batch):
+        pixels, labels = batch
+
+        def block(h, layer):
+            inner = jax.nn.relu(h @ layer["up"]["kernel"])
+            return h + branch * (inner @ layer["down"]["kernel"]), None
+
+        h, _ = jax.lax.scan(block, pixels @ params["stem"]["kernel"], params["layers"])
+        output = h @ params["head"]["kernel"]
+        log_probs = jax.nn.log_softmax(output)
+        nll = -jnp.take_along_axis(log_probs, labels[:, None], axis=1).mean()
+        return nll, {"stream": h, "output": output}
+
+    return params, loss
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("tx", "alone"), [(optlab.adam(1e-3), 0.15), (optlab.muon(3e-3, weight_decay=0.0), 0.1)]
+)
+def test_changes_do_not_grow_with_the_depth_where_rates_know_it(tx, alone):
+    def by_depth(params):
+        ratio = len(params["layers"]["up"]["kernel"]) / 4
+        return mup.transfer(tx, params, params, depth_ratio=ratio, alpha=0.5)
+
+    options = {"steps": 3, "seeds": 2}
+    own = mup.coordinate_check(residual, [4, 64], BATCH, by_depth, **options)
+    assert own.passed, str(own)
+    # With one rate for all depths, changes grow as its root where blocks alone make them.
+    plain = mup.coordinate_check(residual, [4, 64], BATCH, tx, **options)
+    assert plain.slopes["output"] > alone
+
+
 def make_bad(width, key):
     return drawn(width, key)
 
