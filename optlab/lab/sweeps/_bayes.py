@@ -40,8 +40,9 @@ Finished = tuple[int, dict[str, Scalar], float | None, dict[str, Any]]
 _WHO = "sweep"
 _OTHER_NAME = "give this one another name"
 _SPACE, _OWNER, _RECORD = "optlab_space", "optlab_owner", "optlab_record"
-# A process may die between creating a trial and signing it. An unsigned trial of this age is
-# therefore taken to be abandoned.
+_SEEN = "optlab_seen"
+# A process may die between creating a trial and signing it. Where a storage takes no signs of life,
+# an unsigned trial of this age is therefore taken to be abandoned.
 _UNSIGNED = timedelta(seconds=60)
 
 
@@ -293,13 +294,25 @@ class Bayes:
             self._study.tell(number, state=self._states.FAIL)
 
     def _fail_abandoned(self) -> None:
-        """Fail the running trials whose process has ended."""
+        """Fail the running trials whose process has ended, as far as can be known."""
         if self._storage is None:
             return
+        from optuna.exceptions import UpdateFinishedTrialError
+
         fail_silent(self._study)
         for trial in self._study.get_trials(deepcopy=False, states=(self._states.RUNNING,)):
-            if _is_abandoned(trial):
-                self._fail(trial.number)
+            if _OWNER in trial.user_attrs:
+                if is_dead(trial.user_attrs[_OWNER]):
+                    self._fail(trial.number)
+            elif not self._signs.are_taken:
+                if datetime.now() - trial.datetime_start > _UNSIGNED:
+                    self._fail(trial.number)
+            elif _SEEN not in trial.user_attrs:
+                # Its process may have died before the first sign of life. This one is in its place.
+                # It may also have ended in the meantime, or have been given up.
+                with suppress(UpdateFinishedTrialError):
+                    self._signs.write(trial)
+                    self._study._storage.set_trial_user_attr(trial._trial_id, _SEEN, True)
 
     def _check_study(self, name: str, maximize: bool) -> None:
         """Require a study of this space and direction that a sweep made; mark a new one as ours."""
@@ -323,13 +336,6 @@ class Bayes:
 
     def _storage_errors(self) -> Any:
         return storage_errors(_WHO, self._storage)
-
-
-def _is_abandoned(trial: Any) -> bool:
-    owner = trial.user_attrs.get(_OWNER)
-    if owner is None:
-        return datetime.now() - trial.datetime_start > _UNSIGNED
-    return is_dead(owner)
 
 
 def _without_traced(space: Mapping[str, Range]) -> dict[str, dict[str, Any]]:

@@ -162,25 +162,32 @@ class SignsOfLife:
 
     Args:
         study: the study; nothing is written where its storage takes no signs of life.
+
+    Attributes:
+        are_taken: whether the storage takes them.
     """
 
     def __init__(self, study: Any):
         self._storage = study._storage
         interval = getattr(self._storage, "get_heartbeat_interval", lambda: None)()
-        self._takes_signs, self._interval = interval is not None, interval
+        self.are_taken, self._interval = interval is not None, interval
         self._ids: dict[int, int] = {}
         self._closed = threading.Event()
         self._thread: threading.Thread | None = None
 
     def begin(self, trial: Any) -> None:
         """Write the first sign of a trial, and go on until `end`."""
-        if not self._takes_signs:
+        if not self.are_taken:
             return
-        self._storage.record_heartbeat(trial._trial_id)
+        self.write(trial)
         self._ids[trial.number] = trial._trial_id
         if self._thread is None:
             self._thread = threading.Thread(target=self._write, daemon=True)
             self._thread.start()
+
+    def write(self, trial: Any) -> None:
+        """Write a single sign of a trial."""
+        self._storage.record_heartbeat(trial._trial_id)
 
     def end(self, number: int) -> None:
         """Write no more signs of a trial."""
