@@ -296,7 +296,7 @@ def wrapped(name: str) -> tuple[optax.GradientTransformation, optax.GradientTran
     clip, rule = optlab.clip_by_global_norm(MAX_NORM), RULES["adamw"].optlab()
     plain = optax.chain(clip, rule)
     if name == "monitor":
-        return optlab.monitor(rule, clipping=clip), plain
+        return optlab.monitor(rule, clipping=clip, groups=lambda path: "all"), plain
     return WRAPPERS[name](plain), plain
 
 

@@ -1,15 +1,13 @@
 """Time and memory of a step within a wrapper, against the step that it wraps.
 
 The step is AdamW with gradients clipped by their global norm, donated, computed by XLA and in the
-loops of `optlab.native.step`. A sample is as many calls as `accumulate` makes one step of, so that
-its figure is a mean over those that add a gradient and the one that makes the step. All contenders
-of a wrapper take turns; ratios are the median and quartiles of rounds. Temporary memory is what
-XLA's analysis says of the compiled step, as a share of the parameters. The aims are a time of at
-most 1.25 and a temporary memory of at most 1%.
+loops of `optlab.native.step`. A sample of `accumulate` is as many calls as it makes one step of, so
+that its figure is a mean over those that add a gradient and the one that makes the step. `monitor`
+has one group. All contenders of a wrapper take turns; ratios are the median and quartiles of rounds.
+Temporary memory is what XLA's analysis says of the compiled step, as a share of the parameters. The
+aims are a time of at most 1.25 and a temporary memory of at most 1%.
 
     python -m benchmarks.wrappers
-
-It takes some three minutes on two cores.
 """
 
 import argparse
@@ -38,11 +36,17 @@ COLUMNS = {
 }
 
 
-class Windows(JaxStep):
-    """A contender whose unit is a whole window of `accumulate`."""
+class Calls(JaxStep):
+    """A contender that makes some calls for a step.
+
+    Attributes:
+        calls: the calls.
+    """
+
+    calls = 1
 
     def advance(self, steps: int) -> None:
-        super().advance(ACCUMULATED * steps)
+        super().advance(self.calls * steps)
 
     def temporary(self) -> float:
         """Return the temporary memory of a step, as a share of the parameters."""
@@ -55,10 +59,13 @@ def compare(name: str, params: Arrays, gradients: dict[str, Any], rounds: int) -
     """Yield a record for each path of a wrapper."""
     within, without = wrapped(name)
     contenders = [
-        Windows(f"{path} {kind}", chained([tx], None, path == "loops"), params, gradients, True)
+        Calls(f"{path} {kind}", chained([tx], None, path == "loops"), params, gradients, True)
         for path in ("XLA", "loops")
         for kind, tx in (("wrapped", within), ("plain", without))
     ]
+    calls = ACCUMULATED if name == "accumulate" else 1
+    for one in contenders:
+        one.calls = calls
     temporary = {one.name: one.temporary() for one in contenders}
     samples = measure(contenders, rounds, warm_ups=2)
     for path in ("XLA", "loops"):
@@ -66,7 +73,7 @@ def compare(name: str, params: Arrays, gradients: dict[str, Any], rounds: int) -
         yield {
             "wrapper": name,
             "path": path,
-            "ms": quantiles(1e3 * seconds / ACCUMULATED),
+            "ms": quantiles(1e3 * seconds / calls),
             "time": ratio(samples.seconds, f"{path} wrapped", f"{path} plain"),
             "temporary": temporary[f"{path} wrapped"],
         }

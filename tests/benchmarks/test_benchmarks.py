@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import by_hand, precision, shapes, timing
+from benchmarks import by_hand, precision, shapes, timing, wrappers
 from benchmarks.__main__ import main
 from benchmarks.cases import CASES, RULES
 from benchmarks.contenders import JAX_PEERS, NATIVE_PEERS, TORCH_PEERS, JaxStep, contender
@@ -48,6 +48,13 @@ def test_steps_in_loops_agree_with_optax(tiny):
     contenders = [contender(peer, case, *tiny, donate=True) for peer in peers]
     shares = timing.check_agreement(contenders, list(tiny[0].values()), tiny[1])
     assert set(shares) == set(peers)
+
+
+def test_wrappers_are_measured_in_both_paths(capsys):
+    wrappers.main(["--shapes", "tiny", "--rounds", "1", "--wrappers", "accumulate"])
+    lines = capsys.readouterr().out.splitlines()
+    paths = [line.split()[1] for line in lines if line.startswith("accumulate")]
+    assert paths == ["XLA", "loops"]
 
 
 class Idler:
