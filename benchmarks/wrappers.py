@@ -3,7 +3,7 @@
 The step is AdamW with gradients clipped by their global norm, donated, computed by XLA and in the
 loops of `optlab.native.step`. A sample of `accumulate` is as many calls as it makes one step of, so
 that its figure is a mean over those that add a gradient and the one that makes the step. `monitor`
-has one group. All contenders of a wrapper take turns; ratios are the median and quartiles of rounds.
+has one group. All contenders of a wrapper take turns; ratios are medians and quartiles of rounds.
 Temporary memory is what XLA's analysis says of the compiled step, as a share of the parameters. The
 aims are a time of at most 1.25 and a temporary memory of at most 1%.
 
