@@ -549,3 +549,14 @@ def test_a_state_of_changing_structure_is_refused():
         ValueError, match=r"^skip_nonfinite: tx must keep the structure of its state"
     ):
         tx.update(GOOD[0], tx.init(PARAMS))
+
+
+def test_the_program_grows_with_the_number_of_arrays_and_not_with_its_square():
+    def lines(arrays):
+        params = {str(i): jnp.ones(2) for i in range(arrays)}
+        tx = optlab.skip_nonfinite(optlab.sgd(0.1))
+        compiled = jax.jit(tx.update).lower(params, tx.init(params), params).compile()
+        return compiled.as_text().count("\n")
+
+    few, more, most = map(lines, (10, 20, 40))
+    assert most - more <= 2.2 * (more - few)
