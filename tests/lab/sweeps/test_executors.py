@@ -5,7 +5,6 @@ import multiprocessing
 import os
 import pickle
 import re
-import signal
 import sys
 import threading
 from concurrent.futures import (
@@ -17,11 +16,11 @@ from concurrent.futures import (
 )
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
-from pathlib import Path
 
 import pytest
 
 import optlab
+from deadly import deadly
 from helpers import bowl
 from optlab import cli
 from optlab.lab import Categorical, EarlyStopping, LogUniform, sweep
@@ -281,14 +280,6 @@ def test_executors_that_cannot_run_a_sweep_are_refused(options, message):
 
 
 # Live
-
-
-def deadly(width, *, flag, survivor):
-    """Return a task; the first worker that makes it with a width of 2 is killed."""
-    if width == 2 and os.getpid() != survivor and not Path(flag).exists():
-        Path(flag).touch()
-        os.kill(os.getpid(), signal.SIGKILL)
-    return bowl(width=width)
 
 
 @pytest.fixture
