@@ -79,7 +79,7 @@ def one_of_each_kind(rows, but=None):
     """
     kinds = {name for name, row in rows.items() if row.exemplar} | {"adafactor", "muon", "shampoo"}
     repeated = (pytest.mark.slow, pytest.mark.other_rows)
-    marks = {name: () if name in kinds else repeated for name in rows} | {but: pytest.mark.slow}
+    marks = {name: () if name in kinds else repeated for name in rows} | {but: repeated}
     return [pytest.param(name, marks=marks[name]) for name in rows]
 
 

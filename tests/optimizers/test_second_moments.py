@@ -251,7 +251,8 @@ def test_state_takes_as_many_numbers_as_documented(make):
         assert kernel.state_bytes == 4 * (2 * m * n + factors + 1)  # and the count of failures
 
 
-SPECS = [P(None, "d"), *(pytest.param(s, marks=pytest.mark.slow) for s in (P("d"), P()))]
+OTHERS = (pytest.mark.slow, pytest.mark.other_rows)
+SPECS = [P(None, "d"), *(pytest.param(s, marks=OTHERS) for s in (P("d"), P()))]
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=str)
