@@ -48,7 +48,7 @@ def cases():
                 fast, slow = False, [pytest.mark.slow]
             if check.name == IN_DOUBLE:
                 fast, slow = False, [pytest.mark.slow]
-            if row.name.removeprefix("scale_by_") in OF_LONG_COMPILATION and not fast:
+            if row.name.removeprefix("scale_by_") in {"shampoo", "soap"} and not fast:
                 slow = [pytest.mark.slow, pytest.mark.other_rows]
             marks = [] if fast else slow
             yield pytest.param(row, check, id=f"{row.name}-{check.name}", marks=marks)
