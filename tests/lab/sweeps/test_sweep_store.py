@@ -133,7 +133,7 @@ def test_bayesian_search_goes_on_as_if_never_stopped(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("halving", [None, 2])
+@pytest.mark.parametrize("halving", [pytest.param(None, marks=pytest.mark.other_rows), 2])
 def test_a_sweep_killed_at_any_moment_ends_with_the_same_trials(tmp_path, halving):
     # A process forks one sweep after the other, so that only the first has to import JAX.
     script = f"""

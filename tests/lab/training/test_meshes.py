@@ -281,6 +281,7 @@ def test_early_stopping_ends_trials_of_a_task_that_divides_itself():
 
 
 @pytest.mark.slow
+@pytest.mark.other_rows  # the fast tests have two devices
 def test_runs_on_eight_devices_are_those_of_one():
     ended = subprocess.run(
         [sys.executable, on_meshes.__file__, "eight"], capture_output=True, text=True

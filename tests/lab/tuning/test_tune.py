@@ -89,12 +89,15 @@ def without_time(tuning):
     return {name: value for name, value in document.items() if name != "summary"}
 
 
+OTHERS = (pytest.mark.slow, pytest.mark.other_rows)
+
+
 class Killed(BaseException):
     pass
 
 
 @pytest.mark.parametrize(
-    "after", [8, pytest.param(3, marks=pytest.mark.slow), pytest.param(12, marks=pytest.mark.slow)]
+    "after", [8, pytest.param(3, marks=OTHERS), pytest.param(12, marks=OTHERS)]
 )
 def test_a_procedure_that_was_killed_ends_with_the_same_trials_none_of_them_made_twice(
     made, after, tmp_path
