@@ -86,12 +86,13 @@ def scale_batch(
         hyperparameters: name → number. The names, and what becomes of them:
             "learning_rate", and "peak_value", "init_value" and "end_value" of its schedule: as the
             rule says.
-            "b1", "b2", "decay": β of Adam and of RMSProp; kept but by "sde".
+            "b1", "b2", "decay": β of Adam and of RMSProp; kept but by "sde", which must be given
+            them even where they are the defaults.
             "eps", "eps_root": kept but by "sde" for Adam and RMSProp: ε/√κ, ε_root/κ.
             "weight_decay": λ·κ·α/α′, or kept; see the argument of that name.
             "ema_decay", "average_decay": a to the power κ.
             "steps" and names that end in "_steps", such as "warmup_steps": divided by κ and
-            rounded; warm-up and length change together.
+            rounded; warm-up and length change together. Those of an accumulation are refused.
             "batch_size": must be `base_batch`, and becomes `batch`.
             "momentum", "nesterov", "dampening", "epochs": kept.
         base_batch: examples in a batch for which the hyperparameters are good, ≥ 1.
@@ -109,8 +110,8 @@ def scale_batch(
 
     Raises:
         ValueError: a batch is not a whole number ≥ 1; a name is unknown; a value is a schedule, or
-            outside its range; the rule does not hold for the optimizer; κ ≥ 1/(1 − β) with "sde"; a
-            run would have less than one update.
+            outside its range; the rule does not hold for the optimizer; with "sde" β is missing, or
+            κ ≥ 1/(1 − β); a run would have less than one update.
 
     Example:
         AdamW's from 256 examples to 1,024:
@@ -140,7 +141,7 @@ def scale_batch(
         got = type(hyperparameters).__name__
         _checks.fail(_WHO, "hyperparameters must be a mapping from names to numbers", got)
     to_sde = rule == "sde" and name in ADAM
-    if to_sde and "momentum" in hyperparameters:
+    if to_sde and hyperparameters.get("momentum"):
         _checks.fail(
             _WHO,
             "the rule 'sde' must know all averages, and knows none of a momentum around RMSProp",
@@ -170,16 +171,20 @@ def scale_batch(
         if key not in KNOWN and not (isinstance(key, str) and _counts_updates(key)):
             _checks.fail(
                 _WHO,
-                f"the names must be among {', '.join(KNOWN)}, steps and those that end in _steps",
+                f"the names must be among {', '.join(KNOWN)}, steps and those that end in _steps, "
+                "but for those of an accumulation",
                 repr(key),
                 "leave it out, and decide yourself what another batch makes of it",
             )
+    if to_sde:
+        _check_averages(name, hyperparameters)
     return {key: scaled(key, value) for key, value in hyperparameters.items()}
 
 
 def _optimizer_name(rule: str, optimizer: Any) -> str | None:
     """Return the optimizer's name; require one that the rule holds for."""
-    name = optimizer if isinstance(optimizer, str) else getattr(optimizer, "__name__", None)
+    is_name = isinstance(optimizer, str)
+    name = optimizer.lower() if is_name else getattr(optimizer, "__name__", None)
     if optimizer is not None and name is None:
         remedy = "pass a function, such as optlab.adamw, and not what it returns"
         got = type(optimizer).__name__
@@ -196,6 +201,19 @@ def _optimizer_name(rule: str, optimizer: Any) -> str | None:
         remedy = "pass optimizer=optlab.sgd, say"
         _checks.fail(_WHO, "the rule 'noise' must be given the optimizer", "None", remedy)
     return name
+
+
+def _check_averages(optimizer: str | None, hyperparameters: Mapping[str, Any]) -> None:
+    """Require the β of all averages: one that is left out would keep its old value."""
+    names = ("decay",) if optimizer == "rmsprop" else ("b1", "b2")
+    missing = [name for name in names if name not in hyperparameters]
+    if missing:
+        _checks.fail(
+            _WHO,
+            f"the rule 'sde' must be given {' and '.join(names)}, since it changes them",
+            f"none for {' and '.join(missing)}",
+            "write the optimizer's defaults out",
+        )
 
 
 def _rate_factor(
@@ -215,7 +233,8 @@ def _rate_factor(
 
 
 def _counts_updates(key: str) -> bool:
-    return key == "steps" or key.endswith("_steps")
+    """Whether it is a number of updates; the micro-batches of an accumulation are none."""
+    return (key == "steps" or key.endswith("_steps")) and "accum" not in key
 
 
 def _number(key: str, value: Any, domain: _checks.Domain) -> float:

@@ -36,15 +36,18 @@ def scaled(factor, rule, optimizer=None, base=256, **options):
     [
         ("linear", None, 4),
         ("sqrt", "adam", 2),
-        ("sde", "sgd", 4),
+        ("sde", "SGD", 4),
         ("sde", "rmsprop", 2),
         ("sde", optlab.adamw, 2),
     ],
 )
 def test_rates_grow_by_the_rule(rule, optimizer, rate):
     old = {"learning_rate": 6e-4, "peak_value": 0.1, "end_value": 0.0}
-    new = scaled(4, rule, optimizer, hyperparameters=old)
-    assert new == pytest.approx({key: rate * value for key, value in old.items()}, **FEW_ROUNDINGS)
+    averages = {"b1": 0.9, "b2": 0.999, "decay": 0.9}
+    new = scaled(4, rule, optimizer, hyperparameters=old | averages)
+    assert {key: new[key] for key in old} == pytest.approx(
+        {key: rate * value for key, value in old.items()}, **FEW_ROUNDINGS
+    )
 
 
 # From the sheet of facts: 1 − κ(1 − β), worked by hand.
@@ -149,11 +152,17 @@ def test_what_is_scaled_there_and_back_is_as_before():
         (({"batch_size": 2}, 4, 8), {}, "batch_size must be base_batch, 4, got batch_size=2"),
         (({}, 4, 8), {"weight_decay": "l2"}, "weight_decay must be one of 'decoupled', 'penalty'"),
         (
-            ({"b1": 0.9}, 32, 320, "sde"),
+            ({"b1": 0.9, "b2": 0.999}, 32, 320, "sde"),
             {"optimizer": "adam"},
             r"with 'sde' batch/base_batch must be below 1/\(1 − b1\) = 10, where the "
             "average of b1 would last for less than one update, got 10; take a smaller batch",
         ),
+        (
+            ({"learning_rate": 0.1, "b2": 0.999}, 8, 128, "sde"),
+            {"optimizer": "adam"},
+            "'sde' must be given b1 and b2, since it changes them, got none for b1; write the",
+        ),
+        (({"gradient_accumulation_steps": 8}, 8, 32), {}, "_steps, but for those of an accumul"),
         (
             ({"decay": 0.9, "momentum": 0.9}, 4, 8, "sde"),
             {"optimizer": "rmsprop"},
