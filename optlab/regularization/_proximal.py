@@ -53,7 +53,8 @@ def l1(
 
     Args:
         tx: an optimizer of optlab whose rules have a metric: `sgd`, `adagrad`, `rmsprop`, `adam`,
-            `adamw`, with any options, or one made of rules that declare `Rule.metric`.
+            `adamw`, with any options, or one made of rules that declare `Rule.metric`. Decay of
+            `adamw` shrinks the weights besides.
         strength: λ ≥ 0, in the unit of the loss divided by that of the parameters; a number, an
             array or a schedule.
         mask: which parameters are penalized: booleans in their structure or a prefix of it, or a
@@ -66,8 +67,8 @@ def l1(
         the real and the imaginary part are two weights.
 
     Raises:
-        ValueError: `tx` is not made of optlab's rules, or one of them has no metric; λ is negative
-            or not finite; at update, the parameters are missing.
+        ValueError: `tx` is not made of optlab's rules, one of them has no metric, or none has a
+            learning rate; λ is negative or not finite; at update, the parameters are missing.
 
     Example:
         A penalty of 1 takes the small one of two weights to 0, and 1/2 from the large one:
@@ -203,6 +204,13 @@ def _rules_of(who: str, tx: Any) -> tuple[Rule, ...]:
             type(tx).__name__,
             f"put {who} around the optimizer itself, as in optax.chain(clip, {who}(optlab.adam(...)"
             ", strength))",
+        )
+    if not any("learning_rate" in rule.hyperparams for rule in tx.rules):
+        _checks.fail(
+            who,
+            "tx must have a learning rate, since the proximal step follows the whole update",
+            f"only {' and '.join(rule.kind or rule.who for rule in tx.rules)}",
+            "put it around the optimizer, such as optlab.adam(1e-3), and not around its direction",
         )
     return tx.rules
 

@@ -250,6 +250,8 @@ def test_bad_input_is_refused():
         l1(optlab.sgd(0.1, momentum=1.0), 1.0)
     with raises("l1: l1_strength must be finite and >= 0, got l1_strength=-1"):
         l1(optlab.sgd(0.1), -1)
+    with raises("l1: tx must have a learning rate, .* got only scale_by_adam; put it around the"):
+        l1(optlab.scale_by_adam(), 1.0)
     with raises("group_lasso: axis must be an integer or None, got axis='rows'"):
         group_lasso(optlab.sgd(0.1), 1.0, axis="rows")
     with raises(r"must have the axis 2, got the shape \(2, 2\) at w; leave"):
