@@ -175,12 +175,16 @@ def coordinate_check(
         Yang, Hu, Babuschkin et al., arXiv 2203.03466 (2022), appendix D.1.
     """
     who = "mup.coordinate_check"
+    if not np.iterable(widths) or isinstance(widths, str):
+        _checks.fail(who, "widths must be a sequence", repr(widths), "write [64, 512], say")
     widths = [_checks.check_count(who, "each of widths", width, 1) for width in widths]
     if len({*widths}) < 2 or len({*widths}) != len(widths):
         _checks.fail(who, "widths must hold at least two different ones", f"{widths}")
     steps = _checks.check_count(who, "steps", steps, LEAST_STEPS)
     seeds = _checks.check_count(who, "seeds", seeds, 1)
     _checks.check_number(who, "tolerance", tolerance, _checks.POSITIVE)
+    if not callable(optimizer):
+        _checks.check_transformation(who, optimizer, "optimizer")
     names: tuple[str, ...] | None = None
     changes, sizes = [], []
     for width in widths:

@@ -42,6 +42,9 @@ _DIRECTIONS: dict[str, Rule] = {
 _BESIDE = {"add_decayed_weights", "scale_by_learning_rate", "clip_by_global_norm", "clip_by_value"}
 """Rules that are no directions, which may stand beside one."""
 
+_ALPHA = _checks.Domain("in [0.5, 1]", 0.5, 1)
+"""Below a half the residual stream grows with the depth; above 1 there is no table."""
+
 
 class Options(TypedDict, total=False):
     """The options of `by_width`, which `transfer` and `table` take, too."""
@@ -251,6 +254,7 @@ def transfer(
         -0.1
     """
     _checks.check_transformation("mup.transfer", tx)
+    _checked("mup.transfer", **options)
     return partition(params, [by_width(base, **options)], optimizer=tx)
 
 
@@ -327,6 +331,9 @@ def _defaults() -> Options:
 
 def _checked(who: str, **options: Unpack[Options]) -> _Choices:
     """Return the options, once they are known to be in their ranges."""
+    if unknown := [name for name in options if name not in _defaults()]:
+        required = f"the options must be among {', '.join(_defaults())}"
+        _checks.fail(who, required, ", ".join(unknown))
     choices = _Choices(**(_defaults() | options))
     tables = ("sgd", "adam", "lion")
     if choices.rule not in (None, *tables):
@@ -342,7 +349,7 @@ def _checked(who: str, **options: Unpack[Options]) -> _Choices:
         required = f"kinds must be a mapping of patterns to {', '.join(KINDS)}"
         _checks.fail(who, required, repr(choices.kinds), "write kinds={'head': 'output'}, say")
     _checks.check_number(who, "depth_ratio", choices.depth_ratio, _checks.POSITIVE)
-    _checks.check_number(who, "alpha", choices.alpha, _checks.UNIT)
+    _checks.check_number(who, "alpha", choices.alpha, _ALPHA)
     if choices.blocks is not None:
         check_patterns(who, choices.blocks)
     if choices.peak_rate is not None:
@@ -426,8 +433,11 @@ def _read(who: str, growth: Growth, group: Group, choices: _Choices) -> _Reading
     tx, leaf = group.optimizer, growth.leaf
     if not isinstance(tx, Lifted):
         if choices.rule is None:
-            required = "rule must be given for an optimizer that is none of optlab's own"
-            remedy = "write rule='adam' for optax.adam, say; what acts on all goes around="
+            required = "rule must be given for what is not one of optlab's own optimizers alone"
+            remedy = (
+                "put a chain or a wrapper around the result, as in optax.chain(clip, "
+                "mup.transfer(…)), and write rule='adam' for optax.adam, say"
+            )
             _checks.fail(who, required, f"rule=None for {leaf.path}", remedy)
         return _Reading(choices.rule, None, choices.decay is not None, None, False)
     touching = [rule for rule in tx.rules if _touches(rule, leaf)]

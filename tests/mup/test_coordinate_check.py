@@ -210,6 +210,13 @@ REFUSED = {
     "a width of 1.5": (standard, [1.5, 8], {}, "each of widths must be an integer >= 1"),
     "one width": (standard, [8], {}, "at least two different"),
     "one width twice": (standard, [8, 8], {}, "at least two different"),
+    "a width alone": (standard, 8, {}, r"widths must be a sequence, got 8; write \[64, 512\]"),
+    "a name of an optimizer": (
+        standard,
+        [4, 8],
+        {"optimizer": "sgd"},
+        "optimizer must be an optax.GradientTransformation, got 'sgd'",
+    ),
     "one update": (standard, [4, 8], {"steps": 1}, "steps must be an integer >= 3"),
     "no seeds": (standard, [4, 8], {"seeds": 0}, "seeds must be an integer >= 1"),
     "no tolerance": (standard, [4, 8], {"tolerance": 0.0}, "tolerance must be"),
@@ -223,4 +230,4 @@ REFUSED = {
 def test_bad_input_is_refused(case):
     make, widths, options, message = REFUSED[case]
     with pytest.raises(ValueError, match=f"mup.coordinate_check: .*{message}"):
-        mup.coordinate_check(make, widths, BATCH, optlab.sgd(0.1), **options)
+        mup.coordinate_check(make, widths, BATCH, **({"optimizer": optlab.sgd(0.1)} | options))

@@ -391,7 +391,16 @@ REFUSED = {
         {},
         "must be SGD, Adam, AdamW, Lion or Muon",
     ),
-    "a foreign rule": (optax.adam(0.1), PARAMS, BASE_PARAMS, {}, "rule must be given"),
+    "a foreign rule": (optax.adam(0.1), PARAMS, BASE_PARAMS, {}, "write rule='adam' for optax"),
+    "a wrapper": (
+        optlab.skip_nonfinite(ADAM),
+        PARAMS,
+        BASE_PARAMS,
+        {},
+        "rule must be given for .*; put a chain or a wrapper around the result",
+    ),
+    "an unknown option": (ADAM, PARAMS, BASE_PARAMS, {"deccay": "mup"}, "among .*, got deccay"),
+    "a power below a half": (ADAM, PARAMS, BASE_PARAMS, {"alpha": 0.2}, r"alpha .*\[0.5, 1\]"),
     "decay that is not chosen": (
         optlab.adamw(0.1),
         PARAMS,
