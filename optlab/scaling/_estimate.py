@@ -126,8 +126,8 @@ def replica_noise(
         The gradients of the whole batch, and the estimate; both are the same on all replicas.
 
     Raises:
-        ValueError: `batch` is not positive, a gradient is already the same on all replicas, or
-            there is only one replica.
+        ValueError: `batch` is not positive, the call does not run over the axis, a gradient is
+            already the same along one of the axes, or there is only one replica.
 
     Example:
         Two replicas of one example each, here as two lanes of `vmap`:
@@ -141,7 +141,13 @@ def replica_noise(
     """
     who = "replica_noise"
     _checks.check_number(who, "batch", batch, _checks.POSITIVE)
-    if (replicas := jax.lax.axis_size(axis_name)) < 2:
+    try:
+        replicas = jax.lax.axis_size(axis_name)
+    except NameError:
+        required = "axis_name must be an axis that the call runs over"
+        remedy = "call it within jax.shard_map over a mesh that has this axis"
+        _checks.fail(who, required, f"axis_name={axis_name!r}", remedy)
+    if replicas < 2:
         _checks.fail(who, f"the axis {axis_name!r} must have at least two replicas", f"{replicas}")
     _check_local(who, gradients, axis_name)
     number = jnp.asarray(batch, float)
@@ -163,11 +169,12 @@ def _check_local(who: str, gradients: Tree, axis_name: Any) -> None:
     if not _varying(jax.lax.axis_index(axis_name)) >= names:
         return  # within `vmap`, or `shard_map` without its check, JAX does not say
     for path, g in jax.tree_util.tree_leaves_with_path(gradients):
-        if not _varying(as_array(g)) & names:
+        if shared := names - _varying(as_array(g)):
             _checks.fail(
                 who,
                 "gradients must be those of each replica",
-                f"one that is the same on all at {_checks.path_text(path)}",
+                f"one that is the same along {' and '.join(sorted(shared))} at "
+                f"{_checks.path_text(path)}",
                 f"take them of jax.lax.pcast(params, {axis_name!r}, to='varying')",
             )
 

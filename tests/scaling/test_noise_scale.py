@@ -208,14 +208,14 @@ def test_replicas_are_measured_before_their_gradients_are_averaged():
     assert_measured(state, trees, sizes)
 
 
-def of_shards(vary):
+def of_shards(vary, axes="data"):
     """Return the function of parameters and data, sharded over both devices."""
-    mesh = Mesh(np.array(jax.devices()[:2]), ("data",))
+    mesh = Mesh(np.array(jax.devices()[:2]).reshape(1, 2), ("pod", "data"))
 
     def shard(params, x):
         own = jax.lax.pcast(params, "data", to="varying") if vary else params
         g = jax.grad(lambda p: jnp.mean(jnp.sum((p - x) ** 2, 1)) / 2)(own)
-        return replica_noise(g, "data", x.shape[0])
+        return replica_noise(g, axes, x.shape[0])
 
     return jax.shard_map(shard, mesh=mesh, in_specs=(P(), P("data")), out_specs=(P(), P()))
 
@@ -231,6 +231,13 @@ def test_replicas_of_a_mesh_have_the_noise_of_the_examples():
 def test_gradients_that_are_summed_already_are_refused():
     with pytest.raises(ValueError, match=r"must be those of each replica.*pcast\(params, 'data'"):
         of_shards(vary=False)(jnp.zeros(3), jnp.zeros((8, 3)))
+    with pytest.raises(ValueError, match=r"each replica, got one that is the same along pod at"):
+        of_shards(vary=True, axes=("pod", "data"))(jnp.zeros(3), jnp.zeros((8, 3)))
+
+
+def test_an_axis_that_the_mesh_does_not_have_is_refused():
+    with pytest.raises(ValueError, match="axis that the call runs over, got axis_name='model'"):
+        of_shards(vary=True, axes="model")(jnp.zeros(3), jnp.zeros((8, 3)))
 
 
 # The checks of other transformations
