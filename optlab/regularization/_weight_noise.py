@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from optlab import _checks
 from optlab._tree import as_array, is_none
 from optlab._types import Array, ArrayLike, Tree
+from optlab.rules._leaf import path_name
 
 
 def weight_noise(
@@ -26,6 +27,9 @@ def weight_noise(
 
     It changes the loss and not the optimizer, because the gradient itself must be taken at the
     weights with noise. Use the loss without it for validation.
+
+    Of a model of Flax NNX pass `nnx.state(model, nnx.Param)` as parameters, and not the model:
+    noise would reach the statistics of its norms, too, and what it counts would be lost.
 
     Args:
         loss: (parameters, *others) → the loss, or a pair of it and other things.
@@ -62,8 +66,7 @@ def weight_noise(
         leaves, structure = jax.tree_util.tree_flatten_with_path(params, is_leaf=is_none)
         noised = []
         for index, (path, leaf) in enumerate(leaves):
-            name = "/".join(jax.tree_util.keystr((part,), simple=True) for part in path)
-            if leaf is not None and (where is None or where(name)):
+            if leaf is not None and (where is None or where(path_name(path))):
                 leaf = _with_noise(as_array(leaf), deviation, jax.random.fold_in(noise_key, index))
             noised.append(leaf)
         return loss(structure.unflatten(noised), *args, **kwargs)

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
 from optlab import reference as ref
 from optlab.regularization import weight_noise
@@ -38,6 +39,14 @@ def test_integers_and_none_receive_no_noise():
     params = {"w": jnp.ones(2), "count": jnp.array(3), "none": None}
     seen = weight_noise(lambda p: p, 1.0)(params, noise_key=jax.random.key(0))
     assert (int(seen["count"]), seen["none"]) == (3, None)
+
+
+def test_names_are_those_of_groups_in_a_state_of_flax():
+    names = []
+    state = nnx.State({"dense": nnx.State({"kernel": nnx.Param(jnp.ones(2))})})
+    noisy = weight_noise(lambda p: p, 1.0, where=lambda name: bool(names.append(name)))
+    noisy(state, noise_key=jax.random.key(0))
+    assert names == ["dense/kernel"]
 
 
 def test_bad_input_is_refused():
