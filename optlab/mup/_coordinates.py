@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 LEAST_STEPS = 3
 """The fewest updates of a check: behind a head of zeros nothing changes in the first one."""
 
-LOST = -0.6
-"""A slope below this one says that a power of the width is lost."""
+LOST = -0.5
+"""A slope below this one says that a power of the width is lost, if nothing grows with it."""
 
 Loss = Callable[[Tree, Any], tuple[Array, Any]]
 """(parameters, batch) → the loss, and the activations that are watched."""
@@ -80,6 +80,9 @@ class CoordinateCheck:
             if not np.isfinite(column).all():
                 width = int(self.widths[~np.isfinite(column)][0])
                 failures[name] = f"not finite at width {width}: lower the rate"
+                if np.isfinite(column[0]):
+                    finite = int(self.widths[0])
+                    failures[name] += f", or see why it grows: at width {finite} it is finite"
             elif math.isnan(slope):
                 failures[name] = "does not change: no gradient reaches what makes it"
             elif abs(slope) > self.tolerance:
@@ -93,7 +96,9 @@ class CoordinateCheck:
         if self.passed:
             return "passed: no activation changes more or less in a wider model"
         lines = [f"failed: {name}: {text}" for name, text in self.failures.items()]
-        if any(slope < LOST for slope in self.slopes.values()):
+        slopes = self.slopes.values()
+        grows = any(slope > self.tolerance for slope in slopes)
+        if any(slope < LOST for slope in slopes) and not grows:
             lines.append(
                 "A power of the width is lost. Where the output loses the most, its 1/width often "
                 "stands in two places: the model multiplies the logits, and rate and first numbers "
