@@ -61,7 +61,8 @@ def numbered(
         ValueError: a parameter that is trained has no place, none is the head, or names with
             numbers have several beginnings, so that their order is not known.
     """
-    check_patterns(who, (*(layers or ()), *stem, *(head or ())))
+    for patterns in (layers or (), stem, head or ()):
+        check_patterns(who, patterns)
     stems, heads = (*STEM, *stem), () if head is None else (*HEAD, *head)
     keys = [_key(leaf, layers) for leaf in leaves]
     places: list[int | str | None] = []

@@ -33,6 +33,9 @@ def matches(pattern: str, path: str) -> bool:
 
 def check_patterns(who: str, patterns: Sequence[str]) -> tuple[str, ...]:
     """Require regular expressions; return them as a tuple."""
+    if isinstance(patterns, str):
+        required = "patterns must be a sequence of strings"
+        _checks.fail(who, required, repr(patterns), f"write [{patterns!r}]")
     for pattern in patterns:
         if not isinstance(pattern, str):
             remedy = "write paths_matching('bias', 'norm'), say"

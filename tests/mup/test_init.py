@@ -64,6 +64,12 @@ REFUSED = {
     "shapes": (shapes_of(WIDE), BASE, {}, "base and params must hold numbers"),
     "another coding": (WIDE, BASE, {"coding": "table 3"}, "coding must be one of"),
     "a wrong pattern": (WIDE, BASE, {"zero": ["haed"]}, "did you mean head"),
+    "a pattern alone": (
+        WIDE,
+        BASE,
+        {"zero": "head"},
+        r"sequence of strings, got 'head'; write \['",
+    ),
     "zeros": (jax.tree.map(jnp.zeros_like, WIDE), BASE, {}, "must not be 0 throughout"),
     "another structure": (WIDE, {"stem": BASE["stem"]}, {}, "each parameter must have its"),
 }
