@@ -44,7 +44,7 @@ ROOMS = {
     "testing": ["registry", "_inspect"],
     "mup": ["groups", "_report", "plots"],
     "native": ["_tree"],
-    "sharding": ["rules"],
+    "sharding": ["rules", "wrappers"],
     "_extras": [],
     "_report": [],
     "_divergence": [],

@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
@@ -20,6 +19,7 @@ from optlab.sharding._specs import (
     sharding_of,
 )
 from optlab.sharding._state import check_divides, state_sharding
+from optlab.wrappers._loss_scale import gradients_of
 
 _WHO = "sharding.step"
 
@@ -102,14 +102,12 @@ class ShardedStep:
             result = self._loss(params, batch, *extra)
             return result if self._has_aux else (result, None)
 
-        (value, aux), grads = jax.value_and_grad(loss, has_aux=True)(params)
-        # A real loss of complex numbers rises in the direction of the conjugate of JAX's gradient.
-        grads = jax.tree.map(lambda g: g.conj() if jnp.iscomplexobj(g) else g, grads)
+        value, aux, scaled, grads = gradients_of(loss, params, state)
         # Each device goes on with the part of the gradients and parameters that its state is for.
-        grads = self._placed(grads, self._parts)
+        grads, scaled = (self._placed(tree, self._parts) for tree in (grads, scaled))
         own = self._placed(params, self._parts)
         updates, state = self._update(
-            grads, state, own, value=value, grad=grads, value_fn=lambda params: loss(params)[0]
+            scaled, state, own, value=value, grad=grads, value_fn=lambda params: loss(params)[0]
         )
         params = self._placed(optax.apply_updates(own, updates), self.params_sharding)
         state = self._placed(state, self.state_sharding)

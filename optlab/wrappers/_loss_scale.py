@@ -12,6 +12,7 @@ them all up. Scales that are powers of two cost no digit. The scale stays within
 Reference: Micikevicius et al., Mixed Precision Training, ICLR 2018.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -200,6 +201,58 @@ def loss_scale(state: Any) -> Array:
         )
     # Flax NNX wraps the array in a variable.
     return jax.tree.leaves(states[0].loss_scale)[0]
+
+
+class Gradients(NamedTuple):
+    """What differentiating a loss gives to a training step.
+
+    Attributes:
+        value: the loss.
+        aux: what else it returned.
+        updates: what `update` takes, which is scaled if there is a `dynamic_loss_scale`.
+        grads: the gradients of the loss itself.
+    """
+
+    value: Array
+    aux: Any
+    updates: Tree
+    grads: Tree
+
+
+def gradients_of(loss: Callable[[Tree], tuple[Array, Any]], params: Tree, state: Any) -> Gradients:
+    """Differentiate a loss for an optimizer, scaled if its state holds a `dynamic_loss_scale`.
+
+    A training step that calls the loss itself needs it: `dynamic_loss_scale` divides what it is
+    given by its scale, whether or not the loss was multiplied by it.
+
+    Args:
+        loss: a function of the parameters that returns the loss and anything else.
+        params: the parameters.
+        state: the state of the optimizer.
+
+    Returns:
+        The gradients; those of complex numbers point uphill, so they are the conjugates of JAX's.
+    """
+    if not any(map(_is_ours, jax.tree.leaves(state, is_leaf=_is_ours))):
+        (value, aux), grads = jax.value_and_grad(loss, has_aux=True)(params)
+        grads = _uphill(grads)
+        return Gradients(value, aux, grads, grads)
+    scale = loss_scale(state)
+
+    def scaled(params: Tree) -> tuple[Array, tuple[Array, Any]]:
+        value, aux = loss(params)
+        value = jnp.asarray(value)
+        value_type = wide(value.dtype)  # the product may overflow in the loss's own
+        return value.astype(value_type) * scale.astype(value_type), (value, aux)
+
+    (_, (value, aux)), updates = jax.value_and_grad(scaled, has_aux=True)(params)
+    updates = _uphill(updates)
+    return Gradients(value, aux, updates, map_inexact(partial(_unscale, scale=scale), updates))
+
+
+def _uphill(grads: Tree) -> Tree:
+    # A real loss of complex numbers rises in the direction of the conjugate of JAX's gradient.
+    return jax.tree.map(lambda g: g.conj() if jnp.iscomplexobj(g) else g, grads)
 
 
 def _is_ours(node: Any) -> bool:

@@ -109,6 +109,17 @@ def test_gradients_are_reduced_once_and_parameters_gathered_once(rule, kind):
     assert sizes(gathered) == [size for size in arrays if size != 3]
 
 
+def test_the_loss_is_scaled_as_the_optimizer_asks():
+    tx = optlab.sgd(0.1)
+    train, params, state, batch = started(optlab.dynamic_loss_scale(tx), mesh_of("explicit"))
+    params, _, value = train(params, state, batch)
+    wanted, wanted_value = alone(tx, 1)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-6, atol=1e-6), params, wanted
+    )
+    np.testing.assert_allclose(value, wanted_value, rtol=2e-6)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("tx", "kind"),

@@ -21,6 +21,7 @@ from optlab.rules import placed_like
 from optlab.rules._state import is_rule_state
 from optlab.wrappers import AccumulateState, SkipNonfiniteState
 from optlab.wrappers._common import stay_finite
+from optlab.wrappers._loss_scale import gradients_of
 
 
 class Keys(NamedTuple):
@@ -139,9 +140,7 @@ def update_on(
     def loss_of(params: Tree) -> tuple[Array, Tree]:
         return task.loss(params, run.model_state, batch, key)
 
-    (loss, model_state), grads = jax.value_and_grad(loss_of, has_aux=True)(run.params)
-    # A real loss of complex numbers rises in the direction of the conjugate of JAX's gradient.
-    grads = jax.tree.map(lambda g: g.conj() if jnp.iscomplexobj(g) else g, grads)
+    loss, model_state, scaled, grads = gradients_of(loss_of, run.params, run.opt_state)
     # Line searches and step sizes that depend on the loss need more arguments than the gradient.
     extra_args = {
         "value": loss,
@@ -151,10 +150,10 @@ def update_on(
     }
     if native:
         step = native_step(optimizer)
-        params, opt_state = step(grads, run.opt_state, run.params, **extra_args)
+        params, opt_state = step(scaled, run.opt_state, run.params, **extra_args)
     else:
         optimizer = optax.with_extra_args_support(optimizer)
-        updates, opt_state = optimizer.update(grads, run.opt_state, run.params, **extra_args)
+        updates, opt_state = optimizer.update(scaled, run.opt_state, run.params, **extra_args)
         params = optax.apply_updates(run.params, updates)
     if outlives_bad_batches(opt_state):
         model_state = _sound(model_state, run.model_state)

@@ -51,6 +51,15 @@ def test_a_run_that_skips_a_bad_batch_goes_on(safe):
     assert not result.diverged
 
 
+@pytest.mark.parametrize("native", [False, True])
+def test_the_loss_is_scaled_as_the_optimizer_asks(native):
+    tx = optax.chain(optlab.clip_by_global_norm(1.0), optlab.sgd(0.01))
+    plain, scaled = run(descent(), tx), run(descent(), optlab.dynamic_loss_scale(tx), native=native)
+    # A power of two costs no digit.
+    np.testing.assert_allclose(scaled.params, plain.params, rtol=1e-6)
+    np.testing.assert_allclose(scaled.history.loss, plain.history.loss, rtol=1e-6)
+
+
 def test_a_run_whose_parameters_are_lost_ends_and_says_where_that_began():
     result = run(descent([14]), optlab.sgd(0.01))
     assert result.reason == "the loss was not finite at update 15"
