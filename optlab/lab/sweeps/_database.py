@@ -19,6 +19,9 @@ from optlab._paths import file_of
 _PATIENCE = 60.0
 """Seconds to wait for another process that is writing."""
 
+_UNSAID = {"native": False}
+"""Facts whose usual value is not stored, as there are files that are older than they are."""
+
 
 class Database:
     """A file of results; each kind of file is a class with its own tables.
@@ -81,11 +84,12 @@ class Database:
 
     def _check(self, was: Mapping[str, Any], now: Mapping[str, Any]) -> None:
         for name in was | now:
-            if was.get(name) != now.get(name):
+            before, wanted = (about.get(name, _UNSAID.get(name)) for about in (was, now))
+            if before != wanted:
                 _checks.fail(
                     self._who,
-                    f"{name} must be that of the {self._what} in {self._file}, {was.get(name)!r}",
-                    f"{now.get(name)!r}",
+                    f"{name} must be that of the {self._what} in {self._file}, {before!r}",
+                    f"{wanted!r}",
                     f"pass another file, or the arguments of that {self._what}",
                 )
 

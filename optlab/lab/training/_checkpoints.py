@@ -218,12 +218,9 @@ class Checkpoints:
             required = f"the checkpoint {self.folder}/{step} must be of format {FORMAT}"
             remedy = "pass another folder, or end that run with the optlab that began it"
             _checks.fail(self._who, required, str(about.get("format", 1)), remedy)
-        was, now = about["run"], self._facts
-        differ = {
-            name: (was.get(name, _ABSENT), now.get(name, _ABSENT))
-            for name in [*now, *(name for name in was if name not in now)]
-            if was.get(name, _ABSENT) != now.get(name, _ABSENT)
-        }
+        every = dict.fromkeys([*self._facts, *about["run"]])
+        both = {name: (_fact(about["run"], name), _fact(self._facts, name)) for name in every}
+        differ = {name: (was, now) for name, (was, now) in both.items() if was != now}
         if isinstance(take_over, bool):
             refused = [] if take_over else [*differ]
         else:
@@ -262,6 +259,13 @@ REMEDY = "pass another folder, the arguments of that run, or what may be taken o
 
 _ABSENT = ("not there",)
 """Stands for a fact that one of two runs does not have; no JSON equals it."""
+
+_OF_OLDER = {"native": False}
+"""Facts that a checkpoint may be older than, with what they were then."""
+
+
+def _fact(facts: Mapping[str, Any], name: str) -> Any:
+    return facts.get(name, _OF_OLDER.get(name, _ABSENT))
 
 
 @contextmanager

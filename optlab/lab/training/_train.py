@@ -261,9 +261,8 @@ def _facts(
     native: bool,
 ) -> dict[str, Any]:
     options: dict[str, Any] = {"early_stopping": rule_facts(early_stopping)}
-    options |= {"average": average, **({} if source is None else source.contents())}
-    if native:  # else the checkpoint may be older than this entry
-        options["native"] = native
+    options |= {"average": average, "native": native}
+    options |= {} if source is None else source.contents()
     for name, tree in zip(("params", "model_state"), start, strict=True):
         leaves = jax.tree.leaves_with_path(_loop.without_keys(tree))
         by_path = {_checks.path_text(path): _known(leaf) for path, leaf in leaves}

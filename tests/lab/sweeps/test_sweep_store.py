@@ -246,6 +246,7 @@ def test_results_are_read_by_plain_sqlite(made):
         ({"eval_every": 3}, "eval_every must be that .*, 2, got 3"),
         ({"halving": 2}, "halving must be that .*, None, got 2"),
         ({"lanes": 5}, "lanes must be that .*, 4, got 5"),
+        ({"native": True}, "native must be that .*, False, got True"),
     ],
 )
 def test_the_results_of_another_sweep_are_refused(made, changes, message):

@@ -78,6 +78,8 @@ def test_an_interrupted_run_goes_on_to_the_same_average(tmp_path):
     assert_same_bits(resumed.params, whole.params)
     with pytest.raises(ValueError, match=r"^train: average must be that of the checkpoint"):
         lab.train(parabola(), tx, steps=8, **options | {"average": False}, checkpoints=tmp_path)
+    with pytest.raises(ValueError, match=r"native must be that .*, False, got native=True;"):
+        lab.train(parabola(), tx, steps=8, **options, native=True, checkpoints=tmp_path)
 
 
 def test_an_average_must_be_kept():
