@@ -8,6 +8,7 @@ that dies takes nothing along.
 
 import os
 import sys
+import warnings
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from typing import Any, NoReturn
@@ -24,6 +25,9 @@ BYTES_AHEAD = 2**28
 """The most bytes of tasks in such jobs, of which there are at least `FEWEST_AHEAD`."""
 
 FEWEST_AHEAD = 64
+
+PATIENCE = 30.0
+"""Seconds after which a warning says that no worker has taken the first job."""
 
 
 def check_executor(who: str, executor: Any, search: str) -> None:
@@ -58,6 +62,13 @@ def lanes_of_workers(who: str, executor: Executor) -> int:
     except Exception as error:
         _fail(who, error, "pass an executor that takes jobs")
     try:
+        if not wait([future], timeout=PATIENCE).done:
+            # Workers of a cluster may wait in a queue for hours: that is no error.
+            warnings.warn(
+                f"{who}: the executor has run nothing for {PATIENCE:g} seconds; the sweep waits "
+                "until it has a worker that is free",
+                stacklevel=3,
+            )
         return future.result()
     except Exception as error:
         _fail(who, error, _START)

@@ -7,6 +7,7 @@ import pickle
 import re
 import sys
 import threading
+import time
 from concurrent.futures import (
     CancelledError,
     Executor,
@@ -24,7 +25,7 @@ from deadly import deadly
 from helpers import bowl
 from optlab import cli
 from optlab.lab import Categorical, EarlyStopping, LogUniform, sweep
-from optlab.lab.sweeps import _jobs
+from optlab.lab.sweeps import _executor, _jobs
 from optlab.lab.sweeps._database import encode
 from optlab.lab.training._runner import TrialRuns
 
@@ -187,6 +188,14 @@ class Kept(ThreadPoolExecutor):
         """Submit a job."""
         self.futures.append(super().submit(*arguments))
         return self.futures[-1]
+
+
+def test_a_sweep_says_that_no_worker_has_come_yet(monkeypatch):
+    monkeypatch.setattr(_executor, "PATIENCE", 0.1)
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(time.sleep, 0.5)
+        with pytest.warns(UserWarning, match=r"^sweep: the executor has run nothing for 0\.1 sec"):
+            assert _executor.lanes_of_workers("sweep", pool) == 4
 
 
 def test_an_interruption_cancels_what_has_not_begun(tmp_path, usual):
