@@ -223,7 +223,7 @@ def check_divides(who: str, batch: Tree, mesh: Mesh, axis: str, factor: int = 1)
     """
     size = mesh.shape[axis]
     for path, leaf in jax.tree.leaves_with_path(batch):
-        if np.ndim(leaf) and np.shape(leaf)[0] * factor % size:
+        if np.ndim(leaf) and (not np.shape(leaf)[0] or np.shape(leaf)[0] * factor % size):
             required = f"the {size} devices of axis {axis!r} must divide the batch"
             got = f"{np.shape(leaf)[0] * factor} examples at {_checks.path_text(path)}"
             _checks.fail(who, required, got, f"take a multiple of {size}")

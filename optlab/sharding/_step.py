@@ -122,6 +122,12 @@ class ShardedStep:
         self._check_place("params", params, self.params_sharding, "jax.device_put them")
         remedy = "make it with optlab.sharding.init, or jax.device_put it"
         self._check_place("state", state, self.state_sharding, remedy)
+        devices = set(self._mesh.devices.flat)
+        for path, leaf in jax.tree.leaves_with_path(batch):
+            if getattr(leaf, "committed", False) and leaf.sharding.device_set != devices:
+                required = "batch must be on the devices of the mesh of the step"
+                got = f"{_checks.path_text(path)} on {leaf.sharding}"
+                _checks.fail(_WHO, required, got, "pass that mesh to optlab.sharding.divide_batch")
 
     def _check_shapes(self, params: Tree, state: Any, batch: Tree) -> None:
         required = "params must have the structure and shapes of those that the step was made for"

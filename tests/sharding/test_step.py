@@ -185,6 +185,11 @@ def refusals(train, params, state, batch):
         "the 2 devices of axis 'data' must divide the batch, got 3 examples at ['inputs']; take a "
         "multiple of 2",
     )
+    yield (params, state, jax.tree.map(lambda x: x[:0], BATCH)), "the 2 devices of axis 'data' must"
+    yield (
+        (params, state, jax.device_put(BATCH, jax.devices()[0])),
+        "batch must be on the devices of the mesh of the step, got ['inputs'] on SingleDevice",
+    )
     yield (
         (params | {"w1": jnp.ones((2, 2))}, state, batch),
         "params must have the structure and shapes of those that the step was made for, got (2, 2) "
