@@ -336,6 +336,7 @@ def test_sharded_training_ends_alike_on_four_devices_on_one_and_from_a_checkpoin
     assert len(ends) == 3
     assert min(accuracy for _, accuracy in ends) > ACCURACY_FLOOR
     losses = [value for value, _ in ends]
+    # The parameters differ by less than 1e-4, as asserted below.
     assert losses == pytest.approx([losses[0]] * 3, rel=1e-3)
     apart = numbers(r"^parameters differ by (\S+) of the largest$", compared + resumed)
     # Sums in another order, 1e-7 each, over 200 updates.

@@ -114,6 +114,7 @@ def test_the_loss_is_scaled_as_the_optimizer_asks():
     train, params, state, batch = started(optlab.dynamic_loss_scale(tx), mesh_of("explicit"))
     params, _, value = train(params, state, batch)
     wanted, wanted_value = alone(tx, 1)
+    # One step from sums in another order, 1e-7 each.
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-6, atol=1e-6), params, wanted
     )
@@ -151,6 +152,7 @@ def test_parameters_that_are_divided_stay_so_beside_a_divided_state():
     params, state, _ = train(params, state, BATCH)
     np.testing.assert_array_equal(before, PARAMS["w2"])
     wanted, _ = alone(optlab.sgd(0.1, 0.9), 1)
+    # Sums in another order, 1e-7 each.
     np.testing.assert_allclose(params["w2"], wanted["w2"], rtol=2e-5, atol=2e-6)
     assert params["w2"].sharding.is_equivalent_to(NamedSharding(mesh, P(None, "model")), 2)
 

@@ -28,7 +28,7 @@ def server():
         yield server
 
 
-@pytest.mark.other_rows  # half a minute; two processes share an SQLite file in the others
+@pytest.mark.other_rows  # half a minute; test_bayes.py has the same with an SQLite file
 def test_two_of_four_processes_are_killed_and_no_trial_is_lost_or_doubled(server, tmp_path):
     # One process forks the others, so that JAX is imported once. Each says that it is a host of its
     # own, so that only the lack of signs of life tells that it has died.
