@@ -106,7 +106,7 @@ static void task(void *job) {
    a task to start: a pool whose threads are all busy cannot hold it up. */
 static void run(Job *job, XLA_FFI_CallFrame *frame, int64_t elements) {
   int64_t threads = 1;
-  if (elements > CHUNK) {
+  if (elements > CHUNK && elements / job->leaves > CHUNK / 4) {
     XLA_FFI_ThreadPool_NumThreads_Args asked = {XLA_FFI_ThreadPool_NumThreads_Args_STRUCT_SIZE,
                                                 NULL, frame->ctx, &threads};
     XLA_FFI_Error *error = frame->api->XLA_FFI_ThreadPool_NumThreads(&asked);

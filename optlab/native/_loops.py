@@ -20,6 +20,9 @@ from optlab.native._graph import Constant, Node, Operand, Value, run_node
 from optlab.native._operations import MOVES
 from optlab.native._report import report
 
+LONG = 10_000
+"""The most elements of a loop that takes less time than to wake another thread."""
+
 
 @dataclass(eq=False)
 class Leaf:
@@ -42,6 +45,11 @@ class Leaf:
     reduced: list[Node]
     aliases: dict[int, int]
     scalars: list[Value] = field(default_factory=list)
+
+    @property
+    def size(self) -> int:
+        """The number of elements of an array."""
+        return self.inputs[0].size
 
 
 @dataclass(eq=False)
@@ -159,9 +167,23 @@ def _derivative(
 _lower_to_operations = mlir.lower_fun(_in_xla)
 
 
+def _some_work(operand: Any) -> Any:
+    """Return a number that takes XLA 2048 operations, none of which it can leave out.
+
+    XLA runs a program of less than 1000 operations within the thread that calls it, so that Python
+    waits for its end. It knows of none in a loop of ours.
+    """
+    if operand.shape:
+        operand = jax.lax.slice(operand, [0] * operand.ndim, [1] * operand.ndim).reshape(())
+    return jnp.sum(jnp.maximum(operand.astype(jnp.float32), jnp.arange(1024, dtype=jnp.float32)))
+
+
 def _to_handler(*operands: Any, call: Call, donated: bool) -> list[Any]:
     first = call.leaves[0]
     scalars, inputs, outputs = len(call.scalars), len(first.inputs), len(first.outputs)
+    if sum(leaf.size for leaf in call.leaves) > LONG:
+        operands = (*operands[:scalars], _some_work(operands[0]), *operands[scalars:])
+        scalars += 1
     aliases = {}
     for number, leaf in enumerate(call.leaves if donated else ()):
         for output, array in leaf.aliases.items():

@@ -36,8 +36,9 @@ def step(tx: optax.GradientTransformation) -> Step:
 
     Returns:
         A function (gradients, state, params, **extra_args) → (params, state), for use in `jit`,
-        `scan` and `vmap`, or alone. Donate state and params where you can: the results take
-        their memory, and without it XLA copies them first. Extra arguments go to `tx.update`.
+        `scan` and `vmap`, or alone. Extra arguments go to `tx.update`. Donate params and state
+        where you can, and return them in the order in which you take them: the results then take
+        their memory. Otherwise XLA copies them first.
 
     Raises:
         ValueError: `tx` is not a transformation; what else is wrong, `tx` says.
@@ -45,10 +46,13 @@ def step(tx: optax.GradientTransformation) -> Step:
     Example:
         >>> import jax, jax.numpy as jnp, optlab
         >>> tx = optlab.adamw(1e-3)
-        >>> step = jax.jit(optlab.native.step(tx), donate_argnums=(1, 2))
+        >>> step = optlab.native.step(tx)
+        >>> @jax.jit(donate_argnums=(0, 1))
+        ... def train_step(params, state):
+        ...     grads = jax.grad(lambda p: jnp.sum(0.1 * p["w"]))(params)
+        ...     return step(grads, state, params)
         >>> params = {"w": jnp.ones((4, 3))}
-        >>> state = tx.init(params)
-        >>> params, state = step({"w": jnp.full((4, 3), 0.1)}, state, params)
+        >>> params, state = train_step(params, tx.init(params))
         >>> print(params["w"][0])
         [0.99899 0.99899 0.99899]
     """
