@@ -14,19 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
+from optlab._jaxpr import INSIDE, function_of, is_few, run_equation
 from optlab._tree import norm_in_one_pass
 from optlab.native._operations import KINDS, OPERATIONS, REDUCTIONS
 
-INSIDE = {"jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr", "core_call": "call_jaxpr"}
-INSIDE |= {"custom_jvp_call": "call_jaxpr", "custom_vjp_call": "call_jaxpr"}
-"""The primitives that call a function, with the parameter that holds it."""
-
-
 NORM = "optlab_norm_by_branch"
 """The name of the function of `optlab._tree` in whose place stands `norm_in_one_pass`."""
-
-FEW = 64
-"""The most numbers of an array that takes no time, such as scalars that were joined."""
 
 
 @functools.cache
@@ -226,10 +219,7 @@ def _called(eqn: Any) -> ClosedJaxpr | None:
         if eqn.params.get("name") == NORM:
             dtype = eqn.outvars[0].aval.dtype
             return _norm(dtype, tuple((x.aval.shape, x.aval.dtype) for x in eqn.invars))
-        function = eqn.params.get(INSIDE[name])
-        if isinstance(function, Jaxpr) and not function.constvars:
-            function = ClosedJaxpr(function, ())
-        return function if isinstance(function, ClosedJaxpr) else None
+        return function_of(eqn)
     platforms = eqn.params.get("branches_platforms") if name == "cond" else None
     if platforms is not None:
         for branch, names in zip(eqn.params["branches"], platforms, strict=True):
@@ -263,11 +253,6 @@ def _is_choice(eqn: Any, inputs: Sequence[Operand]) -> bool:
     )
 
 
-def _is_few(aval: Any) -> bool:
-    shape = getattr(aval, "shape", ())
-    return all(isinstance(length, int) for length in shape) and math.prod(shape) <= FEW
-
-
 def _is_cheap(jaxpr: Jaxpr) -> bool:
     """Return whether a program is made of what loops compute, and of operations on few numbers."""
     for eqn in jaxpr.eqns:
@@ -280,7 +265,7 @@ def _is_cheap(jaxpr: Jaxpr) -> bool:
         else:
             parts = []
             known = name in OPERATIONS or name in REDUCTIONS or name == "concatenate"
-            few = all(_is_few(var.aval) for var in (*eqn.invars, *eqn.outvars))
+            few = all(is_few(var.aval) for var in (*eqn.invars, *eqn.outvars))
             if eqn.effects or not (known or (few and name not in ("while", "scan"))):
                 return False
         if not all(map(_is_cheap, parts)):
@@ -290,10 +275,4 @@ def _is_cheap(jaxpr: Jaxpr) -> bool:
 
 def run_node(node: Node, operands: Iterable[Any]) -> list[Any]:
     """Compute an operation with XLA."""
-    primitive, functions = node.eqn.primitive, ()
-    bound = primitive.get_bind_params(node.params)
-    if isinstance(bound, tuple):  # in some versions of JAX functions come apart
-        functions, bound = bound
-    with node.eqn.ctx.manager:
-        results = primitive.bind(*functions, *operands, **bound)
-    return list(results) if primitive.multiple_results else [results]
+    return run_equation(node.eqn, operands)

@@ -308,7 +308,9 @@ def _mean(state: Any, gradients: Tree, own: Array) -> Tree:
         # `total` is Σ w·g/every, and this call is number `every` of the window.
         every = (state.micro_step + 1).astype(own.dtype)
         before = state.weight * state.finite.astype(own.dtype)
-        gathered, total = every / (before + own), state.total
+        gathered = every / (before + own)
+        # The call that starts a window finds the total of the last one.
+        total = jax.tree.map(lambda x: jnp.where(state.micro_step == 0, 0, x), state.total)
     else:
         # `acc_grads` is the mean of the gradients so far.
         before = jnp.asarray(state.mini_step).astype(own.dtype)

@@ -16,6 +16,7 @@ with n the micro-batches of the window that are not left out and W their mean we
 weights this sum of shares overflows no sooner than the mean itself.
 """
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -28,6 +29,7 @@ from optlab._types import Array, ArrayLike, DTypeLike, Tree
 from optlab.rules._state import exportable
 from optlab.wrappers._common import (
     all_finite,
+    choose,
     in_layout,
     in_update_types,
     init_inner,
@@ -39,6 +41,7 @@ from optlab.wrappers._common import (
     sharded_like,
     wide,
 )
+from optlab.wrappers._program import light_program
 
 
 @exportable("accumulate")
@@ -49,6 +52,7 @@ class AccumulateState(NamedTuple):
         inner: the state of the wrapped transformation.
         total: Σ w·g/every over the micro-batches that this window holds so far; like the
             parameters, but at least float32 or in `accumulator_dtype`; −0.0 where there is none.
+            Where `micro_step` is 0, that of the last window, which the next call forgets.
         micro_step: () int32; calls in this window, from 0 to every − 1; 0 once a window has ended.
         finite: () int32; n, the number of those micro-batches.
         skipped: () int32; micro-batches so far that were lost: the gradient was not finite, the
@@ -72,6 +76,8 @@ class AccumulateState(NamedTuple):
         at_fault = sound & (self.micro_step == 0)
         window, old_window = ((s.total, s.micro_step, s.finite, s.weight) for s in (self, old))
         total, micro_step, finite, weight = keep(made | at_fault, sound, window, old_window)
+        is_lost = at_fault & ~made
+        total = jax.tree.map(partial(_unless, is_lost), no_update(total), total)
         lost = _plus(_plus(old.skipped, old.finite), 1)
         return AccumulateState(
             inner=keep(made, at_fault, self.inner, old.inner),
@@ -192,7 +198,12 @@ def accumulate(
         mean_weight = state.weight + (own - state.weight) / number.astype(own.dtype)
         mean_weight = jnp.where(counts, mean_weight, state.weight)
 
+        starts = state.micro_step == 0
+
         def add(g: Array | None, total: Any) -> Any:
+            # Emptied by the call that starts a window, since XLA would copy the total for one that
+            # both uses and empties it.
+            total = jax.tree.map(partial(_unless, starts), no_update(total), total)
             if g is None:
                 return total
             dtype = wide(total.dtype)
@@ -205,7 +216,9 @@ def accumulate(
         total = jax.tree.map(add, updates, state.total, is_leaf=is_none)
         ends = state.micro_step >= every - 1
 
-        def step() -> tuple[Tree, Any, Tree]:
+        def step_of(
+            updates: Tree, total: Tree, inner: Any, params: Tree | None
+        ) -> tuple[Tree, Any]:
             def mean_of(g: Array | None, total: Any) -> Any:
                 if g is None:
                     return None
@@ -216,22 +229,30 @@ def accumulate(
                 return scaled(total, every / number.astype(dtype) / average)
 
             mean = jax.tree.map(mean_of, updates, total, is_leaf=is_none)
-            new_updates, inner = tx.update(mean, state.inner, params, **extra_args)
-            inner = in_layout(who, inner, state.inner)
-            return in_update_types(who, new_updates, updates, params), inner, no_update(total)
+            new_updates, new = tx.update(mean, inner, params, **extra_args)
+            new_updates = in_update_types(who, new_updates, updates, params)
+            return new_updates, in_layout(who, new, inner)
 
-        def wait() -> tuple[Tree, Any, Tree]:
+        operands = (updates, total, state.inner, params)
+
+        def step() -> tuple[Tree, Any]:
+            return step_of(*operands)
+
+        def wait() -> tuple[Tree, Any]:
             unchanged = in_update_types(who, no_update(updates), updates, params)
             if is_sharded((updates, state, params)):
                 unchanged = jax.tree.map(sharded_like, unchanged, jax.eval_shape(step)[0])
-            return unchanged, state.inner, total
+            return unchanged, state.inner
 
-        # Where a window ends without a gradient, its total is what it was at the start.
         steps = ends & (finite > 0)
-        if isinstance(steps, jax.core.Tracer):
-            new_updates, inner, total = jax.lax.cond(steps, step, wait)
-        else:  # outside `jit`, `cond` would be compiled anew in every call
-            new_updates, inner, total = step() if steps else wait()
+        if not isinstance(steps, jax.core.Tracer):
+            # Outside `jit`, `cond` would be compiled anew in every call.
+            new_updates, inner = step() if steps else wait()
+        elif not is_sharded(operands) and (program := light_program(step_of, *operands)):
+            # A branch would copy the state, which takes longer than a light step.
+            new_updates, inner = choose(program, steps, state.inner, operands)
+        else:
+            new_updates, inner = jax.lax.cond(steps, step, wait)
         new_state = AccumulateState(
             inner=inner,
             total=total,
@@ -265,6 +286,10 @@ def _weighed(
     sound = finite & jnp.isfinite(weight) & (weight >= 0)
     counts = sound & (weight > 0)
     return jnp.where(counts, weight, 1), counts, ~sound & (weight != 0)
+
+
+def _unless(condition: Array, otherwise: Array, x: Array) -> Array:
+    return jnp.where(condition, otherwise, x)
 
 
 def _plus(count: Array, more: ArrayLike) -> Array:

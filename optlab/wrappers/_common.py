@@ -4,7 +4,8 @@ The update that changes nothing is −0.0: p + (−0.0) is p bit for bit, where 
 parameter of −0.0 into +0.0. (A device that flushes subnormal numbers to zero does so in any sum.)
 """
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
 from typing import Any
 
@@ -16,6 +17,7 @@ import optax
 from optlab import _checks
 from optlab._tree import aligned, as_array, compute_dtype, leaves_of, update_dtype
 from optlab._types import Array, DTypeLike, Tree
+from optlab.wrappers._program import Program, light_program
 
 
 def init_inner(who: str, tx: optax.GradientTransformation, params: Tree) -> Any:
@@ -41,27 +43,45 @@ def init_inner(who: str, tx: optax.GradientTransformation, params: Tree) -> Any:
     return state
 
 
-def settle(inputs: Tree, updates: Tree, new: Any, old: Any) -> tuple[Array, Tree, Any]:
-    """Decide whether a step is made, and undo it if not.
+def settle(
+    step: Callable[[Tree, Any, Tree], tuple[Tree, Any]],
+    updates: Tree,
+    state: Any,
+    params: Tree,
+    others: Tree,
+) -> tuple[Array, Tree, Any]:
+    """Make a step, decide whether it stands, and undo it if not.
 
-    A step is made if its inputs and its updates are finite and no finite number of the state became
+    A step stands if its inputs and its updates are finite and no finite number of the state became
     NaN or Inf. (A number that was not finite before may stay so: the best value of a plateau starts
     at Inf.) Otherwise the updates are −0.0 and the state is the old one. There is one exception: if
     the inputs are finite, a window of `accumulate` that this step completes is closed, as its
     gradients would spoil every later step too.
 
     Args:
-        inputs: what goes into the step: the gradients, and extra arguments that matter.
-        updates: what comes out of it, in the types in which they are returned.
-        new: the state after the step, in the layout of the old one.
-        old: the state before it.
+        step: (gradients, state, parameters) → (updates in the types in which they are returned,
+            state in the layout of the old one).
+        updates: the gradients.
+        state: the state before the step.
+        params: the parameters.
+        others: further inputs that must be finite.
 
     Returns:
         (whether the step is made, a () bool; the updates; the state).
     """
-    sound = all_finite(inputs)
-    made = sound & all_finite(updates) & stay_finite(new, old)
-    return made, _update_if(made, updates), keep(made, sound, new, old)
+    sound = all_finite((updates, others))
+    program = light_program(step, updates, state, params)
+    if program is None:
+        new_updates, new = step(updates, state, params)
+        made = sound & all_finite(new_updates) & stay_finite(new, state)
+        return made, _update_if(made, new_updates), keep(made, sound, new, state)
+    # Behind a barrier, since the compiler would otherwise find that both programs are one.
+    hidden = jax.lax.optimization_barrier(updates)
+    (new_updates, new), known = program.run(hidden, state, params)
+    made = all_finite(others) & _all_finite_by_leaf(hidden, new_updates, new, state)
+    operands = (updates, state, params)
+    new_updates, new = choose(program, made, state, operands, known, leave=_settles)
+    return made, new_updates, _settled_parts(made, sound, new, state)
 
 
 def keep(made: Array, sound: Array, new: Any, old: Any) -> Any:
@@ -77,11 +97,46 @@ def keep(made: Array, sound: Array, new: Any, old: Any) -> Any:
     """
 
     def choose(n: Any, o: Any) -> Any:
-        if _settles(n):
-            return n.settled(made, sound, o)
         return jnp.where(made, n, o) if isinstance(n, jax.Array) else n
 
-    return jax.tree.map(choose, new, old, is_leaf=_settles)
+    def choose_part(n: Any, o: Any) -> Any:
+        return n.settled(made, sound, o) if _settles(n) else choose(n, o)
+
+    return jax.tree.map(choose_part, new, old, is_leaf=_settles)
+
+
+def _settled_parts(made: Array, sound: Array, new: Any, old: Any) -> Any:
+    """Let the parts of a state decide that do so for themselves; what else it holds is chosen."""
+    return jax.tree.map(
+        lambda n, o: n.settled(made, sound, o) if _settles(n) else n, new, old, is_leaf=_settles
+    )
+
+
+def choose(
+    program: Program,
+    made: Array,
+    state: Any,
+    operands: Sequence[Any],
+    known: Mapping[Any, Any] | None = None,
+    leave: Callable[[Any], bool] | None = None,
+) -> tuple[Tree, Any]:
+    """Compute a step, and choose its results where it is made, else updates of −0.0 and the state.
+
+    Args:
+        program: operands → (updates, new state in the layout of the old one).
+        made: whether the step is made, a () bool.
+        state: the old state.
+        operands: what the step is given.
+        known: what `program.run` computed.
+        leave: says which parts of the new state are left as they are.
+    """
+    updates, new = program.shapes
+    old = [nothing(x.dtype) if _is_number(x) else None for x in jax.tree.leaves(updates)]
+    parts = (jax.tree.leaves(tree, is_leaf=leave) for tree in (new, state))
+    for n, o in zip(*parts, strict=True):
+        is_left = leave is not None and leave(n)
+        old += [None] * len(jax.tree.leaves(n)) if is_left else [o]
+    return program.choose(made, old, known or {}, *operands)
 
 
 def all_finite(*trees: Tree) -> Array:
@@ -187,6 +242,36 @@ def stay_finite(new: Any, old: Any) -> Array:
         if _is_inexact(n) and _is_inexact(o)
     ]
     return _all(stay)
+
+
+def _all_finite_by_leaf(gradients: Tree, updates: Tree, new: Any, old: Any) -> Array:
+    """Return whether gradients and updates are finite, and what was finite in a state; () bool.
+
+    The gradient, the update and the slots of a leaf are looked at together, in one pass over what
+    they are computed of. Those belong together which come at the same place among the arrays of
+    their shape.
+    """
+    pairs = [(n, o) for n, o in zip(jax.tree.leaves(new), jax.tree.leaves(old), strict=True)]
+    found = [[(x, None) for x in jax.tree.leaves(tree)] for tree in (gradients, updates)]
+    counts = Counter(_place(x) for x, _ in found[0] if _is_inexact(x))
+    numbers: Counter[Any] = Counter()
+    together: dict[Any, Array] = {}
+    for x, before in (*found[0], *found[1], *pairs):
+        if not _is_inexact(x) or (before is not None and not _is_inexact(before)):
+            continue
+        finite = jnp.isfinite(x)
+        if before is not None:
+            finite |= ~jnp.isfinite(before)
+        place = _place(x)
+        key = (place, numbers[place] % max(counts[place], 1))
+        numbers[place] += 1
+        together[key] = together[key] & finite if key in together else finite
+    return _all([flags.all() for flags in together.values()])
+
+
+def _place(x: Any) -> Any:
+    """Return the shape of an array and how it is divided between devices."""
+    return jnp.shape(x), jax.typeof(x).sharding
 
 
 def _update_if(made: Array, updates: Tree) -> Tree:

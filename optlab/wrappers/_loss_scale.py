@@ -12,6 +12,7 @@ them all up. Scales that are powers of two cost no digit. The scale stays within
 Reference: Micikevicius et al., Mixed Precision Training, ICLR 2018.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -118,6 +119,7 @@ def dynamic_loss_scale(
             "initial_scale must be from min_scale to max_scale",
             ", ".join(f"{name}={value}" for name, value in bounds.items()),
         )
+    by_reciprocal = all(map(_is_power_of_two, (factor, *bounds.values())))
     tx = optax.with_extra_args_support(tx)
 
     def init(params: Tree) -> DynamicLossScaleState:
@@ -141,7 +143,8 @@ def dynamic_loss_scale(
         guarded = skip_nonfinite(
             optax.GradientTransformationExtraArgs(tx.init, narrow_update), max_consecutive
         )
-        gradients = map_inexact(partial(_unscale, scale=state.loss_scale), updates)
+        unscale = partial(_unscale, scale=state.loss_scale, by_reciprocal=by_reciprocal)
+        gradients = map_inexact(unscale, updates)
         new_updates, inner = guarded.update(gradients, state.inner, params, **extra_args)
         made = inner.consecutive == 0
         grow = made & (state.since_change >= growth_interval - 1)
@@ -259,9 +262,27 @@ def _is_ours(node: Any) -> bool:
     return isinstance(node, DynamicLossScaleState)
 
 
-def _unscale(g: Array, scale: Array) -> Array:
+def _unscale(g: Array, scale: Array, by_reciprocal: bool = False) -> Array:
+    """Return the gradient of a loss from that of the loss times the scale.
+
+    Args:
+        g: the gradient.
+        scale: the scale.
+        by_reciprocal: whether the scale is a power of two, whose reciprocal is exact. XLA computes
+            a product where it is used, but keeps a quotient that two need in memory.
+    """
     # In the gradient's own type the quotient would vanish again.
     g = g.astype(wide(g.dtype))
     if jnp.iscomplexobj(g):
-        return jax.lax.complex(_unscale(g.real, scale), _unscale(g.imag, scale))
-    return g / scale.astype(g.dtype)
+        parts = (_unscale(part, scale, by_reciprocal) for part in (g.real, g.imag))
+        return jax.lax.complex(*parts)
+    scale = scale.astype(g.dtype)
+    return g * (1 / scale) if by_reciprocal else g / scale
+
+
+def _is_power_of_two(value: Any) -> bool:
+    """Return whether a number is known to be a power of two with a normal reciprocal in float32."""
+    if isinstance(value, jax.core.Tracer):
+        return False
+    fraction, exponent = math.frexp(float(value))
+    return fraction == 0.5 and abs(exponent) <= 126

@@ -130,9 +130,12 @@ def skip_nonfinite(
         updates: Tree, state: SkipNonfiniteState, params: Tree | None = None, **extra_args: Any
     ) -> tuple[Tree, SkipNonfiniteState]:
         _checks.check_state_kind(who, state, SkipNonfiniteState)
-        new_updates, inner = tx.update(updates, state.inner, params, **extra_args)
-        inner = in_layout(who, inner, state.inner)
-        made, new_updates, inner = settle((updates, extra_args), new_updates, inner, state.inner)
+
+        def step(updates: Tree, inner: Any, params: Tree | None) -> tuple[Tree, Any]:
+            new_updates, new = tx.update(updates, inner, params, **extra_args)
+            return new_updates, in_layout(who, new, inner)
+
+        made, new_updates, inner = settle(step, updates, state.inner, params, extra_args)
         consecutive = jnp.where(made, 0, optax.safe_increment(state.consecutive))
         gave_up = state.gave_up
         if max_consecutive is not None:

@@ -1,0 +1,138 @@
+"""A light step is computed with its outcome in view: the same results, without copies in memory."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import optlab
+from helpers import assert_same_bits, spoiled
+
+SHAPE = (20, 10)
+rng = np.random.default_rng(0)
+PARAMS = {name: rng.normal(size=SHAPE).astype(np.float32) for name in ("w", "b")}
+GRADIENTS = [{name: rng.normal(size=SHAPE).astype(np.float32) for name in PARAMS} for _ in range(3)]
+
+
+@jax.jit
+def average(g, mu):
+    """Return an update and its slot, and two slots that it hands on."""
+    new = 0.9 * mu + g
+    return -0.1 * new, new, mu
+
+
+@jax.custom_jvp
+def halved(x):
+    return x / 2
+
+
+halved.defjvp(lambda primals, tangents: (primals[0] / 2, tangents[0] / 2))
+
+
+def slots(*names):
+    return lambda params: {name: jax.tree.map(jnp.zeros_like, params) for name in names}
+
+
+def transformation(init, leaf):
+    """Make a transformation of (gradient, slots) → (update, slots) for one leaf."""
+
+    def update(updates, state, params=None):
+        results = {
+            key: leaf(g, {name: slot[key] for name, slot in state.items()})
+            for key, g in updates.items()
+        }
+        new = {name: {key: own[name] for key, (_, own) in results.items()} for name in state}
+        return {key: u for key, (u, _) in results.items()}, new
+
+    return optax.GradientTransformation(init, update)
+
+
+def through_a_function(g, own):
+    update, new, before = average(g, own["mu"])
+    return update, {"mu": new, "before": before}
+
+
+LEAVES = {
+    "a slot that is the gradient": (("last",), lambda g, own: (-g - own["last"], {"last": g})),
+    "a slot that stays": (("mu",), lambda g, own: (own["mu"] - g, {"mu": own["mu"]})),
+    "slots that change places": (
+        ("one", "two"),
+        lambda g, own: (-own["one"], {"one": own["two"] + g, "two": own["one"]}),
+    ),
+    "one result in two slots": (
+        ("one", "two"),
+        lambda g, own: (lambda x: (-x, {"one": x, "two": x}))(own["one"] - own["two"] + g),
+    ),
+    "an update that is the slot": (("mu",), lambda g, own: ((x := own["mu"] - g), {"mu": x})),
+    "a slot that is a constant": (("mu",), lambda g, own: (-g, {"mu": jnp.ones(SHAPE)})),
+    "a function within": (("mu", "before"), through_a_function),
+    "a derivative of its own": (("mu",), lambda g, own: (-(x := halved(own["mu"] + g)), {"mu": x})),
+}
+
+
+@pytest.mark.parametrize("leaf", LEAVES)
+def test_a_step_is_made_or_changes_no_bit(leaf):
+    names, function = LEAVES[leaf]
+    tx = transformation(slots(*names), function)
+    guarded = optlab.skip_nonfinite(tx)
+    step, plain = jax.jit(guarded.update), jax.jit(tx.update)
+    state, expected = guarded.init(PARAMS), tx.init(PARAMS)
+    for g in (GRADIENTS[0], spoiled(GRADIENTS[1], np.nan), GRADIENTS[2]):
+        updates, state = step(g, state)
+        if np.isfinite(g["w"]).all():
+            wanted, expected = plain(g, expected)
+        else:
+            wanted = jax.tree.map(lambda x: np.full_like(x, -0.0), PARAMS)
+        assert_same_bits((updates, state.inner), (wanted, expected))
+
+
+@pytest.mark.parametrize("leaf", LEAVES)
+def test_a_window_of_two_makes_one_step(leaf):
+    names, function = LEAVES[leaf]
+    tx = transformation(slots(*names), function)
+    gathered = optlab.accumulate(tx, 2)
+    step, state = jax.jit(gathered.update), gathered.init(PARAMS)
+    first, state = step(GRADIENTS[0], state)
+    assert_same_bits(
+        (first, state.inner), (jax.tree.map(lambda x: -0.0 * abs(x), PARAMS), tx.init(PARAMS))
+    )
+    mean = jax.tree.map(lambda a, b: a / 2 + b / 2, *GRADIENTS[:2])
+    assert_same_bits((step(GRADIENTS[1], state)[0]), jax.jit(tx.update)(mean, tx.init(PARAMS))[0])
+
+
+def step_of(tx):
+    """Return the compiled step of large arrays, with the memory of its arguments donated."""
+    params = {name: jnp.zeros((256, 256)) for name in "abcd"}
+
+    def step(params, state, gradients):
+        updates, state = tx.update(gradients, state, params)
+        return optax.apply_updates(params, updates), state
+
+    compiled = jax.jit(step, donate_argnums=(0, 1)).lower(params, tx.init(params), params).compile()
+    return compiled.memory_analysis().temp_size_in_bytes / (4 * 4 * 256**2)
+
+
+@pytest.mark.parametrize(
+    ("wrap", "limit"),
+    [
+        # One byte for each number, which says whether it is finite.
+        (optlab.skip_nonfinite, 0.3),
+        (optlab.dynamic_loss_scale, 0.3),
+        (lambda tx: optlab.accumulate(tx, 2), 0.3),
+    ],
+    ids=["skip_nonfinite", "dynamic_loss_scale", "accumulate"],
+)
+def test_xla_keeps_no_copies_of_the_results(wrap, limit):
+    assert step_of(optlab.adamw(1e-3)) < 0.01
+    assert step_of(wrap(optlab.adamw(1e-3))) < limit
+
+
+@pytest.mark.parametrize("wrap", [optlab.skip_nonfinite, lambda tx: optlab.accumulate(tx, 2)])
+def test_products_of_matrices_are_not_computed_twice(wrap):
+    params = {"a": jnp.zeros((20, 20))}
+
+    def count(tx):
+        return str(jax.make_jaxpr(tx.update)(params, tx.init(params), params)).count("dot_general")
+
+    assert count(wrap(optlab.muon(1e-3))) == count(optlab.muon(1e-3)) > 0
