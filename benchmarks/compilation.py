@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.cases import CASES, Case, Functions
-from benchmarks.contenders import BASE, JAX_PEERS, NATIVE_PEERS
+from benchmarks.contenders import BASE, JAX_PEERS, NATIVE_PEERS, UNTOUCHED, functions_of
 from benchmarks.options import Options
 from benchmarks.report import Record, Section, by_columns, spread
 from benchmarks.shapes import Shapes, many
@@ -46,7 +46,7 @@ def sections(options: Options) -> Iterator[Section]:
 
 
 def _results(options: Options) -> Iterator[Record]:
-    peers = [peer for peer in (*JAX_PEERS, *NATIVE_PEERS) if peer in options.peers]
+    peers = [peer for peer in (*JAX_PEERS, *NATIVE_PEERS, UNTOUCHED) if peer in options.peers]
     _stages(CASES["sgd"].functions(BASE), many(1))  # the first compilation also loads modules
     for count in options.leaf_counts:
         for name in MEASURED:
@@ -60,10 +60,10 @@ def _compare(case: Case, count: int, peers: list[str], turns: int) -> Iterator[R
     rng = np.random.default_rng(0)
     for peer in peers:
         if peer in NATIVE_PEERS:
-            _stages(case.functions(peer), many(2))
+            _stages(functions_of(peer, case), many(2))
     for _ in range(turns):
         for peer in rng.permutation(peers):
-            stages_by_peer[peer].append(_stages(case.functions(peer), many(count)))
+            stages_by_peer[peer].append(_stages(functions_of(peer, case), many(count)))
     seconds = {peer: np.array(stages) for peer, stages in stages_by_peer.items()}
     sums = {peer: stages.sum(axis=1) for peer, stages in seconds.items()}
     for peer in peers:

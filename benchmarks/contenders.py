@@ -1,4 +1,6 @@
-"""The contenders: optlab, Optax, both in loops, hand-written steps, PyTorch, and the roofline.
+"""The contenders: optlab, Optax, both in loops, hand-written steps, PyTorch, and two limits.
+
+The limits are the roofline of the memory, and a compiled step that does nothing.
 
 Each contender has its own parameters and state, all start from the same values, and each makes
 steps on request.
@@ -27,7 +29,13 @@ NATIVE_PEERS = ("native", "optax-native")
 """The chains of optlab and of Optax in the loops of `optlab.native.step`."""
 
 TORCH_PEERS = ("torch-fused", "torch-foreach")
-PEERS = (*JAX_PEERS, *NATIVE_PEERS, *TORCH_PEERS, "roofline")
+UNTOUCHED = "untouched"
+"""A compiled step of JAX that returns its arguments, which are those of Optax's step. No step with
+as many arrays takes less time. It is measured where there are at least `MANY` leaves."""
+
+MANY = 500
+LIMITS = ("roofline", UNTOUCHED)
+PEERS = (*JAX_PEERS, *NATIVE_PEERS, *TORCH_PEERS, *LIMITS)
 
 
 class Contender(Protocol):
@@ -157,7 +165,15 @@ def contender(
         from benchmarks.torch_peers import TorchStep
 
         return TorchStep(peer, case, peer.removeprefix("torch-"), params, gradients)
-    return JaxStep(peer, case.functions(peer), params, gradients, donate)
+    return JaxStep(peer, functions_of(peer, case), params, gradients, donate)
+
+
+def functions_of(peer: str, case: Case) -> Functions:
+    """Return a contender of JAX as functions."""
+    if peer == UNTOUCHED:
+        init = case.functions(BASE).init
+        return Functions(init, lambda params, state, gradients: (params, state), None)
+    return case.functions(peer)
 
 
 def num_cores() -> int:

@@ -12,13 +12,13 @@ from benchmarks.report import Record
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_COLOURS = "#555555 #0072B2 #E69F00 #D55E00 #56B4E9 #009E73 #CC79A7 #BBBBBB"
+_COLOURS = "#555555 #0072B2 #E69F00 #D55E00 #56B4E9 #009E73 #CC79A7 #BBBBBB #888888"
 
 COLOURS = dict(zip(PEERS, _COLOURS.split(), strict=True))
 """The colours of Okabe and Ito, which can be told apart with any colour vision; grey for the base
-and for the roofline."""
+and for the limits."""
 
-MARKERS = dict(zip(PEERS, "os^X*DvP", strict=True))
+MARKERS = dict(zip(PEERS, "os^X*DvPh", strict=True))
 
 
 def save_pictures(records: list[Record], folder: Path, quick: bool) -> Iterator[Path]:

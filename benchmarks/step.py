@@ -11,7 +11,15 @@ from collections.abc import Iterator
 import jax.numpy as jnp
 
 from benchmarks.cases import Case
-from benchmarks.contenders import BASE, BY_HAND, available, contender
+from benchmarks.contenders import (
+    BASE,
+    BY_HAND,
+    LIMITS,
+    MANY,
+    UNTOUCHED,
+    available,
+    contender,
+)
 from benchmarks.options import Options
 from benchmarks.report import MISSING, Record, Section, Table, by_columns, milliseconds, spread
 from benchmarks.shapes import Arrays, describe, shapes_of, start
@@ -90,9 +98,9 @@ def _measure(
     contenders = [
         contender(peer, case, params, shared, donate)
         for peer in options.peers
-        if available(peer, case, donate)
+        if available(peer, case, donate) and (peer != UNTOUCHED or len(params) >= MANY)
     ]
-    optimizers = [one for one in contenders if one.name != "roofline"]
+    optimizers = [one for one in contenders if one.name not in LIMITS]
     differences = check_agreement(optimizers, list(params.values()), shared)
     return measure(contenders, options.rounds, options.warm_ups, until=until), differences
 

@@ -16,7 +16,7 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 def tensor(array: np.ndarray) -> torch.Tensor:
     """Return a tensor on the device, with its own memory."""
-    return torch.from_numpy(np.array(array)).to(DEVICE)
+    return torch.tensor(array, device=DEVICE)
 
 
 class TorchStep:
