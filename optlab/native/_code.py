@@ -19,6 +19,7 @@ from optlab.native._operations import (
     KINDS,
     MOVES,
     PRELUDE,
+    Ordinary,
     constant,
     expression,
     load,
@@ -169,7 +170,7 @@ class Writer:
                 f"const {kind.register} {name} = ({kind.register})c[{len(self.constants)}];"
             )
             self.constants.append(number)
-            return name
+            return Ordinary(name) if number and math.isfinite(number) else name
         if not value.is_big:
             name = self._names[id(value)] = self._name("s")
             place = f"*(const {kind.memory} *)s[{len(self.scalars)}]"

@@ -85,6 +85,12 @@ def store(dtype: str, value: str) -> str:
     return f"store_{dtype}({value})" if dtype in HALVES else value
 
 
+class Ordinary(str):
+    """The name of a constant in C that is neither 0 nor NaN nor infinite."""
+
+    __slots__ = ()
+
+
 Write = Callable[[list[str], list[str], str, dict[str, Any]], str | None]
 """Operands, their types, the result's type, the parameters → an expression; None if unknown."""
 
@@ -113,8 +119,10 @@ def _extremum(sign: str) -> Write:
 
 
 def _choose(sign: str, dtype: str, a: str, b: str) -> str:
-    if not KINDS[dtype].floating:
+    if not KINDS[dtype].floating or isinstance(a, Ordinary):
         return f"({a} {sign} {b} ? {a} : {b})"
+    if isinstance(b, Ordinary):
+        return f"({b} {sign} {a} ? {b} : {a})"
     zero = f"{a} + {b}" if sign == ">" else f"-(-{a} - {b})"  # 0 is larger than −0
     return f"({a} {sign} {b} || {a} != {a} ? {a} : {a} == 0 && {b} == 0 ? {zero} : {b})"
 
