@@ -150,7 +150,7 @@ class Clock:
     """The time that a whole run may take, and how much of it is left.
 
     Every part has a share, counted from the beginning of the run, so that what one leaves the next
-    ones may use.
+    ones may use. A part measures its first case even if earlier ones took its time.
 
     Attributes:
         was_over: whether a part has asked since its beginning, when its time was over.
@@ -162,7 +162,7 @@ class Clock:
         Args:
             seconds: for everything; infinity for no limit.
         """
-        self.was_over = False
+        self.was_over, self._is_first = False, True
         self._began, self._seconds, self._end = time.monotonic(), seconds, math.inf
 
     @property
@@ -172,13 +172,17 @@ class Clock:
 
     def begin(self, share: float) -> None:
         """Begin a part that ends when this share of all the time is over, in (0, 1]."""
-        self.was_over = False
+        self.was_over, self._is_first = False, True
         if self.is_limited:
             self._end = self._began + share * self._seconds
 
     def is_over(self) -> bool:
-        """Return whether the time of the part is over; the part then leaves out what remains."""
-        self.was_over = time.monotonic() > self._end
+        """Return whether the time of the part is over; the part then leaves out what remains.
+
+        It asks once before each case, and is told to measure the first in any case.
+        """
+        self.was_over = time.monotonic() > self._end and not self._is_first
+        self._is_first = False
         return self.was_over
 
     def part(self, parts: int) -> float:
