@@ -168,6 +168,13 @@ def _checked(rules: Rules) -> tuple[list[Pair], list[Modifier]]:
     pairs, modifiers = [], []
     for entry in rules.items() if isinstance(rules, Mapping) else rules:
         if isinstance(entry, Modifier):
+            if entry.once is not None and any(own.once == entry.once for own in modifiers):
+                _checks.fail(
+                    WHO,
+                    f"rules must hold {entry.once} at most once, as the multipliers would multiply",
+                    "two",
+                    "take one of them out",
+                )
             modifiers.append(entry)
             continue
         if not isinstance(entry, tuple) or len(entry) != 2 or isinstance(entry, Group):

@@ -89,6 +89,7 @@ def l1(
         >>> print(jnp.round(params, 3))
         [2.5 0. ]
     """
+    _check_strength("l1", strength)
 
     def leaf(u: Array, slots: Any, scalars: Any, p: Any) -> tuple[Array, Any]:
         h, metric = scalars
@@ -159,6 +160,7 @@ def group_lasso(
     who = "group_lasso"
     if axis is not None and (isinstance(axis, bool) or not isinstance(axis, int)):
         _checks.fail(who, "axis must be an integer or None", f"axis={axis!r}")
+    _check_strength(who, strength)
 
     def check_leaves(own: Sequence[Leaf], leaves: Sequence[Leaf]) -> None:
         for facts in own:
@@ -213,6 +215,13 @@ def _rules_of(who: str, tx: Any) -> tuple[Rule, ...]:
             "put it around the optimizer, such as optlab.adam(1e-3), and not around its direction",
         )
     return tx.rules
+
+
+def _check_strength(who: str, strength: Hyperparam) -> None:
+    """Require a strength; the error has the argument's name, which is not that in the state."""
+    if not callable(strength):
+        kinds = "a number, a scalar array or a schedule"
+        _checks.check_number(who, "strength", strength, _checks.NONNEGATIVE, kinds=kinds)
 
 
 def _threshold(strength: Array, metric: Array) -> Array:

@@ -225,6 +225,10 @@ def _rate_factor(
         _checks.fail(_WHO, required, f"rule={rule!r}, noise_scale={noise_scale}")
     kappa = batch / base_batch
     if rule == "noise":
+        if hasattr(noise_scale, "noise_scale"):
+            required = "noise_scale must be a number"
+            got, remedy = f"a {type(noise_scale).__name__}", "pass its attribute noise_scale"
+            _checks.fail(_WHO, required, got, remedy)
         noise = _number("noise_scale", noise_scale, _checks.POSITIVE)
         ratio = (1 + noise / base_batch) / (1 + noise / batch)
         return ratio if optimizer in SGD else math.sqrt(ratio)

@@ -116,6 +116,12 @@ def noise_scale(
     if batch is not None:
         batch = _checks.check_number(_WHO, "batch", batch, _checks.POSITIVE)
     decay = float(_checks.check_number(_WHO, "decay", decay, _checks.DECAY))
+    # Optax's own transformation is made of the methods of its object.
+    accumulation = getattr(tx.update, "__self__", tx)
+    if not getattr(accumulation, "_use_grad_mean", True):
+        required = "MultiSteps must form the mean of the gradients, not their sum"
+        remedy = "leave out use_grad_mean=False, or use optlab.accumulate"
+        _checks.fail(_WHO, required, "use_grad_mean=False", remedy)
     inner = optax.with_extra_args_support(tx)
 
     def init(params: Tree) -> NoiseScaleState:

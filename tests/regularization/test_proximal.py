@@ -249,8 +249,10 @@ def test_bad_input_is_refused():
         group_lasso(optlab.lion(0.1), 1.0)
     with raises("l1: each rule before it must have a metric, got scale_by_momentum"):
         l1(optlab.sgd(0.1, momentum=1.0), 1.0)
-    with raises("l1: l1_strength must be finite and >= 0, got l1_strength=-1"):
+    with raises("l1: strength must be finite and >= 0, got strength=-1"):
         l1(optlab.sgd(0.1), -1)
+    with raises("group_lasso: strength must be a number, a scalar array or a schedule, got str"):
+        group_lasso(optlab.sgd(0.1), "much")
     with raises("l1: tx must have a learning rate, .* got only scale_by_adam; put it around the"):
         l1(optlab.scale_by_adam(), 1.0)
     with raises("group_lasso: axis must be an integer or None, got axis='rows'"):

@@ -272,6 +272,9 @@ def test_bad_arguments_are_refused():
         fed(noise_scale(optlab.sgd(0.0), 2), gradients(1))
     with raises("micro-batches of MultiSteps must weigh the same, got weight=; use optlab.acc"):
         fed(multi_steps(), gradients(1), weight=[2.0])
+    sums = optax.MultiSteps(optlab.sgd(0.0), 2, use_grad_mean=False).gradient_transformation()
+    with raises("must form the mean of the gradients, not their sum, got use_grad_mean=False"):
+        noise_scale(sums, 2)
     with raises("noise must be a NoiseEstimate, got float"):
         fed(noise_scale(optlab.sgd(0.0)), gradients(1), noise=[2.0])
     with raises("measured_noise: the state must hold one noise_scale, got 0 in a state of type"):

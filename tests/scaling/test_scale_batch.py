@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import optlab
-from optlab.scaling import scale_batch
+from optlab.scaling import NoiseScale, scale_batch
 
 # Products of a few float64 numbers.
 FEW_ROUNDINGS = {"rel": 1e-14}
@@ -136,6 +136,11 @@ def test_what_is_scaled_there_and_back_is_as_before():
             ({}, 4, 8, "noise"),
             {"optimizer": "sgd", "noise_scale": float("nan")},
             "noise_scale must be finite and > 0, got noise_scale=nan",
+        ),
+        (
+            ({}, 4, 8, "noise"),
+            {"optimizer": "sgd", "noise_scale": NoiseScale(5.0, 1.0, 5.0, 3)},
+            "noise_scale must be a number, got a .*; pass its attribute noise_scale",
         ),
         (([1], 4, 8), {}, "hyperparameters must be a mapping from names to numbers, got list"),
         (
