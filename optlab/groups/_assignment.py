@@ -171,8 +171,8 @@ def _checked(rules: Rules) -> tuple[list[Pair], list[Modifier]]:
             if entry.once is not None and any(own.once == entry.once for own in modifiers):
                 _checks.fail(
                     WHO,
-                    f"rules must hold {entry.once} at most once, as the multipliers would multiply",
-                    "two",
+                    f"rules must hold {entry.once} at most once, as both would change the rate",
+                    "2",
                     "take one of them out",
                 )
             modifiers.append(entry)

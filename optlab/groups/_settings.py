@@ -108,8 +108,8 @@ class Modifier:
             groups of each) → for each parameter a refinement, or None where there is none. A
             parameter has one group with its optimizer, more where its slices have several, and
             none where it is frozen.
-        once: the name of the modifier, where a partition takes one of them at most; None where
-            several add up.
+        once: the name of the modifier, where a partition takes one of them at most; None where it
+            takes several.
     """
 
     refine: Callable[

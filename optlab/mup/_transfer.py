@@ -439,11 +439,7 @@ def _read(who: str, growth: Growth, group: Group, choices: _Choices) -> _Reading
                 "mup.transfer(…)), and write rule='adam' for optax.adam, say"
             )
             _checks.fail(who, required, f"rule=None for {leaf.path}", remedy)
-        if choices.decay is not None:
-            required = "decay must be None for what is not one of optlab's own optimizers alone"
-            remedy = "take optlab.adamw, say, whose weight decay can be multiplied"
-            _checks.fail(who, required, f"decay={choices.decay!r} for {leaf.path}", remedy)
-        return _Reading(choices.rule, None, False, None, False)
+        return _Reading(choices.rule, None, choices.decay is not None, None, False)
     touching = [rule for rule in tx.rules if _touches(rule, leaf)]
     norm = next((rule.update_norm for rule in touching if rule.update_norm), None)
     table: Rule = "spectral" if norm else _table_of(who, leaf, touching, choices.rule)

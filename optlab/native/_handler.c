@@ -103,10 +103,11 @@ static void task(void *job) {
 }
 
 /* Run all chunks. This thread works too, and waits for chunks that others have begun, but never for
-   a task to start: a pool whose threads are all busy cannot hold it up. */
-static void run(Job *job, XLA_FFI_CallFrame *frame, int64_t elements) {
+   a task to start: a pool whose threads are all busy cannot hold it up. Where all leaves are small,
+   the thread that hands over the next step has as much to do, and is left its core. */
+static void run(Job *job, XLA_FFI_CallFrame *frame, int64_t elements, int64_t largest) {
   int64_t threads = 1;
-  if (elements > CHUNK && elements / job->leaves > CHUNK / 4) {
+  if (elements > CHUNK && largest > CHUNK / 4) {
     XLA_FFI_ThreadPool_NumThreads_Args asked = {XLA_FFI_ThreadPool_NumThreads_Args_STRUCT_SIZE,
                                                 NULL, frame->ctx, &threads};
     XLA_FFI_Error *error = frame->api->XLA_FFI_ThreadPool_NumThreads(&asked);
@@ -202,11 +203,12 @@ XLA_FFI_Error *optlab_run(XLA_FFI_CallFrame *frame) {
   Loop *loop = find(key->ptr);
   if (!loop) return fail(frame, "optlab.native: a loop that this process has not loaded");
 
-  int64_t chunks = 0, elements = 0;
+  int64_t chunks = 0, elements = 0, largest = 0;
   for (int64_t leaf = 0; leaf < leaves; leaf++) {
     int64_t size = size_of(frame->args.args[scalars + leaf * inputs]);
     chunks += (size + CHUNK - 1) / CHUNK;
     elements += size;
+    if (size > largest) largest = size;
   }
   size_t pointers = scalars + leaves * (inputs + outputs), numbers = 2 * leaves + 1;
   Job *job = calloc(1, sizeof *job + pointers * sizeof(void *) + numbers * sizeof(int64_t) +
@@ -232,7 +234,7 @@ XLA_FFI_Error *optlab_run(XLA_FFI_CallFrame *frame) {
   job->references = 1;
   pthread_mutex_init(&job->lock, NULL);
   pthread_cond_init(&job->all_done, NULL);
-  run(job, frame, elements);
+  run(job, frame, elements, largest);
   for (int64_t i = 0; i < reductions; i++)
     reduce(job, i, ((int64_t *)codes->data)[i],
            ((XLA_FFI_Buffer *)frame->rets.rets[leaves * outputs + i])->data);

@@ -52,7 +52,8 @@ class AccumulateState(NamedTuple):
         inner: the state of the wrapped transformation.
         total: Σ w·g/every over the micro-batches that this window holds so far; like the
             parameters, but at least float32 or in `accumulator_dtype`; −0.0 where there is none.
-            Where `micro_step` is 0, that of the last window, which the next call forgets.
+            Where `micro_step` is 0 it still holds the sum of the last window; the next call drops
+            that.
         micro_step: () int32; calls in this window, from 0 to every − 1; 0 once a window has ended.
         finite: () int32; n, the number of those micro-batches.
         skipped: () int32; micro-batches so far that were lost: the gradient was not finite, the
@@ -114,8 +115,10 @@ def accumulate(
     `params_ema` inside averages them as they are before the last rounding: put `master_params`
     around, or the average outside.
 
-    Under `vmap`, where lanes may differ, `tx` runs in every call. Without `jit` it runs, and checks
-    its arguments, only when a window ends.
+    Under `jit` a `tx` that is elementwise but for sums runs in every call, and its results are
+    dropped but in the one that ends the window: a branch would copy the state. Another one runs in
+    that call alone, but under `vmap`, where lanes may differ, in every call. Without `jit` `tx`
+    runs, and checks its arguments, only when a window ends.
 
     Args:
         tx: the transformation of the mean gradients.
@@ -193,7 +196,7 @@ def accumulate(
         _check_fit(who, leaves_of(updates), state.total)
         own, counts, is_lost = _weighed(who, weight, all_finite(updates), state.weight.dtype)
         finite = jnp.where(counts, optax.safe_increment(state.finite), state.finite)
-        # `finite` is 0 only where the micro-batch is left out, or `vmap` forms both outcomes.
+        # `finite` is 0 where all are left out; the step that is formed of them is dropped.
         number = jnp.maximum(finite, 1)
         mean_weight = state.weight + (own - state.weight) / number.astype(own.dtype)
         mean_weight = jnp.where(counts, mean_weight, state.weight)

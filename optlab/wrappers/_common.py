@@ -17,7 +17,7 @@ import optax
 from optlab import _checks
 from optlab._tree import aligned, as_array, compute_dtype, leaves_of, update_dtype
 from optlab._types import Array, DTypeLike, Tree
-from optlab.wrappers._program import Program, light_program
+from optlab.wrappers._program import Program, is_array, light_program
 
 
 def init_inner(who: str, tx: optax.GradientTransformation, params: Tree) -> Any:
@@ -76,7 +76,7 @@ def settle(
         made = sound & all_finite(new_updates) & stay_finite(new, state)
         return made, _update_if(made, new_updates), keep(made, sound, new, state)
     # Behind a barrier, since the compiler would otherwise find that both programs are one.
-    hidden = jax.lax.optimization_barrier(updates)
+    hidden = jax.tree.map(lambda x: jax.lax.optimization_barrier(x) if is_array(x) else x, updates)
     (new_updates, new), known = program.run(hidden, state, params)
     made = all_finite(others) & _all_finite_by_leaf(hidden, new_updates, new, state)
     operands = (updates, state, params)

@@ -1,14 +1,18 @@
-"""A step as a program whose outcome is known before its results are written.
+"""A step that is chosen, or not, while it is computed.
 
 A wrapper that makes a step or not has to choose between the new state and the old one. If it
 computes the step, looks at the results and then chooses, XLA keeps all results in memory besides
 the old state. Where a step is light, that is elementwise but for sums, it takes less time to
 compute it twice: once to look at it, which writes nothing, and once to write what is chosen.
 
-Each array of the new state is chosen as soon as it is computed, and what is computed of it later is
-computed of the choice. This changes nothing in a step that is made. XLA can then write the array
-over the old one, as it does in a step without a wrapper. Otherwise it computes the array once more
-for the parameters, of the old one, of which it makes a copy.
+Each array of the new state is chosen where it is computed, and the parameters' update is computed
+of the chosen array. In a step that is made this is the new array, so that the update is the same;
+in one that is not, the update is dropped. XLA then stores the array over the old one first, and
+reads it for the update. If the update were computed of the new array before the choice, XLA would
+compute that array again for the update, from the old one, and so would have to copy the old one.
+
+Derivatives are those of the step with a branch, since a number that is computed of a chosen array
+and then dropped may have an infinite one.
 """
 
 import functools
@@ -34,7 +38,14 @@ LIGHT = {
     "shift_right_logical", "sign", "slice", "split", "sqrt", "square", "squeeze",
     "stop_gradient", "sub", "tanh", "transpose", "xor",
 }  # fmt: skip
-"""The operations of a light step; others on few numbers belong to it as well."""
+"""The operations of a light step. Others belong to it as well if their results are few numbers, but
+for those of `LONG`."""
+
+LONG = {
+    "conv_general_dilated", "eigh", "io_callback", "lu", "pure_callback", "qr", "scan", "svd",
+    "while",
+}  # fmt: skip
+"""Operations that take long even where their results are few numbers."""
 
 
 class Program:
@@ -46,8 +57,22 @@ class Program:
     """
 
     def __init__(self, function: Callable[..., Tree], *operands: Tree):
-        """Trace a function of trees of arrays."""
-        self._closed, self.shapes = jax.make_jaxpr(function, return_shape=True)(*operands)
+        """Trace a function of trees, whose leaves may be anything beside arrays."""
+        leaves, structure = jax.tree.flatten(operands)
+        self._given = [place for place, leaf in enumerate(leaves) if is_array(leaf)]
+
+        def of_arrays(*arrays: Any) -> list[Any]:
+            values = list(leaves)
+            for place, x in zip(self._given, arrays, strict=True):
+                values[place] = x
+            tree = function(*jax.tree.unflatten(structure, values))
+            results, self._structure = jax.tree.flatten(tree)
+            self._others = [None if is_array(x) else (x,) for x in results]
+            return [x for x in results if is_array(x)]
+
+        arrays = [leaves[place] for place in self._given]
+        self._closed, shapes = jax.make_jaxpr(of_arrays, return_shape=True)(*arrays)
+        self.shapes = self._tree(shapes)
         self.is_light = _is_light(self._closed.jaxpr)
 
     def run(self, *operands: Tree) -> tuple[Tree, Mapping[Any, Any]]:
@@ -56,7 +81,10 @@ class Program:
         Returns:
             The results, and everything that was computed on the way, for `choose`.
         """
-        return self._run(operands, None, {})
+        closed = self._closed
+        arrays = self._arrays(operands)
+        results, values = _evaluate(closed.jaxpr, closed.consts, arrays, None, {})
+        return self._tree(results), values
 
     def choose(
         self, made: Array, old: Sequence[Any], known: Mapping[Any, Any], *operands: Tree
@@ -65,25 +93,72 @@ class Program:
 
         Args:
             made: whether the results of the function are chosen, a () bool.
-            old: for each array among the results, what is chosen otherwise, an array or a number;
-                None for an array that is not to be chosen.
+            old: for each leaf of the results, what is chosen otherwise, an array or a number; None
+                for one that is not to be chosen.
             known: what `run` computed. Few numbers are taken from there.
             *operands: the operands.
         """
-        variables = self._closed.jaxpr.outvars
-        choice = _choice_of(made, self._closed.jaxpr, variables, old)
-        tree, _ = self._run(operands, choice, known)
-        results = [
-            x if other is None or choice.has(var, other) else jnp.where(made, x, other)
-            for x, var, other in zip(jax.tree.leaves(tree), variables, old, strict=True)
-        ]
-        return jax.tree.unflatten(jax.tree.structure(tree), results)
+        jaxpr = self._closed.jaxpr
+        old = [x for x, other in zip(old, self._others, strict=True) if other is None]
+        places = [place for place, x in enumerate(old) if x is not None]
+        few = {var: x for var, x in known.items() if is_few(var.aval)}
 
-    def _run(
-        self, operands: Sequence[Tree], choice: "_Choice | None", known: Mapping[Any, Any]
-    ) -> tuple[Tree, Mapping[Any, Any]]:
-        results, values = _evaluate(self._closed, jax.tree.leaves(operands), choice, known)
-        return jax.tree.unflatten(jax.tree.structure(self.shapes), results), values
+        def plain(made: Array, consts: Any, arrays: Any, others: Any, _: Any) -> list[Any]:
+            def compute() -> list[Any]:
+                return _evaluate(jaxpr, consts, arrays, None, {})[0]
+
+            def keep() -> list[Any]:
+                return [_like(x, var.aval) for x, var in zip(others, jaxpr.outvars, strict=True)]
+
+            if len(places) == len(old):
+                return jax.lax.cond(made, compute, keep)
+            results = compute()
+            for place, other in zip(places, others, strict=True):
+                results[place] = jnp.where(made, results[place], other)
+            return results
+
+        @jax.custom_jvp
+        def chosen(made: Array, consts: Any, arrays: Any, others: Any, numbers: Any) -> list[Any]:
+            all_old: list[Any] = [None] * len(old)
+            for place, other in zip(places, others, strict=True):
+                all_old[place] = other
+            choice = _choice_of(made, jaxpr, jaxpr.outvars, all_old)
+            values = dict(zip(few, numbers, strict=True))
+            results, _ = _evaluate(jaxpr, consts, arrays, choice, values)
+            return [
+                x if other is None or choice.has(var, other) else jnp.where(made, x, other)
+                for x, var, other in zip(results, jaxpr.outvars, all_old, strict=True)
+            ]
+
+        @chosen.defjvp
+        def derivative(primals: Any, tangents: Any) -> tuple[list[Any], list[Any]]:
+            return jax.jvp(plain, primals, tangents)
+
+        others = [old[place] for place in places]
+        arrays = self._arrays(operands)
+        return self._tree(chosen(made, self._closed.consts, arrays, others, list(few.values())))
+
+    def _arrays(self, operands: Sequence[Tree]) -> list[Any]:
+        leaves = jax.tree.leaves(operands)
+        return [leaves[place] for place in self._given]
+
+    def _tree(self, arrays: Sequence[Any]) -> Tree:
+        """Return the results of the function, given those that are arrays."""
+        rest = iter(arrays)
+        leaves = [next(rest) if other is None else other[0] for other in self._others]
+        return jax.tree.unflatten(self._structure, leaves)
+
+
+def is_array(leaf: Any) -> bool:
+    """Return whether a leaf of a tree is an array or a number."""
+    return hasattr(leaf, "dtype") or isinstance(leaf, bool | int | float | complex)
+
+
+def _like(x: Any, aval: Any) -> Any:
+    """Return a number or an array with the shape and the type of another."""
+    if getattr(x, "dtype", None) == aval.dtype and jnp.shape(x) == aval.shape:
+        return x
+    return jnp.broadcast_to(jnp.asarray(x, aval.dtype), aval.shape)
 
 
 def light_program(function: Callable[..., Tree], *operands: Tree) -> Program | None:
@@ -101,26 +176,33 @@ class _Choice(NamedTuple):
     old: Mapping[Any, Any]
 
     def has(self, var: Any, other: Any) -> bool:
-        """Return whether this is what is chosen instead of a variable."""
+        """Return whether a variable is chosen where it is computed, with this as the other."""
         return not isinstance(var, Literal) and self.old.get(var) is other
 
 
 def _choice_of(made: Array, jaxpr: Jaxpr, variables: Sequence[Any], old: Sequence[Any]) -> _Choice:
-    """Return the choice for what a program computes; of a variable that stands twice, the first."""
+    """Return the choice for the arrays among the results of a program.
+
+    Where a variable is returned twice, its first place decides. Few numbers are chosen at the end.
+    """
     choices: dict[Any, Any] = {}
     given = {*jaxpr.invars, *jaxpr.constvars}
     for var, other in zip(variables, old, strict=True):
-        if other is not None and not isinstance(var, Literal) and var not in given:
-            choices.setdefault(var, other)
+        if other is None or isinstance(var, Literal) or var in given or is_few(var.aval):
+            continue
+        choices.setdefault(var, other)
     return _Choice(made, choices)
 
 
 def _evaluate(
-    closed: ClosedJaxpr, operands: Sequence[Any], choice: _Choice | None, known: Mapping[Any, Any]
+    jaxpr: Jaxpr,
+    consts: Sequence[Any],
+    operands: Sequence[Any],
+    choice: _Choice | None,
+    known: Mapping[Any, Any],
 ) -> tuple[list[Any], Mapping[Any, Any]]:
     """Return the results of a program, and the values of all its variables."""
-    jaxpr = closed.jaxpr
-    values: dict[Any, Any] = dict(zip(jaxpr.constvars, closed.consts, strict=True))
+    values: dict[Any, Any] = dict(zip(jaxpr.constvars, consts, strict=True))
     values.update(zip(jaxpr.invars, operands, strict=True))
 
     def read(atom: Any) -> Any:
@@ -165,14 +247,17 @@ def _choosing(function: ClosedJaxpr, places: tuple[int, ...]) -> Callable[..., l
 
     def choosing(made: Array, others: Sequence[Any], operands: Sequence[Any]) -> list[Any]:
         choice = _choice_of(made, function.jaxpr, variables, others)
-        return _evaluate(function, operands, choice, {})[0]
+        return _evaluate(function.jaxpr, function.consts, operands, choice, {})[0]
 
     return jax.jit(choosing)
 
 
 def _is_plain_call(eqn: Any) -> bool:
-    """Return whether an operation only calls a function, with no word on derivatives or devices."""
-    if eqn.primitive.name not in ("jit", "pjit"):
+    """Return whether an operation only calls a function, with no word on devices.
+
+    What it may say of derivatives is not needed here: they are taken of the plain program.
+    """
+    if eqn.primitive.name not in ("jit", "pjit", "custom_jvp_call"):
         return False
     places = (*eqn.params.get("in_shardings", ()), *eqn.params.get("out_shardings", ()))
     return all(type(place).__name__ == "UnspecifiedValue" for place in places)
@@ -183,6 +268,8 @@ def _is_light(jaxpr: Jaxpr) -> bool:
         return False
     for eqn in jaxpr.eqns:
         if all(is_few(var.aval) for var in eqn.outvars):
+            if eqn.primitive.name in LONG and not all(is_few(x.aval) for x in eqn.invars):
+                return False
             continue
         function = function_of(eqn)
         light = eqn.primitive.name in LIGHT if function is None else _is_light(function.jaxpr)

@@ -101,6 +101,49 @@ def test_a_window_of_two_makes_one_step(leaf):
     assert_same_bits((step(GRADIENTS[1], state)[0]), jax.jit(tx.update)(mean, tx.init(PARAMS))[0])
 
 
+WRAPS = {"skip_nonfinite": optlab.skip_nonfinite, "accumulate": lambda tx: optlab.accumulate(tx, 2)}
+
+
+@pytest.mark.parametrize("wrap", WRAPS)
+@pytest.mark.parametrize("make", [optax.adam, optlab.adam], ids=["optax", "optlab"])
+def test_derivatives_are_those_of_the_steps_that_are_made(wrap, make):
+    def end(rate, scale, tx_of):
+        tx = tx_of(make(rate))
+        params, state = PARAMS, tx.init(PARAMS)
+        for _ in range(2):
+            g = jax.tree.map(lambda g: scale * g, GRADIENTS[0])
+            updates, state = tx.update(g, state, params)
+            params = optax.apply_updates(params, updates)
+        return sum(jnp.sum(jnp.abs(p)) for p in params.values())
+
+    # A window of two equal gradients is one step, and the other call makes none.
+    def once(rate, scale):
+        tx, g = make(rate), jax.tree.map(lambda g: scale * g, GRADIENTS[0])
+        updates, _ = tx.update(g, tx.init(PARAMS), PARAMS)
+        return sum(jnp.sum(jnp.abs(p + updates[key])) for key, p in PARAMS.items())
+
+    plain = once if wrap == "accumulate" else lambda *x: end(*x, lambda tx: tx)
+    want = jax.jit(jax.grad(plain, (0, 1)))(0.01, 1.0)
+    got = jax.jit(jax.grad(lambda *x: end(*x, WRAPS[wrap]), (0, 1)))(0.01, 1.0)
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("wrap", WRAPS)
+def test_parameters_may_have_leaves_that_are_no_arrays(wrap):
+    tx = WRAPS[wrap](optlab.adam(0.1))
+    state = tx.init({**PARAMS, "activation": None})
+
+    @jax.jit
+    def step(g, state, params):
+        params, g = {**params, "activation": jax.nn.relu}, {**g, "activation": None}
+        updates, state = tx.update(g, state, params)
+        assert updates.pop("activation") is None
+        return updates, state
+
+    updates, state = step(GRADIENTS[0], state, PARAMS)
+    assert np.isfinite(updates["w"]).all()
+
+
 def step_of(tx):
     """Return the compiled step of large arrays, with the memory of its arguments donated."""
     params = {name: jnp.zeros((256, 256)) for name in "abcd"}
