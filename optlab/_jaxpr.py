@@ -11,7 +11,7 @@ INSIDE |= {"custom_jvp_call": "call_jaxpr", "custom_vjp_call": "call_jaxpr"}
 """The primitives that call a function, with the parameter that holds it."""
 
 FEW = 64
-"""The most numbers of an array that takes no time, such as scalars that were joined."""
+"""The most numbers of an array whose computation takes no time beside that of parameters."""
 
 
 def is_few(aval: Any) -> bool:
@@ -26,6 +26,11 @@ def function_of(eqn: Any) -> ClosedJaxpr | None:
     if isinstance(function, Jaxpr) and not function.constvars:
         function = ClosedJaxpr(function, ())
     return function if isinstance(function, ClosedJaxpr) else None
+
+
+def is_array(leaf: Any) -> bool:
+    """Return whether a leaf of a tree is an array or a number."""
+    return hasattr(leaf, "dtype") or isinstance(leaf, bool | int | float | complex)
 
 
 def run_equation(eqn: Any, operands: Iterable[Any]) -> list[Any]:

@@ -9,6 +9,7 @@ import jax.core
 import optax
 
 from optlab import _checks
+from optlab._jaxpr import is_array
 from optlab._tree import is_traced
 from optlab._types import Tree
 from optlab.native._compiler import Unavailable
@@ -70,15 +71,11 @@ def step(tx: optax.GradientTransformation) -> Step:
             return plain(grads, state, params, **extra_args)
         if any(map(is_traced, jax.tree.leaves((grads, state, params, extra_args)))):
             return _with_loops(plain, grads, state, params, extra_args, donated=True)
-        if not all(map(_is_array, jax.tree.leaves(extra_args))):
+        if not all(map(is_array, jax.tree.leaves(extra_args))):
             return plain(grads, state, params, **extra_args)
         return compiled(grads, state, params, extra_args)
 
     return native_step
-
-
-def _is_array(leaf: Any) -> bool:
-    return hasattr(leaf, "dtype") or isinstance(leaf, bool | int | float | complex)
 
 
 def _with_loops(

@@ -15,9 +15,10 @@ import numpy as np
 import optax
 
 from optlab import _checks
+from optlab._jaxpr import is_array
 from optlab._tree import aligned, as_array, compute_dtype, leaves_of, update_dtype
 from optlab._types import Array, DTypeLike, Tree
-from optlab.wrappers._program import Program, is_array, light_program
+from optlab.wrappers._program import Program, light_program
 
 
 def init_inner(who: str, tx: optax.GradientTransformation, params: Tree) -> Any:
@@ -96,13 +97,12 @@ def keep(made: Array, sound: Array, new: Any, old: Any) -> Any:
         old: the state before it.
     """
 
-    def choose(n: Any, o: Any) -> Any:
+    def one_of(n: Any, o: Any) -> Any:
+        if _settles(n):
+            return n.settled(made, sound, o)
         return jnp.where(made, n, o) if isinstance(n, jax.Array) else n
 
-    def choose_part(n: Any, o: Any) -> Any:
-        return n.settled(made, sound, o) if _settles(n) else choose(n, o)
-
-    return jax.tree.map(choose_part, new, old, is_leaf=_settles)
+    return jax.tree.map(one_of, new, old, is_leaf=_settles)
 
 
 def _settled_parts(made: Array, sound: Array, new: Any, old: Any) -> Any:

@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
-from optlab._jaxpr import function_of, is_few, run_equation
+from optlab._jaxpr import function_of, is_array, is_few, run_equation
 from optlab._tree import is_traced
 from optlab._types import Array, Tree
 
@@ -38,8 +38,8 @@ LIGHT = {
     "shift_right_logical", "sign", "slice", "split", "sqrt", "square", "squeeze",
     "stop_gradient", "sub", "tanh", "transpose", "xor",
 }  # fmt: skip
-"""The operations of a light step. Others belong to it as well if their results are few numbers, but
-for those of `LONG`."""
+"""The operations of a light step. Any other one may be in it as well if its results are few numbers
+(`is_few`), unless it is one of `LONG`."""
 
 LONG = {
     "conv_general_dilated", "eigh", "io_callback", "lu", "pure_callback", "qr", "scan", "svd",
@@ -149,11 +149,6 @@ class Program:
         return jax.tree.unflatten(self._structure, leaves)
 
 
-def is_array(leaf: Any) -> bool:
-    """Return whether a leaf of a tree is an array or a number."""
-    return hasattr(leaf, "dtype") or isinstance(leaf, bool | int | float | complex)
-
-
 def _like(x: Any, aval: Any) -> Any:
     """Return a number or an array with the shape and the type of another."""
     if getattr(x, "dtype", None) == aval.dtype and jnp.shape(x) == aval.shape:
@@ -170,13 +165,18 @@ def light_program(function: Callable[..., Tree], *operands: Tree) -> Program | N
 
 
 class _Choice(NamedTuple):
-    """What is chosen instead of some variables of a program, where a step is not made."""
+    """Which values some variables of a program have where a step is not made.
+
+    Attributes:
+        made: whether the step is made, a () bool.
+        old: variable → its value where the step is not made.
+    """
 
     made: Array
     old: Mapping[Any, Any]
 
     def has(self, var: Any, other: Any) -> bool:
-        """Return whether a variable is chosen where it is computed, with this as the other."""
+        """Return whether `other` is the value that a variable has where the step is not made."""
         return not isinstance(var, Literal) and self.old.get(var) is other
 
 
