@@ -170,8 +170,8 @@ _lower_to_operations = mlir.lower_fun(_in_xla)
 def _some_work(operand: Any) -> Any:
     """Return a number that takes XLA 2048 operations, none of which it can leave out.
 
-    XLA runs a program of less than 1000 operations within the thread that calls it, so that Python
-    waits for its end. It knows of none in a loop of ours.
+    XLA's CPU client runs a program of fewer than 1000 floating-point operations, by its own count,
+    in the thread that calls it, and Python waits for the end. XLA counts no operation in a loop.
     """
     if operand.shape:
         operand = jax.lax.slice(operand, [0] * operand.ndim, [1] * operand.ndim).reshape(())

@@ -106,7 +106,7 @@ def keep(made: Array, sound: Array, new: Any, old: Any) -> Any:
 
 
 def _settled_parts(made: Array, sound: Array, new: Any, old: Any) -> Any:
-    """Let the parts of a state decide that do so for themselves; what else it holds is chosen."""
+    """Return a state with what each part that has a method `settled` makes of itself."""
     return jax.tree.map(
         lambda n, o: n.settled(made, sound, o) if _settles(n) else n, new, old, is_leaf=_settles
     )
@@ -247,11 +247,11 @@ def stay_finite(new: Any, old: Any) -> Array:
 def _all_finite_by_leaf(gradients: Tree, updates: Tree, new: Any, old: Any) -> Array:
     """Return whether gradients and updates are finite, and what was finite in a state; () bool.
 
-    The gradient, the update and the slots of a leaf are looked at together, in one pass over what
-    they are computed of. Those belong together which come at the same place among the arrays of
-    their shape.
+    The gradient, the update and the slots of a parameter are looked at together, in one pass over
+    memory. Arrays of one shape are matched by their order: the first gradient, the first update and
+    the first array of each slot, and so on. Another match would cost time alone.
     """
-    pairs = [(n, o) for n, o in zip(jax.tree.leaves(new), jax.tree.leaves(old), strict=True)]
+    pairs = zip(jax.tree.leaves(new), jax.tree.leaves(old), strict=True)
     found = [[(x, None) for x in jax.tree.leaves(tree)] for tree in (gradients, updates)]
     counts = Counter(_place(x) for x, _ in found[0] if _is_inexact(x))
     numbers: Counter[Any] = Counter()
