@@ -146,7 +146,7 @@ def test_parameters_may_have_leaves_that_are_no_arrays(wrap):
 
 
 def temporary(tx):
-    """Return the memory that a donated step needs besides its arguments, in shares of the parameters'."""
+    """Return the temporary memory of a donated step, in shares of the parameters' memory."""
     params = {name: jnp.zeros((256, 256)) for name in "abcd"}
 
     def step(params, state, gradients):
