@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable
+from contextvars import ContextVar
 from typing import Any
 
 from jax.extend.core import ClosedJaxpr, Jaxpr
@@ -9,6 +10,9 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 INSIDE = {"jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr", "core_call": "call_jaxpr"}
 INSIDE |= {"custom_jvp_call": "call_jaxpr", "custom_vjp_call": "call_jaxpr"}
 """The primitives that call a function, with the parameter that holds it."""
+
+for_loops: ContextVar[bool] = ContextVar("for loops", default=False)
+"""Whether a program is traced for `optlab.native`, which needs no help to save memory."""
 
 FEW = 64
 """The most numbers of an array whose computation takes no time beside that of parameters."""

@@ -2,9 +2,9 @@
 
     global_norm(tree) = √(Σ |x|²)
 
-The sum is accumulated in float32 (float64 where a leaf is float64). Squares overflow it above
-1.8e19 and vanish below 1e-19, so where the plain sum is out of range it is formed again from the
-elements times a power of two, which is exact.
+Squares of float32 numbers overflow above 1.8e19 and vanish below 1e-19. On a CPU they are added in
+float64, which holds them all. Elsewhere, and for float64 leaves, the sum is formed at three scales,
+powers of two, and the one that is in range is taken.
 """
 
 from collections.abc import Callable, Sequence
@@ -154,10 +154,17 @@ def _root_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Arr
 
 
 @jax.jit  # so that eager calls, too, find it compiled
-def scaled_norm(leaves: Sequence[Array]) -> tuple[Array, Array]:
+def scaled_norm(leaves: Sequence[Array], after: Array | None = None) -> tuple[Array, Array]:
     """Return (‖leaves‖·scale, scale), with a power of two that keeps the norm in range.
 
-    The pair stays finite and accurate where the norm itself would overflow or underflow.
+    The pair stays finite and accurate where the norm itself would overflow or underflow. The
+    derivative of the norm at 0 is 0.
+
+    Args:
+        leaves: the arrays.
+        after: for arrays that are computed for this norm alone: a number other than −1, which XLA
+            must not know. On a CPU the arrays are then computed one after another, each in the
+            memory of the one before, as soon as this number is known.
     """
     dtype = compute_dtype(*(leaf.dtype for leaf in leaves))
     parts = [
@@ -167,40 +174,51 @@ def scaled_norm(leaves: Sequence[Array]) -> tuple[Array, Array]:
     ]
     if not parts:
         return jnp.zeros((), dtype), jnp.ones((), dtype)
-    # A branch would make a GPU wait for the host; there the three sums share one read instead.
-    return jax.lax.platform_dependent(
-        *parts, cpu=partial(_norm_by_branch, dtype), default=partial(_norm_at_once, dtype)
+    return _norm(dtype, after, parts)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _norm(dtype: DTypeLike, after: Array | None, parts: Sequence[Array]) -> tuple[Array, Array]:
+    at_once = partial(_norm_at_once, dtype)
+    if dtype.itemsize == 8:
+        return at_once(after, parts)
+    return jax.lax.platform_dependent(after, parts, cpu=_norm_in_double, default=at_once)
+
+
+@_norm.defjvp
+def _norm_jvp(
+    dtype: DTypeLike, primals: tuple[Any, Sequence[Array]], tangents: tuple[Any, Sequence[Array]]
+) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+    # d(‖x‖·s) = s Σ x dx/‖x‖. Types of double precision stay inside of the norm.
+    norm, scale = _norm(dtype, *primals)
+    positive = norm > 0
+    inverse = jnp.where(positive, 1 / jnp.where(positive, norm, 1), 0)
+    slopes = (
+        jnp.sum(part.astype(dtype) * scale * inverse * tangent.astype(dtype))
+        for part, tangent in zip(primals[1], tangents[1], strict=True)
     )
+    return (norm, scale), (scale * sum(slopes), jnp.zeros_like(scale))
 
 
-def _norm_by_branch(dtype: DTypeLike, *parts: Array) -> tuple[Array, Array]:
-    """Join what is small, and form the sum by one branch or the other."""
-    # The casts of narrow types are the norm's own behind a barrier. XLA would keep shared ones.
-    return optlab_norm_by_branch(dtype, _packed(jax.lax.optimization_barrier(parts), dtype))
+def _norm_in_double(after: Array | None, parts: Sequence[Array]) -> tuple[Array, Array]:
+    """Form the sum in float64, whatever JAX's setting, and return the norm in float32."""
+    down, up, _ = _RANGE[4]
+    # If XLA could fuse the sum with what computes the elements, it would fill memory with copies of
+    # the scalars in that.
+    parts = _packed([jax.lax.optimization_barrier(part) for part in parts])
+    with jax.enable_x64(True):
+        total = jnp.zeros(()) if after is None else jnp.where(after == -1, 1.0, 0.0)
+        for part in parts:
+            if after is not None:
+                # The choice is a barrier that makes XLA wait for the sum of the part before.
+                part = jnp.where(total == -1, jnp.zeros_like(part), part)
+            total += _sum_of_squares(part.astype(jnp.float64))
+        norm = jnp.sqrt(total)
+        scale = jnp.where(norm < 2.0**64, jnp.where(norm < 2.0**-33, up, 1.0), down)
+        return (norm * scale).astype(jnp.float32), scale.astype(jnp.float32)
 
 
-@partial(jax.jit, static_argnums=0)  # an operation of its own, by whose name others replace it
-def optlab_norm_by_branch(dtype: DTypeLike, parts: Sequence[Array]) -> tuple[Array, Array]:
-    """Form the sum anew where the plain one is out of range."""
-    down, up, least = _scales(dtype)
-    sums = [_sum_of_squares(part.astype(dtype)) for part in parts]
-    plain = sum(sums)
-
-    def anew() -> tuple[Array, Array]:
-        # All scales are the same, but if XLA knew, it would fill memory with them to share them.
-        scales = [jnp.where(jnp.isfinite(plain + own), up, down) for own in sums]
-        total = sum(
-            _sum_of_squares(part.astype(dtype) * scale)
-            for part, scale in zip(parts, scales, strict=True)
-        )
-        return total, jnp.where(jnp.isfinite(plain), up, down)
-
-    in_range = jnp.isfinite(plain) & (plain >= least)
-    total, scale = jax.lax.cond(in_range, lambda: (plain, jnp.ones_like(plain)), anew)
-    return root(total), scale
-
-
-def _packed(parts: Sequence[Array], dtype: DTypeLike) -> list[Array]:
+def _packed(parts: Sequence[Array]) -> list[Array]:
     """Join the small arrays into one, since on a CPU every sum costs a kernel to compile and call.
 
     Large ones stay where they are, as they would be copied, and so do those of a size that only an
@@ -212,56 +230,36 @@ def _packed(parts: Sequence[Array], dtype: DTypeLike) -> list[Array]:
     alone, small = [], []
     for part in parts:
         if isinstance(part.size, int) and part.size <= _SMALL:
-            small.append(jax.lax.reshape(part, (part.size,)).astype(dtype))
+            small.append(jax.lax.reshape(part, (part.size,)).astype(jnp.float32))
         else:
             alone.append(part)
     return [jnp.concatenate(small), *alone] if small else alone
 
 
-def _norm_at_once(dtype: DTypeLike, *parts: Array) -> tuple[Array, Array]:
+def _norm_at_once(
+    dtype: DTypeLike, after: Array | None, parts: Sequence[Array]
+) -> tuple[Array, Array]:
     """Form the sum at three scales, and choose."""
-    sums = jnp.concatenate([_three_sums(part, dtype) for part in parts])
-    return _chosen(dtype, *sums.reshape(-1, 3).sum(axis=0))
-
-
-def norm_in_one_pass(dtype: DTypeLike, *parts: Array) -> tuple[Array, Array]:
-    """Form the sum at three scales, each as a number of its own, and choose.
-
-    `optlab.native` computes so what `optlab_norm_by_branch` computes, for the three sums cost it no
-    more than one: it reads each array once.
-    """
-    # Where XLA computes this after all, it may turn (x·c)·(x·c) into (x·x)·(c·c), as below.
-    down, up, _ = jax.lax.optimization_barrier(_scales(dtype))
-    wide = [part.astype(dtype) for part in parts]
-    sums = [[_sum_of_squares(x * scale) for x in wide] for scale in (up, down)]
-    plain = [_sum_of_squares(x) for x in wide]
-    return _chosen(dtype, *map(sum, (plain, *sums)))
-
-
-def _chosen(dtype: DTypeLike, plain: Array, low: Array, high: Array) -> tuple[Array, Array]:
-    """Return the norm and its scale, from sums at the scales 1, `up` and `down`."""
-    down, up, least = _scales(dtype)
+    down, up, least = (jnp.asarray(x, dtype) for x in _RANGE[dtype.itemsize])
+    # XLA may turn (x·c)·(x·c) into (x·x)·(c·c) for a constant c, which is what to avoid.
+    factors = jax.lax.optimization_barrier((up, down))
+    sums = jnp.concatenate([_three_sums(part, *factors) for part in parts])
+    plain, low, high = sums.reshape(-1, 3).sum(axis=0)
     finite = jnp.isfinite(plain)
     choices = [finite & (plain >= least), finite, ~finite]
     scales = [jnp.ones_like(up), up, down]
-    return root(jnp.select(choices, [plain, low, high])), jnp.select(choices, scales)
+    return jnp.sqrt(jnp.select(choices, [plain, low, high])), jnp.select(choices, scales)
 
 
-@partial(jax.jit, static_argnums=1)  # so that it is traced once for each shape
-def _three_sums(x: Array, dtype: DTypeLike) -> Array:
+@jax.jit  # so that it is traced once for each shape
+def _three_sums(x: Array, up: Array, down: Array) -> Array:
     """Return Σ x², Σ (x·up)² and Σ (x·down)² as one array."""
-    # XLA may turn (x·c)·(x·c) into (x·x)·(c·c) for a constant c, which is what to avoid.
-    down, up, _ = jax.lax.optimization_barrier(_scales(dtype))
-    x = x.astype(dtype)
+    x = x.astype(up.dtype)
     return jnp.stack([_sum_of_squares(y) for y in (x, x * up, x * down)])
 
 
 def _sum_of_squares(x: Array) -> Array:
     return jnp.sum(jnp.square(x))
-
-
-def _scales(dtype: DTypeLike) -> tuple[Array, Array, Array]:
-    return tuple(jnp.asarray(x, dtype) for x in _RANGE[dtype.itemsize])
 
 
 def global_norm(tree: Tree) -> Array:

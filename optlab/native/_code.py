@@ -2,8 +2,7 @@
 
 A loop takes blocks of elements that stay in the cache nearest to a core. It reads and writes each
 array once, and what is to be reduced goes to a buffer on the stack first, to be added in 64 sums
-side by side. Sums of squares of one value at several scales, as a norm needs them lest they leave
-the range of float32, are one sum in float64, which holds them all.
+side by side.
 
 A scalar may say that outputs stay as they are: where a step is skipped, or waits for gradients.
 There is another loop for that case, which leaves alone what it would write over itself.
@@ -68,11 +67,10 @@ class Writer:
         self._halves |= any(value.type == "float16" for value in outputs)
         reduced: dict[Any, _Reduced] = {}
         for i, (value, code) in enumerate(reductions):
-            base, scale = _root_of(value, code)
-            key = (id(base), code, scale is None)
+            key = (id(value), code)
             if key not in reduced:
-                reduced[key] = _Reduced(i, base, code, scale is not None)
-            reduced[key].results[i] = 1.0 if scale is None else scale**2
+                reduced[key] = _Reduced(i, value, code)
+            reduced[key].results.append(i)
         case = _case_of_rest(nodes, outputs, places)
         loops = self._loop(nodes, outputs, [*reduced.values()], {})
         if case is not None:
@@ -263,25 +261,25 @@ class _Reduced:
         buffer: the name of the elements of a block.
         start: the lines before the blocks.
         block: the lines after each block.
-        results: the numbers of the reductions, each with the factor that the total has in it.
+        results: the numbers of the reductions that are this one.
     """
 
-    def __init__(self, number: int, value: Operand, code: int, squared: bool):
+    def __init__(self, number: int, value: Operand, code: int):
         self._how = code // 4
         kind = KINDS[value.type].register
         neutral = {0: "0", 1: "-__builtin_inf()", 2: "__builtin_inf()"}[self._how]
         if kind == "int":
             neutral = str(self._how - 1)
-        self.value, self.results = value, dict[int, float]()
+        self.value, self.results = value, list[int]()
         self.buffer = t = f"t{number}"
         self._sums = f"r{number}"
         self.start = [
             f"{kind} {t}[{BLOCK}];",
-            f"{'double' if squared else kind} {self._sums}[{SUMS}];",
+            f"{kind} {self._sums}[{SUMS}];",
             f"for (int j = 0; j < {SUMS}; j++) {self._sums}[j] = {neutral};",
         ]
         a, b = f"{self._sums}[j]", f"{t}[k + j]"
-        step = f"{a} + (double){b} * {b}" if squared else _combined(self._how, kind, a, b)
+        step = _combined(self._how, kind, a, b)
         self.block = [
             f"for (int64_t k = stop - block; k % {SUMS}; k++) {t}[k] = {neutral};",
             f"for (int64_t k = 0; k < stop - block; k += {SUMS})",
@@ -290,41 +288,14 @@ class _Reduced:
 
     def end(self) -> list[str]:
         """Return the lines after the blocks."""
-        (first, _), *_ = self.results.items()
+        first, *others = self.results
         total = f"partial[{first}]"
         step = _combined(self._how, "double", total, f"{self._sums}[j]")
-        lines = [
+        return [
             f"{total} = {self._sums}[0];",
             f"for (int j = 1; j < {SUMS}; j++) {total} = {step};",
+            *(f"partial[{number}] = {total};" for number in others),
         ]
-        # The first last, since the others are made of it.
-        for number, factor in reversed(self.results.items()):
-            lines.append(f"partial[{number}] = {total} * {factor!r};")
-        return lines
-
-
-def _root_of(value: Operand, code: int) -> tuple[Operand, float | None]:
-    """Return x and the constant c where a float32 sum is that of (c·x)²; else the value and None.
-
-    c is a power of two, so that it rounds nothing.
-    """
-    node = value.node
-    if code != 0 or node is None:
-        return value, None
-    is_square = node.name == "square" or (node.name == "integer_pow" and node.params["y"] == 2)
-    is_product = node.name == "mul" and node.inputs[0] is node.inputs[1]
-    root = node.inputs[0]
-    if not (is_square or is_product) or not root.is_big or root.type != "float32":
-        return value, None
-    inside = root.node
-    if inside is not None and inside.name == "mul":
-        for factor, base in (inside.inputs, inside.inputs[::-1]):
-            factor = _same_as(factor)
-            if isinstance(factor, Constant) and base.is_big and base.type == "float32":
-                scale = abs(float(factor.value))
-                if math.frexp(scale)[0] == 0.5:
-                    return _same_as(base), scale
-    return _same_as(root), 1.0
 
 
 def _combined(how: int, kind: str, a: str, b: str) -> str:

@@ -15,11 +15,7 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 from optlab._jaxpr import INSIDE, function_of, is_few, run_equation
-from optlab._tree import norm_in_one_pass
 from optlab.native._operations import KINDS, OPERATIONS, REDUCTIONS
-
-NORM = "optlab_norm_by_branch"
-"""The name of the function of `optlab._tree` in whose place stands `norm_in_one_pass`."""
 
 
 @functools.cache
@@ -216,9 +212,6 @@ def _called(eqn: Any) -> ClosedJaxpr | None:
     """
     name = eqn.primitive.name
     if name in INSIDE:
-        if eqn.params.get("name") == NORM:
-            dtype = eqn.outvars[0].aval.dtype
-            return _norm(dtype, tuple((x.aval.shape, x.aval.dtype) for x in eqn.invars))
         return function_of(eqn)
     platforms = eqn.params.get("branches_platforms") if name == "cond" else None
     if platforms is not None:
@@ -226,12 +219,6 @@ def _called(eqn: Any) -> ClosedJaxpr | None:
             if names is None or "cpu" in names:
                 return branch
     return None
-
-
-@functools.cache
-def _norm(dtype: Any, parts: tuple[tuple[tuple[int, ...], Any], ...]) -> ClosedJaxpr:
-    shapes = [jax.ShapeDtypeStruct(*part) for part in parts]
-    return jax.make_jaxpr(functools.partial(norm_in_one_pass, dtype))(*shapes)
 
 
 @functools.cache

@@ -4,6 +4,7 @@ On one CPU it becomes a call of the handler. Everywhere else, and in `vmap` and 
 becomes the operations that the loop was made of, for XLA.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,6 +23,20 @@ from optlab.native._report import report
 
 LONG = 10_000
 """The most elements of a loop that takes less time than to wake another thread."""
+
+
+def in_given_types(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorate a function that computes operations of a program in the types that they have.
+
+    Those of a norm are of double precision, whatever JAX's setting.
+    """
+
+    @functools.wraps(function)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with jax.enable_x64(True):
+            return function(*args, **kwargs)
+
+    return run
 
 
 @dataclass(eq=False)
@@ -88,6 +103,7 @@ class Call:
                 sums += [(node, [values[i]]) for i, node in enumerate(nodes)]
         return arrays, sums
 
+    @in_given_types
     def as_operations(self, *operands: Any) -> list[Any]:
         """Compute what the loop computes, with XLA."""
         count = len(self.scalars)
@@ -178,6 +194,7 @@ def _some_work(operand: Any) -> Any:
     return jnp.sum(jnp.maximum(operand.astype(jnp.float32), jnp.arange(1024, dtype=jnp.float32)))
 
 
+@in_given_types
 def _to_handler(*operands: Any, call: Call, donated: bool) -> list[Any]:
     first = call.leaves[0]
     scalars, inputs, outputs = len(call.scalars), len(first.inputs), len(first.outputs)

@@ -23,7 +23,7 @@ from jax.extend.core import jaxpr_as_fun
 from optlab.native import _compiler
 from optlab.native._code import Writer
 from optlab.native._graph import Constant, Graph, Node, Operand, Value, run_node
-from optlab.native._loops import Call, Leaf, compute
+from optlab.native._loops import Call, Leaf, compute, in_given_types
 from optlab.native._operations import KINDS, OPERATIONS, constant, expression, reduction_code
 
 LEAVES = 32
@@ -379,6 +379,7 @@ class Plan:
             steps[call.level][1].append(call)
         return steps
 
+    @in_given_types
     def run(self, arguments: Sequence[Any], donated: bool) -> list[Any]:
         """Return the results of the program.
 

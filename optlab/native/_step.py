@@ -9,7 +9,7 @@ import jax.core
 import optax
 
 from optlab import _checks
-from optlab._jaxpr import is_array
+from optlab._jaxpr import for_loops, is_array
 from optlab._tree import is_traced
 from optlab._types import Tree
 from optlab.native._compiler import Unavailable
@@ -94,7 +94,11 @@ def _with_loops(
         state, params = jax.tree.unflatten(structure, flat)
         return plain(grads, state, params, **extra_args)
 
-    closed, shapes = jax.make_jaxpr(function, return_shape=True)(grads, *flat)
+    token = for_loops.set(True)
+    try:
+        closed, shapes = jax.make_jaxpr(function, return_shape=True)(grads, *flat)
+    finally:
+        for_loops.reset(token)
     arguments = [*closed.consts, *jax.tree.leaves(grads), *flat]
     graph = Graph(closed.jaxpr, arguments)
     try:

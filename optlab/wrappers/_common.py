@@ -15,10 +15,13 @@ import numpy as np
 import optax
 
 from optlab import _checks
-from optlab._jaxpr import is_array
+from optlab._jaxpr import for_loops
 from optlab._tree import aligned, as_array, compute_dtype, leaves_of, update_dtype
 from optlab._types import Array, DTypeLike, Tree
-from optlab.wrappers._program import Program, light_program
+from optlab.wrappers._program import Program, hidden, light_program
+
+_LARGE = 2**14
+"""The most elements of an array whose flags take no memory worth a word."""
 
 
 def init_inner(who: str, tx: optax.GradientTransformation, params: Tree) -> Any:
@@ -76,10 +79,9 @@ def settle(
         new_updates, new = step(updates, state, params)
         made = sound & all_finite(new_updates) & stay_finite(new, state)
         return made, _update_if(made, new_updates), keep(made, sound, new, state)
-    # Behind a barrier, since the compiler would otherwise find that both programs are one.
-    hidden = jax.tree.map(lambda x: jax.lax.optimization_barrier(x) if is_array(x) else x, updates)
-    (new_updates, new), known = program.run(hidden, state, params)
-    made = all_finite(others) & _all_finite_by_leaf(hidden, new_updates, new, state)
+    seen = hidden(updates)
+    (new_updates, new), known = program.run(seen, state, params)
+    made = all_finite(others) & _all_finite_by_leaf(seen, new_updates, new, state)
     operands = (updates, state, params)
     new_updates, new = choose(program, made, state, operands, known, leave=_settles)
     return made, new_updates, _settled_parts(made, sound, new, state)
@@ -141,7 +143,23 @@ def choose(
 
 def all_finite(*trees: Tree) -> Array:
     """Return whether the trees hold no NaN and no Inf, a () bool."""
-    return _all([jnp.isfinite(x).all() for x in jax.tree.leaves(trees) if _is_inexact(x)])
+    return _every([jnp.isfinite(x) for x in jax.tree.leaves(trees) if _is_inexact(x)])
+
+
+def _every(flags: Sequence[Array]) -> Array:
+    """Return whether all flags in some arrays are true, a () bool.
+
+    On a CPU large arrays are looked at one after another, so that XLA keeps the flags of one at a
+    time.
+    """
+    if for_loops.get() or jax.default_backend() != "cpu":
+        return _all([x.all() for x in flags])
+    is_large = [isinstance(x.size, int) and x.size > _LARGE for x in flags]
+    so_far = _all([x.all() for x, large in zip(flags, is_large, strict=True) if not large])
+    for x, large in zip(flags, is_large, strict=True):
+        if large:
+            so_far = _all([so_far, (x & so_far).all()])
+    return so_far
 
 
 def _all(flags: Sequence[Array]) -> Array:
@@ -237,11 +255,11 @@ def wide(dtype: DTypeLike) -> jnp.dtype:
 def stay_finite(new: Any, old: Any) -> Array:
     """Return whether all finite numbers of the old state are finite in the new one, a () bool."""
     stay = [
-        (jnp.isfinite(n) | ~jnp.isfinite(o)).all()
+        jnp.isfinite(n) | ~jnp.isfinite(o)
         for n, o in zip(jax.tree.leaves(new), jax.tree.leaves(old), strict=True)
         if _is_inexact(n) and _is_inexact(o)
     ]
-    return _all(stay)
+    return _every(stay)
 
 
 def _all_finite_by_leaf(gradients: Tree, updates: Tree, new: Any, old: Any) -> Array:
@@ -266,7 +284,7 @@ def _all_finite_by_leaf(gradients: Tree, updates: Tree, new: Any, old: Any) -> A
         key = (place, numbers[place] % max(counts[place], 1))
         numbers[place] += 1
         together[key] = together[key] & finite if key in together else finite
-    return _all([flags.all() for flags in together.values()])
+    return _every([*together.values()])
 
 
 def _place(x: Any) -> Any:

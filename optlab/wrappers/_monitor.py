@@ -22,10 +22,15 @@ import jax.numpy as jnp
 import optax
 
 from optlab import _checks
+from optlab._jaxpr import for_loops
 from optlab._tree import as_array, compute_dtype, scaled_norm
 from optlab._types import Array, Tree
+from optlab.wrappers._program import hidden, light_program, wait_for
 
 _WHO = "monitor"
+
+_LARGE = 2**22
+"""The least number of parameters, 16 MB in float32, whose updates are not kept for their norm."""
 
 Groups = Callable[[str], str] | Tree
 """A function from the path of a leaf to the name of its group, or a tree of group names."""
@@ -86,7 +91,10 @@ def monitor(
     does not see a clipping before it, so its `clipped_norm` equals `gradient_norm`.
 
     The cost is a few reads of each tree. `clipping` is computed twice, so that a compiled program
-    rounds the updates as it does without `monitor`; `clipping` must therefore be pure.
+    rounds the updates as it does without `monitor`; `clipping` must therefore be pure. Where there
+    are more than four million parameters and XLA compiles for a CPU, the whole step is computed
+    twice, which takes less time and memory than to keep the updates for their norm. XLA may then
+    round a product and a sum together where it does not without `monitor`.
 
     Args:
         tx: the optimizer; None for none.
@@ -157,23 +165,39 @@ def monitor(
                 "params=None",
                 "call update(gradients, state, params)",
             )
-        clipping_state, tx_state = state.inner
-        clipped, new_clipping_state = clipping.update(updates, clipping_state, params, **extra_args)
-        new_updates, tx_state = tx.update(clipped, tx_state, params, **extra_args)
-
         gradients = updates if is_wrapper else _those_of(updates, extra_args.get("grad"))
-        gradient_norm = _norm(_arrays("gradients", gradients))
-        # A copy, because a donated state must not hold the same buffer twice.
-        clipped_norm, is_clipped = jnp.copy(gradient_norm), jnp.zeros((), bool)
-        if has_clipping:
-            # If the norm read the clipped gradients themselves, the compiler would fuse, and so
-            # round, the updates differently. The norm therefore reads a second copy, computed from
-            # inputs behind a barrier, which keeps the compiler from merging the two.
-            hidden = jax.lax.optimization_barrier((updates, clipping_state, params))
-            clipped, _ = clipping.update(*hidden, **extra_args)
-            clipped_norm = _norm(_arrays("gradients", clipped))
-            is_clipped = _any_smaller(clipped, updates)
-        update_norms, params_norms = _norms_by_group(group_of, new_updates, params, state)
+
+        def step(updates: Tree, inner: tuple[Any, Any], params: Tree) -> tuple[Tree, Tree, Any]:
+            clipped, clipping_state = clipping.update(updates, inner[0], params, **extra_args)
+            new_updates, tx_state = tx.update(clipped, inner[1], params, **extra_args)
+            return clipped, new_updates, (clipping_state, tx_state)
+
+        def looked_at(clipped: Tree, new_updates: Tree, after: Array | None = None) -> Any:
+            gradient_norm = _norm(_arrays("gradients", gradients))
+            # A copy, because a donated state must not hold the same buffer twice.
+            clipped_norm, is_clipped = jnp.copy(gradient_norm), jnp.zeros((), bool)
+            if has_clipping:
+                clipped_norm = _norm(_arrays("gradients", clipped), after)
+                is_clipped = _any_smaller(clipped, updates, in_turn=after is not None)
+                after = None if after is None else clipped_norm
+            by_group = _norms_by_group(group_of, new_updates, params, state, after)
+            return gradient_norm, clipped_norm, is_clipped, *by_group
+
+        program = _large_program(step, updates, state.inner, params)
+        if program is None:
+            clipped, new_updates, inner = step(updates, state.inner, params)
+            if has_clipping:
+                # If the norm read the clipped gradients themselves, the compiler would fuse, and so
+                # round, the updates differently. A barrier keeps it from merging the two.
+                again = jax.lax.optimization_barrier((updates, state.inner[0], params))
+                clipped, _ = clipping.update(*again, **extra_args)
+            found = looked_at(clipped, new_updates)
+        else:
+            (clipped, looked, _), known = program.run(hidden(updates), state.inner, params)
+            found = looked_at(clipped, looked, after=state.count)
+            given = wait_for(_norm(jax.tree.leaves(found[-2:])), updates)
+            _, new_updates, inner = program.again(known, given, state.inner, params)
+        gradient_norm, clipped_norm, is_clipped, update_norms, params_norms = found
         norms = {
             "gradient_norm": gradient_norm,
             "clipped_norm": clipped_norm,
@@ -185,7 +209,7 @@ def monitor(
         old = {name: getattr(state, name) for name in norms}
         num_clipped = state.num_clipped
         return new_updates, MonitorState(
-            inner=(new_clipping_state, tx_state),
+            inner=inner,
             count=optax.safe_increment(state.count),
             num_clipped=jnp.where(is_clipped, optax.safe_increment(num_clipped), num_clipped),
             **jax.tree.map(lambda new, old: new.astype(old.dtype), norms, old),
@@ -345,7 +369,11 @@ def _those_of(updates: Tree, grad: Tree | None) -> Tree:
 
 
 def _norms_by_group(
-    group_of: Callable[[_Path], str], updates: Tree, params: Tree, state: MonitorState
+    group_of: Callable[[_Path], str],
+    updates: Tree,
+    params: Tree,
+    state: MonitorState,
+    after: Array | None,
 ) -> tuple[Any, Any]:
     """Return the norms of updates and parameters by group, in the layout of the state."""
     names = {path: group_of(path) for path, _ in _paths(params)}
@@ -362,26 +390,46 @@ def _norms_by_group(
         remedy = "call update with the parameters that the gradients are taken of"
         _checks.fail_structure(_WHO, "parameters", updates, params, remedy)
 
-    def norms(leaves: list[tuple[_Path, Array]]) -> dict[str, Array] | Array:
+    def norms(
+        leaves: list[tuple[_Path, Array]], after: Array | None = None
+    ) -> dict[str, Array] | Array:
         if not stored_groups:
             return _zero()
         groups: dict[str, list[Array]] = {name: [] for name in sorted(stored_groups)}
         for path, leaf in leaves:
             groups[names[path]].append(leaf)
-        return {name: _norm(group) for name, group in groups.items()}
+        found = {}
+        for name, group in groups.items():
+            found[name] = _norm(group, after)
+            after = None if after is None else found[name]
+        return found
 
-    return norms(update_leaves), norms(_leaves("parameters", params))
+    return norms(update_leaves, after), norms(_leaves("parameters", params))
 
 
-def _norm(leaves: Sequence[Array]) -> Array:
-    """Return the norm of all elements; it is finite if they are."""
-    norm, scale = scaled_norm(leaves)
+def _large_program(step: Callable[..., Tree], updates: Tree, inner: Any, params: Tree) -> Any:
+    """Return the program of a step that is computed twice, first to look at it; None for others.
+
+    On a CPU XLA would keep copies of the updates and of the parameters in memory for the norms.
+    """
+    size = sum(leaf.size for leaf in jax.tree.leaves(params) if isinstance(leaf.size, int))
+    if size < _LARGE or for_loops.get() or jax.default_backend() != "cpu":
+        return None
+    return light_program(step, updates, inner, params)
+
+
+def _norm(leaves: Sequence[Array], after: Array | None = None) -> Array:
+    """Return the norm of all elements; it is finite if they are. `after`: see `scaled_norm`."""
+    norm, scale = scaled_norm(leaves, after)
     largest = jnp.finfo(norm.dtype).max
     return jnp.where(jnp.isfinite(norm), jnp.minimum(norm / scale, largest), norm)
 
 
-def _any_smaller(clipped: Tree, gradients: Tree) -> Array:
-    """Return whether clipping made an element, or a part of a complex one, smaller; () bool."""
+def _any_smaller(clipped: Tree, gradients: Tree, in_turn: bool) -> Array:
+    """Return whether clipping made an element, or a part of a complex one, smaller; () bool.
+
+    If `in_turn`, XLA compares one array after another, and keeps the results of one at a time.
+    """
     is_smaller = jnp.zeros((), bool)
     pairs = zip(_arrays("gradients", clipped), _arrays("gradients", gradients), strict=True)
     for after, before in pairs:
@@ -391,7 +439,8 @@ def _any_smaller(clipped: Tree, gradients: Tree) -> Array:
         dtype = compute_dtype(before.dtype)
         for part in (jnp.real, jnp.imag) if jnp.iscomplexobj(before) else (jnp.real,):
             small, large = (jnp.abs(part(x)).astype(dtype) for x in (after, before))
-            is_smaller |= jnp.any(small < large * unclipped)
+            found = small < large * unclipped
+            is_smaller |= jnp.any(found & ~is_smaller if in_turn else found)
     return is_smaller
 
 

@@ -79,12 +79,18 @@ class Program:
         """Compute the function of these operands.
 
         Returns:
-            The results, and everything that was computed on the way, for `choose`.
+            The results, and everything that was computed on the way, for `again` and `choose`.
         """
         closed = self._closed
         arrays = self._arrays(operands)
         results, values = _evaluate(closed.jaxpr, closed.consts, arrays, None, {})
         return self._tree(results), values
+
+    def again(self, known: Mapping[Any, Any], *operands: Tree) -> Tree:
+        """Compute the function once more, with the scalars that `run` computed."""
+        closed, scalars = self._closed, {var: x for var, x in known.items() if not var.aval.shape}
+        arrays = self._arrays(operands)
+        return self._tree(_evaluate(closed.jaxpr, closed.consts, arrays, None, scalars)[0])
 
     def choose(
         self, made: Array, old: Sequence[Any], known: Mapping[Any, Any], *operands: Tree
@@ -164,6 +170,23 @@ def light_program(function: Callable[..., Tree], *operands: Tree) -> Program | N
     return program if program.is_light else None
 
 
+def hidden(tree: Tree) -> Tree:
+    """Return a tree with each array behind a barrier.
+
+    XLA does not find that a program of these is one of the tree's own arrays.
+    """
+    return jax.tree.map(lambda x: jax.lax.optimization_barrier(x) if is_array(x) else x, tree)
+
+
+def wait_for(number: Array, tree: Tree) -> Tree:
+    """Return the arrays of a tree, which XLA takes to depend on a number other than −1.
+
+    It then keeps the order, and so writes nothing over what the number is computed of.
+    """
+    # Another choice than the number itself, a constant, would change how XLA rounds.
+    return jax.tree.map(lambda x: jnp.where(number == -1, number.astype(x.dtype), x), tree)
+
+
 class _Choice(NamedTuple):
     """Which values some variables of a program have where a step is not made.
 
@@ -210,7 +233,7 @@ def _evaluate(
 
     for eqn in jaxpr.eqns:
         old = [choice and choice.old.get(var) for var in eqn.outvars]
-        if known and all(is_few(var.aval) for var in eqn.outvars):
+        if known and all(var in known for var in eqn.outvars):
             results = [known[var] for var in eqn.outvars]
         else:
             results, old = _compute(eqn, [read(atom) for atom in eqn.invars], choice, old)

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import optlab
-from optlab._tree import _norm_at_once, _norm_by_branch, norm_in_one_pass
+from optlab._tree import _norm_at_once, _norm_in_double, scaled_norm
 from optlab.rules._hyperparams import Hyperparams, decay
 
 EPS = float(np.finfo(np.float32).eps)
@@ -121,16 +121,36 @@ def test_infinite_gradients_pass_the_norm_clip_unchanged():
 
 
 @pytest.mark.parametrize("size", [0.0, 1e-36, 1e-30, 1e-20, 1.0, 1e19, 1e30, 3e38])
-@pytest.mark.parametrize("form", [_norm_at_once, norm_in_one_pass])
-def test_the_forms_of_the_norm_for_gpus_and_loops_equal_the_one_that_branches(size, form):
+def test_the_form_of_the_norm_for_gpus_equals_the_one_for_cpus(size):
     leaves = [jnp.full((5,), size, jnp.float32), jnp.full((1,), -size, jnp.float32)]
-    forms = (partial(f, jnp.dtype("float32")) for f in (form, _norm_by_branch))
-    at_once, by_branch = (jax.jit(form)(*leaves) for form in forms)
-    assert at_once[1] == by_branch[1]
-    np.testing.assert_allclose(at_once[0], by_branch[0], rtol=2 * EPS)  # sums in another order
-    np.testing.assert_allclose(
-        np.float64(at_once[0]) / np.float64(at_once[1]), size * 6**0.5, rtol=4 * EPS
+    at_once, in_double = (
+        jax.jit(form)(None, leaves)
+        for form in (partial(_norm_at_once, jnp.dtype("float32")), _norm_in_double)
     )
+    assert at_once[1] == in_double[1]
+    np.testing.assert_allclose(at_once[0], in_double[0], rtol=2 * EPS)  # sums in another order
+    np.testing.assert_allclose(
+        np.float64(in_double[0]) / np.float64(in_double[1]), size * 6**0.5, rtol=EPS
+    )
+
+
+@pytest.mark.parametrize("after", [None, 0])
+def test_a_norm_of_float32_numbers_is_rounded_once(after):
+    x = np.random.default_rng(0).normal(size=1_000_003).astype(np.float32)
+    leaves = [x[:3], x[3:500_000], x[500_000:]]
+    norm, scale = scaled_norm(leaves, after if after is None else jnp.int32(after))
+    assert scale == 1
+    assert norm == np.float32(np.linalg.norm(x.astype(np.float64)))
+
+
+@pytest.mark.parametrize("size", [1e-42, 1e-30, 1.0, 1e30, 5e37])
+def test_derivatives_of_a_norm_are_in_range_where_its_squares_are_not(size):
+    x = jnp.array([3.0, 4.0]) * size
+    scale = float(jnp.max(jnp.abs(x)))  # 0 where the device takes such a number for it
+    slope, curvature = jax.grad(optlab.global_norm)(x), jax.hessian(optlab.global_norm)
+    np.testing.assert_allclose(slope, [0.6, 0.8] if scale else [0, 0], rtol=1e-5)
+    if 1e-10 < size < 1e10:
+        np.testing.assert_allclose(curvature(x), [[0.128, -0.096], [-0.096, 0.072]], rtol=1e-5)
 
 
 def test_bfloat16_average_follows_the_rounded_parameters_under_jit():

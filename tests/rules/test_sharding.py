@@ -189,10 +189,9 @@ def test_stacked_leaves_keep_their_sharding():
 
 def test_small_arrays_are_joined_on_a_single_device_alone(monkeypatch):
     parts = [jnp.ones((3,)), jnp.ones((2, 2)), jnp.ones((_tree._SMALL + 1,))]
-    float32 = jnp.dtype(jnp.float32)
-    assert [part.shape for part in _tree._packed(parts, float32)] == [p.shape for p in parts]
+    assert [part.shape for part in _tree._packed(parts)] == [p.shape for p in parts]
     monkeypatch.setattr(jax, "device_count", lambda backend: 1)
-    joined = _tree._packed(parts, float32)
+    joined = _tree._packed(parts)
     assert [part.shape for part in joined] == [(7,), parts[2].shape]
 
 
@@ -200,7 +199,7 @@ def test_an_array_whose_size_is_not_known_joins_no_other(monkeypatch):
     monkeypatch.setattr(jax, "device_count", lambda backend: 1)
     (n,) = jax.export.symbolic_shape("n")
     shapes = [jax.ShapeDtypeStruct((n,), jnp.float32), jax.ShapeDtypeStruct((3,), jnp.float32)]
-    packed = jax.eval_shape(lambda *x: _tree._packed(x, jnp.dtype(jnp.float32)), *shapes)
+    packed = jax.eval_shape(lambda *x: _tree._packed(x), *shapes)
     assert [part.shape for part in packed] == [(3,), (n,)]
 
 

@@ -275,6 +275,18 @@ def test_updates_and_inner_states_are_those_of_the_chain(name, compiled):
         params = optax.apply_updates(params, got)
 
 
+@pytest.mark.parametrize("name", CHAINS)
+def test_a_large_step_is_looked_at_first_and_records_the_same(name, monkeypatch):
+    tx, clipping = (make() for make in CHAINS[name])
+    tx = monitor(tx, clipping=clipping)
+    state = tx.init(PARAMS)
+    want = jax.jit(tx.update)(GRADIENTS[0], state, PARAMS)
+    monkeypatch.setattr("optlab.wrappers._monitor._LARGE", 0)
+    got = jax.jit(lambda *args: tx.update(*args))(GRADIENTS[0], state, PARAMS)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), got, want)
+    assert float(monitored(got[1])["update_norm"]) > 0
+
+
 def bowl():
     """Return the task of descending a noisy bowl of 3 + 2 dimensions."""
 
