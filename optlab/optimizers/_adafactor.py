@@ -191,7 +191,7 @@ def _rms(x: Array, batch: Axes) -> Array:
     batch = tuple(sorted(batch))
     others = tuple(axis for axis in range(x.ndim) if axis not in batch)
     count = max(_size(x.shape, others), 1)
-    if is_divided(x, batch):  # JAX cannot map the norm's branch over an axis that is divided so
+    if is_divided(x, batch):  # JAX cannot map the norm's choice by platform over such an axis
         largest = jnp.max(jnp.abs(x), axis=others, keepdims=True)
         largest = jnp.where(largest > 0, largest, 1)
         return largest * root(jnp.sum(jnp.square(x / largest), others, keepdims=True) / count)
