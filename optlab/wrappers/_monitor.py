@@ -412,7 +412,8 @@ def _large_program(step: Callable[..., Tree], updates: Tree, inner: Any, params:
 
     On a CPU XLA would keep copies of the updates and of the parameters in memory for the norms.
     """
-    size = sum(leaf.size for leaf in jax.tree.leaves(params) if isinstance(leaf.size, int))
+    sizes = (getattr(leaf, "size", 1) for leaf in jax.tree.leaves(params))
+    size = sum(size for size in sizes if isinstance(size, int))
     if size < _LARGE or for_loops.get() or jax.default_backend() != "cpu":
         return None
     return light_program(step, updates, inner, params)
