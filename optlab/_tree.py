@@ -162,9 +162,10 @@ def scaled_norm(leaves: Sequence[Array], after: Array | None = None) -> tuple[Ar
 
     Args:
         leaves: the arrays.
-        after: for arrays that are computed for this norm alone: a number other than −1, which XLA
-            must not know. On a CPU the arrays are then computed one after another, each in the
-            memory of the one before, as soon as this number is known.
+        after: a number of the running program that is never −1, for arrays that are computed for
+            this norm alone. XLA on a CPU then computes arrays of float32 or narrower numbers one
+            after another, each in the memory of the one before, and begins when the number is
+            known. It changes no value.
     """
     dtype = compute_dtype(*(leaf.dtype for leaf in leaves))
     parts = [
@@ -174,7 +175,8 @@ def scaled_norm(leaves: Sequence[Array], after: Array | None = None) -> tuple[Ar
     ]
     if not parts:
         return jnp.zeros((), dtype), jnp.ones((), dtype)
-    return _norm(dtype, after, parts)
+    norm, scale = _norm(dtype, after, parts)
+    return norm, jax.lax.stop_gradient(scale)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -189,7 +191,7 @@ def _norm(dtype: DTypeLike, after: Array | None, parts: Sequence[Array]) -> tupl
 def _norm_jvp(
     dtype: DTypeLike, primals: tuple[Any, Sequence[Array]], tangents: tuple[Any, Sequence[Array]]
 ) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
-    # d(‖x‖·s) = s Σ x dx/‖x‖. Types of double precision stay inside of the norm.
+    # d(‖x‖·s) = s Σ x dx/‖x‖. JAX never sees the float64 sum of float32 numbers here.
     norm, scale = _norm(dtype, *primals)
     positive = norm > 0
     inverse = jnp.where(positive, 1 / jnp.where(positive, norm, 1), 0)
@@ -239,7 +241,7 @@ def _packed(parts: Sequence[Array]) -> list[Array]:
 def _norm_at_once(
     dtype: DTypeLike, after: Array | None, parts: Sequence[Array]
 ) -> tuple[Array, Array]:
-    """Form the sum at three scales, and choose."""
+    """Form the sum at three scales, and choose; in no order, whatever `after` is."""
     down, up, least = (jnp.asarray(x, dtype) for x in _RANGE[dtype.itemsize])
     # XLA may turn (x·c)·(x·c) into (x·x)·(c·c) for a constant c, which is what to avoid.
     factors = jax.lax.optimization_barrier((up, down))

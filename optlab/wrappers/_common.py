@@ -20,7 +20,7 @@ from optlab._tree import aligned, as_array, compute_dtype, leaves_of, update_dty
 from optlab._types import Array, DTypeLike, Tree
 from optlab.wrappers._program import Program, hidden, light_program
 
-_LARGE = 2**14
+_SMALL = 2**14
 """The most elements of an array whose flags take no memory worth a word."""
 
 
@@ -154,7 +154,7 @@ def _every(flags: Sequence[Array]) -> Array:
     """
     if for_loops.get() or jax.default_backend() != "cpu":
         return _all([x.all() for x in flags])
-    is_large = [isinstance(x.size, int) and x.size > _LARGE for x in flags]
+    is_large = [isinstance(x.size, int) and x.size > _SMALL for x in flags]
     so_far = _all([x.all() for x, large in zip(flags, is_large, strict=True) if not large])
     for x, large in zip(flags, is_large, strict=True):
         if large:

@@ -91,10 +91,10 @@ def monitor(
     does not see a clipping before it, so its `clipped_norm` equals `gradient_norm`.
 
     The cost is a few reads of each tree. `clipping` is computed twice, so that a compiled program
-    rounds the updates as it does without `monitor`; `clipping` must therefore be pure. Where there
-    are more than four million parameters and XLA compiles for a CPU, the whole step is computed
-    twice, which takes less time and memory than to keep the updates for their norm. XLA may then
-    round a product and a sum together where it does not without `monitor`.
+    rounds the updates as it does without `monitor`; `clipping` must therefore be pure. On a CPU,
+    with at least 2²² parameters and an elementwise step, XLA computes the whole step twice, since
+    this takes less time and memory than to keep the updates for their norm. XLA may then round the
+    updates and the state of `tx` otherwise than without `monitor`, by some units in the last place.
 
     Args:
         tx: the optimizer; None for none.
@@ -172,7 +172,7 @@ def monitor(
             new_updates, tx_state = tx.update(clipped, inner[1], params, **extra_args)
             return clipped, new_updates, (clipping_state, tx_state)
 
-        def looked_at(clipped: Tree, new_updates: Tree, after: Array | None = None) -> Any:
+        def recorded(clipped: Tree, new_updates: Tree, after: Array | None = None) -> Any:
             gradient_norm = _norm(_arrays("gradients", gradients))
             # A copy, because a donated state must not hold the same buffer twice.
             clipped_norm, is_clipped = jnp.copy(gradient_norm), jnp.zeros((), bool)
@@ -191,12 +191,12 @@ def monitor(
                 # round, the updates differently. A barrier keeps it from merging the two.
                 again = jax.lax.optimization_barrier((updates, state.inner[0], params))
                 clipped, _ = clipping.update(*again, **extra_args)
-            found = looked_at(clipped, new_updates)
+            found = recorded(clipped, new_updates)
         else:
-            (clipped, looked, _), known = program.run(hidden(updates), state.inner, params)
-            found = looked_at(clipped, looked, after=state.count)
-            given = wait_for(_norm(jax.tree.leaves(found[-2:])), updates)
-            _, new_updates, inner = program.again(known, given, state.inner, params)
+            (clipped, seen, _), known = program.run(hidden(updates), state.inner, params)
+            found = recorded(clipped, seen, after=state.count)
+            waiting = wait_for(_norm(jax.tree.leaves(found[-2:])), updates)
+            _, new_updates, inner = program.again(known, waiting, state.inner, params)
         gradient_norm, clipped_norm, is_clipped, update_norms, params_norms = found
         norms = {
             "gradient_norm": gradient_norm,
@@ -433,13 +433,13 @@ def _any_smaller(clipped: Tree, gradients: Tree, in_turn: bool) -> Array:
     """
     is_smaller = jnp.zeros((), bool)
     pairs = zip(_arrays("gradients", clipped), _arrays("gradients", gradients), strict=True)
-    for after, before in pairs:
+    for new, old in pairs:
         # A rule that divides by the norm and multiplies by the bound rounds four times, each time
         # by at most half of this eps, as both are rounded to the gradients' type.
-        unclipped = 1 - 2 * float(jnp.finfo(before.dtype).eps)
-        dtype = compute_dtype(before.dtype)
-        for part in (jnp.real, jnp.imag) if jnp.iscomplexobj(before) else (jnp.real,):
-            small, large = (jnp.abs(part(x)).astype(dtype) for x in (after, before))
+        unclipped = 1 - 2 * float(jnp.finfo(old.dtype).eps)
+        dtype = compute_dtype(old.dtype)
+        for part in (jnp.real, jnp.imag) if jnp.iscomplexobj(old) else (jnp.real,):
+            small, large = (jnp.abs(part(x)).astype(dtype) for x in (new, old))
             found = small < large * unclipped
             is_smaller |= jnp.any(found & ~is_smaller if in_turn else found)
     return is_smaller

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 from optlab._jaxpr import function_of, is_array, is_few, run_equation
-from optlab._tree import is_traced
+from optlab._tree import as_array, is_traced
 from optlab._types import Array, Tree
 
 LIGHT = {
@@ -87,7 +87,7 @@ class Program:
         return self._tree(results), values
 
     def again(self, known: Mapping[Any, Any], *operands: Tree) -> Tree:
-        """Compute the function once more, with the scalars that `run` computed."""
+        """Compute the function once more, but take the scalars in it from what `run` computed."""
         closed, scalars = self._closed, {var: x for var, x in known.items() if not var.aval.shape}
         arrays = self._arrays(operands)
         return self._tree(_evaluate(closed.jaxpr, closed.consts, arrays, None, scalars)[0])
@@ -179,12 +179,17 @@ def hidden(tree: Tree) -> Tree:
 
 
 def wait_for(number: Array, tree: Tree) -> Tree:
-    """Return the arrays of a tree, which XLA takes to depend on a number other than −1.
+    """Return the arrays of a tree unchanged, but so that XLA computes a number before it uses them.
 
-    It then keeps the order, and so writes nothing over what the number is computed of.
+    XLA then writes nothing over what the number is computed of. The number must never be −1.
     """
-    # Another choice than the number itself, a constant, would change how XLA rounds.
-    return jax.tree.map(lambda x: jnp.where(number == -1, number.astype(x.dtype), x), tree)
+
+    def wait(x: Any) -> Array:
+        x = as_array(x)
+        # A constant in place of the number would change how XLA rounds.
+        return jnp.where(number == -1, number.astype(x.dtype), x)
+
+    return jax.tree.map(wait, tree)
 
 
 class _Choice(NamedTuple):

@@ -287,6 +287,18 @@ def test_a_large_step_is_looked_at_first_and_records_the_same(name, monkeypatch)
     assert float(monitored(got[1])["update_norm"]) > 0
 
 
+@pytest.mark.parametrize("least", [0, 2**22])
+def test_parameters_and_gradients_may_be_python_numbers(least, monkeypatch):
+    monkeypatch.setattr("optlab.wrappers._monitor._LARGE", least)
+    tx, params = monitor(optlab.sgd(0.5)), {"a": 3.0, "b": np.full(2, 4.0, np.float32)}
+    gradients = {"a": 1.0, "b": np.zeros(2, np.float32)}
+    updates, state = jax.jit(lambda b, s: tx.update(gradients | {"b": b}, s, params))(
+        gradients["b"], tx.init(params)
+    )
+    assert updates["a"] == -0.5
+    assert monitored(state)["params_norm"] == near(41**0.5)
+
+
 def bowl():
     """Return the task of descending a noisy bowl of 3 + 2 dimensions."""
 
