@@ -173,7 +173,7 @@ def light_program(function: Callable[..., Tree], *operands: Tree) -> Program | N
 def hidden(tree: Tree) -> Tree:
     """Return a tree with each array behind a barrier.
 
-    XLA does not find that a program of these is one of the tree's own arrays.
+    XLA does not merge what is computed of these arrays with what is computed of the tree's own.
     """
     return jax.tree.map(lambda x: jax.lax.optimization_barrier(x) if is_array(x) else x, tree)
 

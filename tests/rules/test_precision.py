@@ -146,6 +146,7 @@ def test_a_norm_of_float32_numbers_is_rounded_once(after):
 @pytest.mark.parametrize("size", [1e-30, 1e-12, 1.0, 4e18, 1e22, 1e30, 5e37])
 def test_derivatives_of_a_norm_are_in_range_where_its_squares_are_not(size):
     x = jnp.array([3.0, 4.0]) * size
+    # A curvature is a difference of two products, each of some ten roundings.
     for derivative in (jax.grad, jax.jacfwd):
         np.testing.assert_allclose(derivative(optlab.global_norm)(x), [0.6, 0.8], rtol=1e-5)
     curvature = np.array([[0.128, -0.096], [-0.096, 0.072]]) / size
